@@ -1,0 +1,26 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test check lock
+
+run: $(STAMP)  ## install what is needed, then run the quickstart
+	$(BIN)/raysft submit jobs/quickstart.yaml
+
+test: $(STAMP)  ## install what is needed, then run all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## linter and type checker
+	$(BIN)/ruff check raysft tests
+	$(BIN)/mypy
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+lock:  ## exact versions for every supported Python, from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 \
+		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock

@@ -1,0 +1,6 @@
+"""What a job file asks for, and what that means on a cluster; imports neither ray nor torch."""
+
+from raysft.job.load import dump_job, json_schema, load_job
+from raysft.job.spec import Job
+
+__all__ = ["Job", "dump_job", "json_schema", "load_job"]

@@ -1,0 +1,138 @@
+"""Job + data + cluster → Plan: what would run, on what, how often. Arithmetic only; nothing starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raysft.errors import DataError, ResourceError
+from raysft.job.ranges import is_range
+from raysft.job.spec import Job, Resources
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a data set before it is read."""
+
+    classes: tuple[str, ...]
+    train_rows: int
+    test_rows: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster has."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One Ray Train worker group: `teams` times `workers` worker processes."""
+
+    teams: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from a job before it runs."""
+
+    train_rows: int
+    val_rows: int
+    test_rows: int
+    classes: int
+    trials: int
+    slots: tuple[Slot, ...]
+    steps_per_epoch: int
+    batch_per_worker: int
+
+    @property
+    def teams(self) -> int:
+        """Trials that train at the same time."""
+        return sum(slot.teams for slot in self.slots)
+
+
+def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
+    """The plan of `job` on `nodes`; raises ResourceError or DataError where it cannot be done."""
+    limit = min(job.data.limit or outline.train_rows, outline.train_rows)
+    val = max(1, round(limit * job.data.val_fraction))
+    train = limit - val
+    classes = len(outline.classes)
+    if classes < 2:
+        raise DataError(outline.where, f"has a single class ({', '.join(outline.classes)})", "give at least two")
+    if limit < 2 * classes:
+        raise DataError(outline.where, f"{limit} training images for {classes} classes",
+                        "give at least one for training and one for validation in each class")
+    trials = count_trials(job)
+    steps = math.ceil(train / job.train.batch_size)
+    if train // steps < job.resources.workers:
+        raise DataError(outline.where, f"a batch of {train // steps} images for {job.resources.workers} workers",
+                        "lower resources.workers or raise train.batch_size")
+    return Plan(train, val, outline.test_rows, classes, trials, make_slots(job.resources, nodes, trials), steps,
+                math.ceil(train / steps / job.resources.workers))
+
+
+def make_slots(resources: Resources, nodes: Sequence[Node], trials: int) -> tuple[Slot, ...]:
+    """Worker groups that fit on `nodes` together, with no more teams than there are trials.
+
+    A team that fits on one node gets a slot there, shared with the other teams of that node: one failure domain a
+    node. A team larger than every node makes one slot over all nodes. Raises ResourceError when not one team fits.
+    """
+    on_node = [_fitting(resources, node) for node in nodes]
+    if sum(on_node) < resources.workers:
+        raise ResourceError("resources.workers", _shortage(resources, nodes), "lower it, or use a larger cluster")
+    teams_on_node = [n // resources.workers for n in on_node]
+    if not any(teams_on_node):
+        return (Slot(min(sum(on_node) // resources.workers, trials), resources.workers),)
+    slots: list[Slot] = []
+    for teams in sorted(filter(None, teams_on_node), reverse=True):
+        teams = min(teams, trials - sum(s.teams for s in slots))
+        if teams:
+            slots.append(Slot(teams, resources.workers))
+    return tuple(slots)
+
+
+def _fitting(resources: Resources, node: Node) -> int:
+    by_cpu = int(node.cpus // resources.cpus_per_worker)
+    if not resources.gpus_per_worker:
+        return by_cpu
+    share = resources.gpus_per_worker
+    by_gpu = int(node.gpus // share) if share >= 1 else int(node.gpus) * int(1 / share + 1e-9)
+    return min(by_cpu, by_gpu)
+
+
+def _shortage(resources: Resources, nodes: Sequence[Node]) -> str:
+    cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+    need_cpus = resources.workers * resources.cpus_per_worker
+    need_gpus = resources.workers * resources.gpus_per_worker
+    needs = (("CPU", need_cpus, cpus), ("GPU", need_gpus, gpus))
+    short = [f"{need:g} {kind}{'s' * (need != 1)}" for kind, need, have in needs if need > have]
+    asked = " and ".join(short) or f"{need_cpus:g} CPUs and {need_gpus:g} GPUs on nodes of that size"
+    return f"a trial of {resources.workers} workers needs {asked}, the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
+
+
+def count_trials(job: Job) -> int:
+    """Trials of a job: 1 without a search; with a grid whole passes over its combinations, at least one."""
+    if job.search is None:
+        return 1
+    combinations, only_grid = grid_size(job.search.space)
+    if combinations == 1:
+        return job.search.trials
+    return combinations if only_grid else combinations * max(1, job.search.trials // combinations)
+
+
+def grid_size(space: dict) -> tuple[int, bool]:
+    """(combinations of all grids, whether nothing else varies); 1 combination means that there is no grid."""
+    options = space.get("optimizer", [{}])
+    option_sizes = [math.prod(len(v["grid"]) for v in o.values() if is_range(v) and "grid" in v) for o in options]
+    others = [v for k, v in space.items() if k != "optimizer"]
+    others_size = math.prod(len(v["grid"]) for v in others if "grid" in v)
+    ranges = [v for o in options for v in o.values() if is_range(v)] + others
+    has_grid = any("grid" in r for r in ranges)
+    if not has_grid:
+        return 1, False
+    return sum(option_sizes) * others_size, all("grid" in r for r in ranges)

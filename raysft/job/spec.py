@@ -1,0 +1,237 @@
+"""The job file as frozen models: every field with its meaning, its default and its bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from raysft.job.ranges import values_to_check
+
+MetricName = Literal["val_accuracy", "val_loss"]
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+
+DEFAULT_LR = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3}
+DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
+
+DEFAULT_OPTIMIZERS: list[dict[str, Any]] = [
+    {"name": "sgd", "lr": {"loguniform": [1e-3, 1e-1]}, "momentum": 0.9},
+    {"name": "adamw", "lr": {"loguniform": [1e-5, 3e-3]}},
+    {"name": "rmsprop", "lr": {"loguniform": [1e-5, 3e-3]}},
+]
+
+Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class Section(BaseModel):
+    """A part of the job file: immutable, typed strictly, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """The labelled images."""
+
+    source: Literal["cifar10", "digits", "imagefolder", "shards"] = "digits"
+    """Kind of data: cifar10 | digits | imagefolder (ROOT/CLASS/IMAGE) | shards (made by `raysft data import`)."""
+    path: str | None = None
+    """Where it lies: a file or folder; null: bundled, or downloaded to the cache on first use."""
+    test_path: str | None = None
+    """imagefolder: the folder of test images; null: PATH/test if PATH/train is there too, else a fifth of PATH."""
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the training images used for validation, stratified, fixed by the seed."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many training images (before the validation share is taken), stratified; null: all."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What an unreadable image does: end the import with its name, or be counted and left out."""
+    verify: bool = True
+    """Compare every shard with its SHA-256 before training."""
+    mean: Triple | None = None
+    """Mean of each channel (0 to 1) for normalising; null: the data set's own."""
+    std: Triple | None = None
+    """Standard deviation of each channel (0 to 1) for normalising; null: the data set's own."""
+    budget_gb: float = Field(4.0, gt=0)
+    """Decoded images up to this many gigabytes (10^9 bytes) are kept in memory, more are streamed every epoch."""
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> Data:
+        if self.source in ("imagefolder", "shards") and self.path is None:
+            raise ValueError(f"source {self.source} needs data.path, the folder that holds it")
+        if self.source != "imagefolder" and self.test_path is not None:
+            raise ValueError("test_path belongs to source imagefolder")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be greater than 0 in every channel")
+        return self
+
+
+class Model(Section):
+    """The network and where its weights come from."""
+
+    name: str = Field("resnet18", min_length=1)
+    """A torchvision classifier (resnet18, mobilenet_v3_small, ...) or package.module:factory."""
+    weights: str = "DEFAULT"
+    """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a .safetensors file or a state dict, or none."""
+    image_size: int | None = Field(None, ge=8, le=1024)
+    """Height and width in pixels that the network sees; null: as stored, 224 for images of mixed sizes."""
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _null_is_none(cls, value: Any) -> Any:
+        return "none" if value is None else value
+
+
+class Optimizer(Section):
+    """The optimizer and its settings."""
+
+    name: OptimizerName = "sgd"
+    """sgd | adam | adamw | rmsprop"""
+    lr: float = Field(0.0, gt=0, le=100, validate_default=True)
+    """Highest learning rate; default 0.01 for sgd, 0.001 for the others."""
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Momentum of sgd (default 0.9) and rmsprop (default 0)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, decoupled for adamw."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_by_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", "sgd")
+        filled = {"lr": DEFAULT_LR.get(name, 0.01)} | given
+        if name in DEFAULT_MOMENTUM and filled.get("momentum") is None:
+            filled["momentum"] = DEFAULT_MOMENTUM[name]
+        return filled
+
+    @model_validator(mode="after")
+    def _momentum_where_it_exists(self) -> Optimizer:
+        if self.momentum is not None and self.name not in DEFAULT_MOMENTUM:
+            raise ValueError(f"{self.name} has no momentum; only {' and '.join(DEFAULT_MOMENTUM)} have")
+        return self
+
+
+class Schedule(Section):
+    """How the learning rate changes with the step."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """cosine (down to zero at the last step) | constant"""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Epochs over which the learning rate first rises linearly."""
+
+
+class Augment(Section):
+    """Random changes to training images."""
+
+    flip: bool = True
+    """Mirror every other image left to right."""
+    crop_padding: int = Field(4, ge=0, le=64)
+    """Pixels of zero padding around the image before a random crop back to its size; 0: no crop."""
+
+
+class Train(Section):
+    """The recipe of one trial."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(128, ge=1)
+    """Images a step over all workers together: the same result on 1 or 8 workers."""
+    optimizer: Optimizer = Field(default_factory=lambda: Optimizer.model_validate({}))
+    """The optimizer; search.space.optimizer takes its place in a search."""
+    schedule: Schedule = Field(default_factory=Schedule)
+    """The learning rate over the steps."""
+    augment: Augment = Field(default_factory=Augment)
+    """Random changes to training images, drawn anew every epoch."""
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Train:
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, more than the "
+                             f"{self.epochs} epochs there are")
+        return self
+
+
+class Scheduler(Section):
+    """Which trials end early."""
+
+    name: Literal["asha", "none"] = "asha"
+    """asha (stop the weaker trials at each rung) | none"""
+    grace_epochs: int = Field(1, ge=1)
+    """Epochs every trial may train before it can be stopped."""
+    reduction_factor: int = Field(3, ge=2)
+    """At each rung about one trial in this many goes on."""
+
+
+class Search(Section):
+    """The search over recipes."""
+
+    trials: int = Field(16, ge=1)
+    """Configurations to try; a space with {grid: [...]} tries each combination at least once."""
+    metric: MetricName = "val_accuracy"
+    """What picks the best trial and epoch: val_accuracy (highest) | val_loss (lowest)"""
+    space: dict[str, Any] = Field(default_factory=lambda: {"optimizer": DEFAULT_OPTIMIZERS})
+    """optimizer: a list of optimizers, each with its own ranges; and dotted train.* keys with a range each."""
+    scheduler: Scheduler = Field(default_factory=Scheduler)
+    """Which trials end early, decided at every epoch."""
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """The direction in which `metric` is better."""
+        return metric_mode(self.metric)
+
+
+class Resources(Section):
+    """What one trial uses."""
+
+    workers: int = Field(1, ge=1)
+    """Data-parallel workers (processes) a trial."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs a worker; 0: the CPU trains. A fraction shares a GPU."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs, and so threads, a worker."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_or_share(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("must be a whole number or a fraction below 1")
+        return value
+
+
+class Job(Section):
+    """Everything a job file asks for."""
+
+    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    """Name of the job; runs are named after it and the time."""
+    data: Data = Field(default_factory=Data)
+    """The labelled images."""
+    model: Model = Field(default_factory=Model)
+    """The network and its weights."""
+    train: Train = Field(default_factory=Train)
+    """The recipe of one trial."""
+    search: Search | None = None
+    """The search over recipes; leave it out to train once."""
+    resources: Resources = Field(default_factory=Resources)
+    """What one trial uses."""
+    storage: str = "runs"
+    """Folder for run directories."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Fixes splits, order, augmentation, initial weights and the configurations searched."""
+
+    @model_validator(mode="after")
+    def _workers_share_batches(self) -> Job:
+        smallest = min(self._batch_sizes())
+        if smallest < self.resources.workers:
+            raise ValueError(f"train.batch_size is {smallest}, less than one image for each of the "
+                             f"{self.resources.workers} workers of resources.workers")
+        return self
+
+    def _batch_sizes(self) -> list[int]:
+        searched = (self.search.space if self.search else {}).get("train.batch_size")
+        sizes = [] if searched is None else [v for v in values_to_check(searched) if isinstance(v, int)]
+        return sizes or [self.train.batch_size]
+
+
+def metric_mode(metric: str) -> Literal["min", "max"]:
+    """The direction in which a metric is better."""
+    return "min" if metric.endswith("loss") else "max"
+

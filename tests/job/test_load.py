@@ -1,0 +1,172 @@
+"""The job file: what is accepted, and what a person reads when it is not."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from raysft.errors import JobErrors
+from raysft.job import Job, dump_job, json_schema, load_job
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text: str):
+        path = tmp_path / "job.yaml"
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def lines(path, *overrides) -> list[str]:
+    with pytest.raises(JobErrors) as caught:
+        load_job(path, overrides)
+    return [str(p) for p in caught.value.problems]
+
+
+def test_an_empty_job_has_defaults_everywhere():
+    job = Job()
+    assert (job.data.source, job.train.epochs, job.resources.workers, job.search) == ("digits", 10, 1, None)
+    assert (job.train.optimizer.name, job.train.optimizer.lr, job.train.optimizer.momentum) == ("sgd", 0.01, 0.9)
+
+
+def test_the_dump_of_a_job_reads_back_to_the_same_job(write):
+    job = load_job(write("name: a\nsearch: {trials: 3}\n"))
+    assert load_job(write(dump_job(job))) == job
+
+
+def test_overrides_set_any_key_and_make_sections(write):
+    job = load_job(write("name: a\n"), ["train.optimizer.lr=1e-3", "search.trials=3", "data={source: cifar10}"])
+    assert (job.train.optimizer.lr, job.search.trials, job.data.source) == (1e-3, 3, "cifar10")
+
+
+def test_an_override_can_take_the_search_away(write):
+    assert load_job(write("search: {trials: 3}\n"), ["search=null"]).search is None
+
+
+def test_defaults_depend_on_the_optimizer():
+    optimizer = Job.model_validate({"train": {"optimizer": {"name": "adamw"}}}).train.optimizer
+    assert (optimizer.lr, optimizer.momentum) == (1e-3, None)
+
+
+def test_a_job_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Job().seed = 1
+
+
+def test_unknown_key_names_the_closest_one(write):
+    path = write("train: {epoch: 3}\n")
+    assert lines(path) == [f"{path}: train.epoch: is not a key; did you mean epochs?"]
+
+
+def test_unknown_key_far_from_all_lists_them(write):
+    path = write("train: {zzz: 3}\n")
+    assert lines(path) == [f"{path}: train.zzz: is not a key; known here: "
+                           "epochs, batch_size, optimizer, schedule, augment"]
+
+
+def test_wrong_type_names_file_key_and_value(write):
+    path = write("train: {epochs: ten}\n")
+    assert lines(path) == [f"{path}: train.epochs: got 'ten', must be an integer"]
+
+
+def test_true_is_not_a_number(write):
+    assert "got True" in lines(write("train: {epochs: true}\n"))[0]
+
+
+def test_out_of_range_names_the_bound(write):
+    path = write("train: {optimizer: {lr: -1}}\n")
+    assert lines(path) == [f"{path}: train.optimizer.lr: got -1, must be greater than 0"]
+
+
+def test_unknown_choice_lists_the_choices(write):
+    (line,) = lines(write("train: {optimizer: {name: sdg}}\n"))
+    assert all(word in line for word in ("train.optimizer.name", "'sdg'", "sgd", "adamw", "rmsprop"))
+
+
+def test_all_problems_are_shown_at_once(write):
+    found = lines(write("train: {epochs: 0}\nmodle: {}\nsearch: {space: {train.batch_siz: {choice: [1]}}}\n"))
+    assert len(found) == 3
+    assert "did you mean model" in found[1] or "did you mean model" in found[0]
+    assert "did you mean train.batch_size" in found[2]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("data: {source: imagefolder}", "needs data.path"),
+    ("data: {source: digits, test_path: x}", "belongs to source imagefolder"),
+    ("train: {optimizer: {name: adam, momentum: 0.5}}", "adam has no momentum"),
+    ("train: {epochs: 1, schedule: {warmup_epochs: 2}}", "more than the 1 epochs"),
+    ("train: {batch_size: 2}\nresources: {workers: 3}", "less than one image"),
+    ("resources: {gpus_per_worker: 1.5}", "whole number"),
+    ("name: a/b", "pattern"),
+])
+def test_fields_that_contradict_each_other(write, text, expected):
+    (line,) = lines(write(text))
+    assert expected in line
+
+
+@pytest.mark.parametrize(("space", "key", "expected"), [
+    ("{optimizer: [{name: sgd, lr: {loguniform: [0.1, 0.01]}}]}", "optimizer.0.lr", "lower end first"),
+    ("{optimizer: [{name: sgd, lr: {loguniform: [0, 0.01]}}]}", "optimizer.0.lr", "greater than 0"),
+    ("{optimizer: [{name: sgd, lr: {uniform: [-1, 0.01]}}]}", "optimizer.0.lr", "must be greater than 0"),
+    ("{optimizer: [{name: sgd}, {name: sdg}]}", "optimizer.1.name", "got 'sdg'"),
+    ("{optimizer: [{name: sgd, lrr: 1}]}", "optimizer.0.lrr", "did you mean lr"),
+    ("{optimizer: [{name: adam, momentum: {uniform: [0.1, 0.9]}}]}", "optimizer.0", "adam has no momentum"),
+    ("{optimizer: sgd}", "optimizer", "give a list of optimizers"),
+    ("{train.batch_size: {choice: [16, a]}}", "train.batch_size", "got 'a'"),
+    ("{train.epochs: {choice: [1, 2]}}", "train.epochs", "cannot be searched"),
+    ("{train.schedule.name: {grid: [cosine, linear]}}", "train.schedule.name", "got 'linear'"),
+    ("{train.batch_size: 16}", "train.batch_size", "{grid: [...]}"),
+    ("{lr: {choice: [1]}}", "lr", "is not a field that can be searched"),
+    ("{}", "optimizer", "space is empty"),
+])
+def test_a_wrong_search_space_names_its_key(write, space, key, expected):
+    path = write(f"search: {{space: {space}}}\n")
+    (line,) = lines(path)
+    assert line.startswith(f"{path}: search.space.{key}: ")
+    assert expected in line
+
+
+def test_yaml_mistakes_name_the_line(write):
+    assert "line 2" in lines_of_job_error(write("name: a\nname: b\n"))
+    assert "given twice" in lines_of_job_error(write("name: a\nname: b\n"))
+    assert "not valid YAML" in lines_of_job_error(write("train: [\n"))
+
+
+def lines_of_job_error(path) -> str:
+    from raysft.errors import JobError
+
+    with pytest.raises(JobError) as caught:
+        load_job(path)
+    return str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "no such job file" in lines_of_job_error(tmp_path / "none.yaml")
+
+
+def test_the_schema_describes_every_field():
+    schema = json_schema()
+    json.dumps(schema)
+    for section in schema["$defs"].values():
+        assert section["additionalProperties"] is False
+        assert all("description" in p for p in section["properties"].values())
+
+
+def test_the_jobs_that_come_with_raysft_are_valid():
+    from pathlib import Path
+
+    found = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+    assert [p.stem for p in found] == ["quickstart", "resnet18_cifar10", "resnet18_tune"]
+    for path in found:
+        job = load_job(path)
+        assert yaml.safe_load(dump_job(job))["name"] == job.name
+
+
+def test_reading_a_job_imports_neither_ray_nor_torch():
+    code = "import sys, raysft.job, raysft.job.plan; print({'ray', 'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,67 @@
+"""The plan: what fits where, and one line where it does not."""
+
+import pytest
+
+from raysft.errors import DataError, ResourceError
+from raysft.job import Job
+from raysft.job.plan import Node, Outline, Slot, count_trials, make_plan, make_slots
+from raysft.job.spec import Resources
+
+OUTLINE = Outline(("a", "b"), 1000, 200, "D")
+
+
+def job(**sections) -> Job:
+    return Job.model_validate(sections)
+
+
+def test_rows_steps_and_batches_follow_from_the_job():
+    plan = make_plan(job(train={"batch_size": 128}, resources={"workers": 2}), OUTLINE, [Node(2)])
+    assert (plan.train_rows, plan.val_rows, plan.test_rows) == (900, 100, 200)
+    assert (plan.steps_per_epoch, plan.batch_per_worker, plan.teams) == (8, 57, 1)
+
+
+def test_the_limit_holds_before_the_validation_share():
+    plan = make_plan(job(data={"limit": 100}), OUTLINE, [Node(1)])
+    assert (plan.train_rows, plan.val_rows) == (90, 10)
+
+
+@pytest.mark.parametrize(("resources", "nodes", "trials", "expected"), [
+    ({"workers": 1}, [Node(2)], 4, [Slot(2, 1)]),
+    ({"workers": 1}, [Node(2)], 1, [Slot(1, 1)]),
+    ({"workers": 2}, [Node(2)], 4, [Slot(1, 2)]),
+    ({"workers": 2}, [Node(4), Node(8)], 16, [Slot(4, 2), Slot(2, 2)]),
+    ({"workers": 4}, [Node(2), Node(2), Node(2)], 16, [Slot(1, 4)]),
+    ({"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4}, [Node(64, 4)], 16, [Slot(2, 2)]),
+    ({"workers": 1, "gpus_per_worker": 0.25}, [Node(16, 1)], 16, [Slot(4, 1)]),
+])
+def test_slots_hold_as_many_teams_as_fit(resources, nodes, trials, expected):
+    assert make_slots(Resources.model_validate(resources), nodes, trials) == tuple(expected)
+
+
+@pytest.mark.parametrize(("resources", "expected"), [
+    ({"workers": 3}, "needs 3 CPUs, the cluster has 2 CPUs and 0 GPUs"),
+    ({"workers": 1, "gpus_per_worker": 1}, "needs 1 GPU, the cluster has 2 CPUs and 0 GPUs"),
+])
+def test_what_does_not_fit_names_the_short_resource(resources, expected):
+    with pytest.raises(ResourceError, match=expected):
+        make_slots(Resources.model_validate(resources), [Node(2)], 4)
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(DataError, match="single class"):
+        make_plan(job(), Outline(("a",), 10, 0, "D"), [Node(1)])
+
+
+def test_batches_smaller_than_the_workers_are_refused():
+    with pytest.raises(DataError, match="workers"):
+        make_plan(job(data={"limit": 4}, resources={"workers": 4}), OUTLINE, [Node(4)])
+
+
+@pytest.mark.parametrize(("space", "trials", "expected"), [
+    ({"optimizer": [{"name": "sgd", "lr": {"loguniform": [0.01, 0.1]}}]}, 5, 5),
+    ({"optimizer": [{"name": "sgd", "lr": {"grid": [0.01, 0.1]}}, {"name": "adam"}]}, 16, 3),
+    ({"train.batch_size": {"grid": [16, 32]}, "train.augment.flip": {"grid": [True, False]}}, 1, 4),
+    ({"optimizer": [{"name": "sgd", "lr": {"loguniform": [0.01, 0.1]}}], "train.batch_size": {"grid": [16, 32]}}, 5, 4),
+])
+def test_a_grid_tries_every_combination(space, trials, expected):
+    assert count_trials(job(search={"trials": trials, "space": space})) == expected
