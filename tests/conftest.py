@@ -1,8 +1,12 @@
-"""One local Ray for the whole test session."""
+"""One local Ray for the whole test session, and tiny data to run on."""
 
+import logging
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 
@@ -11,6 +15,31 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 def ray_local():
     import ray
 
-    ray.init(num_cpus=2, log_to_driver=False, configure_logging=False, include_dashboard=True)
+    ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
     yield
     ray.shutdown()
+
+
+def make_images(root: Path, counts: dict[str, int], size=(8, 8), seed: int = 0, suffix: str = ".png") -> Path:
+    """ROOT/CLASS/IMAGE: each class one brightness with noise, so that a tiny network can tell them apart."""
+    rng = np.random.default_rng(seed)
+    for i, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for n in range(count):
+            level = 40 + 170 * i // max(1, len(counts) - 1)
+            pixels = np.clip(rng.normal(level, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{n:03d}{suffix}")
+    return root
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """A folder with train (3 classes, 60 images) and test (15 images)."""
+    make_images(tmp_path / "images/train", {"ant": 20, "bee": 20, "cow": 20})
+    make_images(tmp_path / "images/test", {"ant": 5, "bee": 5, "cow": 5}, seed=1)
+    return tmp_path / "images"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYSFT_CACHE", str(tmp_path / "cache"))

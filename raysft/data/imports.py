@@ -1,0 +1,194 @@
+"""A source of images to a data set, on Ray Data: one task a shard, restartable, complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial as partial_of
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from raysft.data import cifar
+from raysft.data.shards import (
+    ImageSpec,
+    Manifest,
+    ShardFile,
+    Split,
+    read_manifest,
+    sha256,
+    write_manifest,
+    write_shard,
+    write_text,
+)
+from raysft.data.sources import Listing, list_source
+from raysft.errors import DataError
+from raysft.job.spec import Data
+
+Progress = Callable[[str, int, int], None]
+
+
+def cache_folder() -> Path:
+    """Where downloads and imported data sets are kept: $RAYSFT_CACHE, else raysft/ in the user's cache folder."""
+    given = os.environ.get("RAYSFT_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(given).expanduser() if given else base.expanduser() / "raysft"
+
+
+def dataset_of(data: Data, progress: Progress) -> Path:
+    """The folder of shards for the data a job names, imported to the cache on first use.
+
+    Needs Ray when there is something to import; raises DataError.
+    """
+    if data.source == "shards":
+        return Path(data.path or "").expanduser().resolve()
+    if data.source == "cifar10" and data.path is None:
+        cifar.download(cifar.locate(None, cache_folder()), progress)
+    listing = list_source(data.source, data.path, data.test_path, cache_folder())
+    folder = cache_folder() / "datasets" / f"{data.source}-{data.on_bad_image}-{listing.fingerprint[:16]}"
+    if not folder.exists():
+        import_listing(listing, folder, data.on_bad_image, progress)
+    return folder
+
+
+def import_dataset(kind: str, path: str | None, out: Path, test: str | None, on_bad_image: Literal["fail", "skip"],
+                   progress: Progress) -> Manifest:
+    """Import a source into the folder `out`, which must not be there yet. Needs Ray; raises DataError."""
+    out = out.expanduser().resolve()
+    if out.exists():
+        raise DataError(str(out), "is there already", "remove it or give another --out")
+    if kind == "cifar10" and path is None:
+        cifar.download(cifar.locate(None, cache_folder()), progress)
+    return import_listing(list_source(kind, path, test, cache_folder()), out, on_bad_image, progress)
+
+
+def import_listing(listing: Listing, out: Path, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:
+    """Write all chunks as shards beside `out`, then rename. What an interrupted import wrote is taken up again."""
+    partial = out.with_name(out.name + ".partial")
+    _prepare(partial, listing, on_bad_image)
+    try:
+        done = _write_all(partial, listing, on_bad_image, progress)
+        manifest = _manifest(listing, done)
+    except DataError:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing half-written where the images are wrong
+        raise
+    write_manifest(partial, manifest)
+    for note in partial.glob("*/*.json"):
+        note.unlink()
+    (partial / "source.json").unlink()
+    try:
+        os.rename(partial, out)
+    except OSError:
+        if not (out / "dataset.json").is_file():
+            raise
+        shutil.rmtree(partial, ignore_errors=True)  # another import of the same source was first
+    return read_manifest(out)
+
+
+def _prepare(partial: Path, listing: Listing, on_bad_image: str) -> None:
+    """Keep the partial folder only if it was made from the same source in the same way."""
+    identity = json.dumps([listing.fingerprint, asdict(listing.image), on_bad_image])
+    note = partial / "source.json"
+    if partial.exists() and not (note.is_file() and note.read_text() == identity):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_text(note, identity)
+
+
+def _write_all(partial: Path, listing: Listing, on_bad_image: str, progress: Progress) -> list[dict[str, Any]]:
+    """One note a shard: split, path, rows, sha256, sums of pixels, bad files."""
+    import ray.data
+
+    total = sum(listing.rows.values())
+    notes: list[dict[str, Any]] = []
+    waiting = []
+    for split, chunks in listing.chunks.items():
+        for index, chunk in enumerate(chunks):
+            path = partial / split / f"{index:04d}.parquet"
+            stored = _note_of(path)
+            if stored is not None:
+                notes.append(stored)
+            else:
+                waiting.append({"split": split, "path": str(path), "chunk": pickle.dumps(chunk)})
+    rows_done = sum(note["rows"] for note in notes)
+    progress("import", rows_done, total)
+    if waiting:
+        tasks = ray.data.from_items(waiting, override_num_blocks=len(waiting))
+        written = tasks.map(partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image))
+        for row in written.iter_rows():
+            note = json.loads(row["note"])
+            if note["fatal"]:
+                raise DataError(*note["fatal"])
+            if note["bad"] and on_bad_image == "fail":
+                raise _bad_image(note["bad"])
+            notes.append(note)
+            rows_done += note["rows"] + len(note["bad"])
+            progress("import", rows_done, total)
+    return notes
+
+
+def _bad_image(bad: list[str]) -> DataError:
+    file, _, what = bad[0].partition(": ")
+    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    return DataError(file, what + more, "repair or remove it, or set on_bad_image to skip")
+
+
+def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dict[str, Any]:
+    """The task of Ray Data: read one chunk, write its shard and then its note. Errors come back as bad files."""
+    path = Path(row["path"])
+    try:
+        rows = pickle.loads(row["chunk"]).read(spec)
+    except DataError as error:
+        return {"note": json.dumps({"fatal": [error.where, error.what, error.todo]})}
+    note: dict[str, Any] = {"split": row["split"], "bad": list(rows.bad), "rows": len(rows.ids), "fatal": None}
+    if rows.bad and on_bad_image == "fail":
+        return {"note": json.dumps(note)}
+    note |= asdict(write_shard(path, spec, rows.ids, rows.images, rows.labels))
+    total, squares = rows.pixel_sum, rows.pixel_square_sum
+    if total is None or squares is None:
+        total, squares = _pixel_sums(rows.images)
+    note |= {"pixel_sum": list(total), "pixel_square_sum": list(squares)}
+    write_text(path.with_suffix(".json"), json.dumps(note))
+    return {"note": json.dumps(note)}
+
+
+def _pixel_sums(images: Any) -> tuple[list[float], list[float]]:
+    """Sums over images of each channel's mean and mean square, of values 0 to 1; exact in integers."""
+    flat = images.reshape(-1, 3)
+    pixels = max(1, int(np.prod(images.shape[1:3])))
+    total = flat.sum(axis=0, dtype=np.int64)
+    histograms = [np.bincount(flat[:, c], minlength=256) for c in range(3)]
+    squares = [int((h * np.arange(256, dtype=np.int64) ** 2).sum()) for h in histograms]
+    return [float(t) / 255 / pixels for t in total], [s / 255**2 / pixels for s in squares]
+
+
+def _note_of(path: Path) -> dict[str, Any] | None:
+    """The note of a shard that an earlier, interrupted import finished."""
+    try:
+        note = json.loads(path.with_suffix(".json").read_text())
+        return note if sha256(path) == note["sha256"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
+    splits = {}
+    for split in listing.chunks:
+        mine = sorted((n for n in notes if n["split"] == split), key=lambda n: n["path"])
+        files = tuple(ShardFile(n["path"], n["rows"], n["sha256"]) for n in mine if n["rows"])
+        splits[split] = Split(sum(f.rows for f in files), files)
+        if not files:
+            raise DataError(listing.where, f"has no readable {split} image")
+    train = [n for n in notes if n["split"] == "train"]
+    rows = splits["train"].rows
+    mean = np.sum([n["pixel_sum"] for n in train], axis=0) / rows
+    spread = np.sqrt(np.maximum(np.sum([n["pixel_square_sum"] for n in train], axis=0) / rows - mean**2, 0))
+    std = np.where(spread > 0, spread, 1.0)  # a channel without any variation is only shifted
+    manifest = Manifest(listing.classes, listing.image, tuple(mean.tolist()), tuple(std.tolist()), splits,
+                        sum(len(n["bad"]) for n in notes))
+    return replace(manifest, source=listing.where)

@@ -1,0 +1,279 @@
+"""Shards to the batches of one worker: read by Ray Data, kept in memory or streamed every epoch.
+
+The order of an epoch is a function of (seed, epoch, row id) alone, so it is the same for any number of workers; each
+worker takes its share of every global batch, and every row is seen exactly once an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysft.data.images import fit, open_rgb
+from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, columns, read_labels
+from raysft.data.sources import stratified_order
+
+MIXED_SIZE = 224
+WINDOW_BYTES = 256_000_000
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Decoded rows: ids (n,), images (n, height, width, 3) uint8, labels (n,) int64. Kept splits are read-only."""
+
+    ids: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: np.ndarray) -> Rows:
+        """A writable copy of some rows."""
+        return Rows(self.ids[index], self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a global batch.
+
+    `first` is the place of its first row in the global batch of `size` rows, so that random numbers drawn for the
+    whole batch are the same however it is shared.
+    """
+
+    rows: Rows
+    number: int
+    first: int
+    size: int
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """Which rows of which shards make up a split, and the size they are decoded to."""
+
+    folder: Path
+    files: tuple[ShardFile, ...]
+    spec: ImageSpec
+    ids: np.ndarray
+    height: int
+    width: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the decoded images."""
+        return len(self.ids) * self.height * self.width * 3
+
+
+def choose_rows(ids: np.ndarray, labels: np.ndarray, val_rows: int, limit: int | None,
+                seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train ids, val ids), both sorted and stratified: the first `limit` rows of a seeded order, split in two."""
+    order = stratified_order(labels, seed)[:limit]
+    chosen_labels = labels[order]
+    again = stratified_order(chosen_labels, seed + 1)
+    val, train = order[again[:val_rows]], order[again[val_rows:]]
+    return np.sort(ids[train]), np.sort(ids[val])
+
+
+def split_sources(folder: Path, manifest: Manifest, val_rows: int, limit: int | None, seed: int,
+                  image_size: int | None) -> dict[SplitName, SplitSource]:
+    """The three splits of a data set; validation is taken from train, test stays as it is."""
+    height, width = decoded_size(manifest.image, image_size)
+    train_ids, val_ids = choose_rows(*read_labels(folder, manifest.splits["train"]), val_rows, limit, seed)
+    test_ids, _ = read_labels(folder, manifest.splits["test"])
+
+    def source(split: Split, ids: np.ndarray) -> SplitSource:
+        return SplitSource(folder, split.files, manifest.image, np.sort(ids), height, width)
+
+    return {"train": source(manifest.splits["train"], train_ids), "val": source(manifest.splits["train"], val_ids),
+            "test": source(manifest.splits["test"], test_ids)}
+
+
+def decoded_size(spec: ImageSpec, image_size: int | None) -> tuple[int, int]:
+    """(height, width) of decoded images: as stored unless the job says otherwise, 224 for mixed sizes."""
+    if image_size is not None:
+        return image_size, image_size
+    return spec.shape[:2] if spec.encoding == "raw" else (MIXED_SIZE, MIXED_SIZE)
+
+
+# --- reading with Ray Data -------------------------------------------------------------------------------------------
+
+def read_split(source: SplitSource, tasks: int = 2) -> Rows:
+    """A whole split, read and decoded by Ray Data, sorted by row id."""
+    n = len(source.ids)
+    rows = Rows(source.ids, np.empty((n, source.height, source.width, 3), np.uint8), np.empty(n, np.int64))
+    found = 0
+    for part in stream_tables(source, source.files, tasks):
+        at = np.searchsorted(source.ids, part.ids)
+        rows.images[at], rows.labels[at] = part.images, part.labels
+        found += len(part)
+    if found != n:
+        raise RuntimeError(f"{source.folder}: {found} of {n} rows came out of the shards")
+    return rows
+
+
+def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int = 2) -> Iterator[Rows]:
+    """The chosen rows of some shards in the order of `files`, decoded, one `Rows` a block.
+
+    The tasks reserve no CPU: training workers hold them all, and reading must never wait for training.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    paths = [{"path": str(source.folder / file.path)} for file in files]
+    decoded = ImageSpec("raw", source.height, source.width)
+    blocks = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+        partial(_read_shards, source=replace(source, files=())), batch_size=1, batch_format="pyarrow", num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=tasks))
+    for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        ids, images, labels = columns(table, decoded)
+        yield Rows(ids, images, labels)  # type: ignore[arg-type]
+
+
+def _read_shards(batch: pa.Table, source: SplitSource) -> pa.Table:
+    """The task of Ray Data: chosen rows of the shards named in `batch`, images as raw bytes of the decoded size."""
+    table = pa.concat_tables([pq.read_table(path) for path in batch["path"].to_pylist()])
+    ids = table["id"].to_numpy()
+    at = np.searchsorted(source.ids, ids)
+    chosen = (at < len(source.ids)) & (source.ids[np.minimum(at, len(source.ids) - 1)] == ids)
+    table = table.filter(pa.array(chosen))
+    if source.spec.encoding == "raw" and source.spec.shape[:2] == (source.height, source.width):
+        return table
+    return table.set_column(1, "image", _decode(table, source))
+
+
+def _decode(table: pa.Table, source: SplitSource) -> pa.Array:
+    from PIL import Image
+
+    ids, images, _ = columns(table, source.spec)
+    out = np.empty((len(ids), source.height, source.width, 3), np.uint8)
+    for i, image in enumerate(images):
+        whole = open_rgb(image, f"row {ids[i]}") if isinstance(image, bytes) else Image.fromarray(image)
+        out[i] = fit(whole, source.height, source.width)
+    return pa.Array.from_buffers(pa.binary(int(np.prod(out.shape[1:]))), len(out), [None, pa.py_buffer(out)])
+
+
+# --- epochs ----------------------------------------------------------------------------------------------------------
+
+def batch_sizes(rows: int, batch_size: int) -> list[int]:
+    """Sizes of the global batches of an epoch: as few as `batch_size` allows, all equal to within one row.
+
+    A last batch of a few rows would weigh those rows more, and one row is too few for batch normalisation.
+    """
+    count = math.ceil(rows / batch_size)
+    return [rows // count + (i < rows % count) for i in range(count)]
+
+
+def share(size: int, rank: int, workers: int) -> slice:
+    """The part of a global batch that one worker trains on."""
+    return slice(size * rank // workers, size * (rank + 1) // workers)
+
+
+def permutation(seed: int, epoch: int, rows: int, part: int = 0) -> np.ndarray:
+    """The order of an epoch, a function of its arguments alone."""
+    return np.random.default_rng([seed, epoch, part]).permutation(rows)
+
+
+class Kept:
+    """A split that lies in memory, decoded once, shared by every trial and worker of the node."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int) -> Iterator[Batch]:
+        """One worker's share of every global batch of an epoch, shuffled."""
+        order, start = permutation(seed, epoch, len(self)), 0
+        for number, size in enumerate(batch_sizes(len(self), batch_size)):
+            mine = share(size, rank, workers)
+            yield Batch(self.rows.take(order[start + mine.start:start + mine.stop]), number, mine.start, size)
+            start += size
+
+    def in_order(self, batch_size: int, rank: int, workers: int) -> Iterator[Rows]:
+        """One worker's share of all rows, not shuffled, for validation and test."""
+        mine = share(len(self), rank, workers)
+        for start in range(mine.start, mine.stop, batch_size):
+            yield self.rows.take(np.arange(start, min(start + batch_size, mine.stop)))
+
+
+class Streamed:
+    """A split too large to keep: read again every epoch in windows, shuffled by shard and inside each window."""
+
+    def __init__(self, source: SplitSource, window_bytes: int = WINDOW_BYTES) -> None:
+        self.source = source
+        self.window_rows = max(1, window_bytes // (source.height * source.width * 3))
+
+    def __len__(self) -> int:
+        return len(self.source.ids)
+
+    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int) -> Iterator[Batch]:
+        """As `Kept.epoch`; the order is another one, and as independent of the number of workers."""
+        files = self.source.files
+        order = permutation(seed, epoch, len(files), part=1)
+        windows = self._windows(tuple(files[i] for i in order))
+        shuffled = (rows.take(permutation(seed, epoch, len(rows), part=2 + i)) for i, rows in enumerate(windows))
+        cut = _cut(shuffled, batch_sizes(len(self), batch_size))
+        for number, rows in enumerate(cut):
+            mine = share(len(rows), rank, workers)
+            yield Batch(rows.take(np.arange(mine.start, mine.stop)), number, mine.start, len(rows))
+
+    def in_order(self, batch_size: int, rank: int, workers: int) -> Iterator[Rows]:
+        """As `Kept.in_order`, interleaved by batch instead of cut in contiguous parts."""
+        n = len(self)
+        sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
+        for rows in _cut(self._windows(self.source.files), sizes):
+            mine = share(len(rows), rank, workers)
+            if mine.start < mine.stop:
+                yield rows.take(np.arange(mine.start, mine.stop))
+
+    def _windows(self, files: tuple[ShardFile, ...]) -> Iterator[Rows]:
+        """Windows of exactly `window_rows` rows (the last may be smaller), whatever blocks Ray Data makes."""
+        n, size = len(self), self.window_rows
+        sizes = [min(size, n - start) for start in range(0, n, size)]
+        yield from _cut(stream_tables(self.source, files), sizes)
+
+
+def _cut(parts: Iterator[Rows], sizes: list[int]) -> Iterator[Rows]:
+    """The rows of `parts`, in order, in pieces of the given sizes."""
+    held: list[Rows] = []
+    have = 0
+    for size in sizes:
+        while have < size:
+            part = next(parts, None)
+            if part is None:
+                raise RuntimeError("the stream ended before its last row")
+            held.append(part)
+            have += len(part)
+        joined = held[0] if len(held) == 1 else Rows(*(np.concatenate([getattr(r, f) for r in held])
+                                                       for f in ("ids", "images", "labels")))
+        yield Rows(joined.ids[:size], joined.images[:size], joined.labels[:size])
+        held, have = [Rows(joined.ids[size:], joined.images[size:], joined.labels[size:])], have - size
+
+
+Reader = Kept | Streamed
+
+
+def decide(sources: dict[SplitName, SplitSource], budget_gb: float) -> tuple[Literal["kept", "streamed"], str]:
+    """Whether the splits are kept or streamed, and why, in words for the console."""
+    need = sum(source.nbytes for source in sources.values()) / 1e9
+    if need <= budget_gb:
+        return "kept", f"{need:.2f} GB decoded, within data.budget_gb {budget_gb:g}"
+    return "streamed", f"{need:.2f} GB decoded, more than data.budget_gb {budget_gb:g}"
+
+
+def open_reader(value: Any) -> Reader:
+    """The reader of what was handed to a worker: decoded rows or where to stream them from."""
+    return Kept(value) if isinstance(value, Rows) else Streamed(value)

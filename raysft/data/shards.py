@@ -1,0 +1,188 @@
+"""The data set on disk: Parquet shards and their manifest, written whole or not at all.
+
+Images of one size are `fixed_size_binary` columns of raw RGB bytes, which are read without a copy; images of mixed
+sizes stay `binary`, encoded as they came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysft.errors import DataError
+
+FORMAT = 1
+MANIFEST = "dataset.json"
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How the image column holds images: raw RGB bytes of one size, or encoded files of any size."""
+
+    encoding: Literal["raw", "file"]
+    height: int | None = None
+    width: int | None = None
+    channels: int = 3
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of raw images."""
+        if self.height is None or self.width is None:
+            raise ValueError("encoded images have no common shape")
+        return self.height, self.width, self.channels
+
+    @property
+    def column(self) -> pa.DataType:
+        return pa.binary(int(np.prod(self.shape))) if self.encoding == "raw" else pa.binary()
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One Parquet file, its path relative to the data set."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of train or test, in order."""
+
+    rows: int
+    files: tuple[ShardFile, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `dataset.json` says."""
+
+    classes: tuple[str, ...]
+    image: ImageSpec
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    splits: dict[str, Split]
+    skipped: int = 0
+    source: str = ""
+    format: int = field(default=FORMAT)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the classes and the checksums of all shards: the same data, the same fingerprint."""
+        sums = [f.sha256 for name in sorted(self.splits) for f in self.splits[name].files]
+        return hashlib.sha256(json.dumps([self.classes, sums]).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `dataset.json`, whole or not at all."""
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a data set; raises DataError when there is none or it cannot be understood."""
+    path = folder / MANIFEST
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(str(folder), f"is not a data set: it has no {MANIFEST}",
+                        "make one with `raysft data import`") from None
+    except (OSError, ValueError) as error:
+        raise DataError(str(path), f"cannot be read ({error})", "import the data set again") from None
+    try:
+        if stored["format"] > FORMAT:
+            raise DataError(str(path), f"has format {stored['format']}, this raysft reads up to {FORMAT}",
+                            "use a newer raysft, or import the data set again")
+        return _manifest(stored)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(str(path), f"is not a manifest ({error!r})", "import the data set again") from None
+
+
+def _manifest(stored: dict[str, Any]) -> Manifest:
+    splits = {name: Split(s["rows"], tuple(ShardFile(f["path"], f["rows"], f["sha256"]) for f in s["files"]))
+              for name, s in stored["splits"].items()}
+    spec = {key: stored["image"].get(key) for key in ("encoding", "height", "width")}
+    red, green, blue = stored["mean"]
+    s_red, s_green, s_blue = stored["std"]
+    return Manifest(tuple(stored["classes"]), ImageSpec(**spec), (red, green, blue), (s_red, s_green, s_blue), splits,
+                    stored.get("skipped", 0), stored.get("source", ""), stored["format"])
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Compare every shard with its checksum; raises DataError that names the first that differs."""
+    for split in manifest.splits.values():
+        for file in split.files:
+            path = folder / file.path
+            if not path.is_file():
+                raise DataError(str(path), "is missing from its data set", "import the data set again")
+            if sha256(path) != file.sha256:
+                raise DataError(str(path), "does not have the checksum of its manifest: it was changed or torn",
+                                "import the data set again")
+
+
+def write_shard(path: Path, spec: ImageSpec, ids: np.ndarray, images: np.ndarray | Sequence[bytes],
+                labels: np.ndarray) -> ShardFile:
+    """Write one shard, whole or not at all.
+
+    ids: (n,) int64; images: (n, height, width, 3) uint8 for raw, n encoded files otherwise; labels: (n,) int32.
+    """
+    if isinstance(images, np.ndarray):
+        flat = np.ascontiguousarray(images, dtype=np.uint8)
+        column = pa.Array.from_buffers(spec.column, len(flat), [None, pa.py_buffer(flat)])
+    else:
+        column = pa.array(list(images), type=spec.column)
+    table = pa.table({"id": pa.array(ids, pa.int64()), "image": column, "label": pa.array(labels, pa.int32())})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    pq.write_table(table, beside, row_group_size=max(1, len(table)), use_dictionary=False)
+    os.replace(beside, path)
+    return ShardFile(f"{path.parent.name}/{path.name}", len(table), sha256(path))
+
+
+def columns(table: pa.Table, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray]:
+    """(ids, images, labels) of a table of shard rows; raw images are (n, height, width, 3), read-only, not copied."""
+    ids, labels = table["id"].to_numpy(), table["label"].to_numpy()
+    if spec.encoding == "file":
+        return ids, table["image"].to_pylist(), labels
+    width = int(np.prod(spec.shape))
+    parts = [np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * width:(chunk.offset + len(chunk)) * width]
+             for chunk in table["image"].chunks if len(chunk)]
+    flat = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint8)
+    return ids, flat.reshape(-1, *spec.shape), labels
+
+
+def read_labels(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, labels) of a split in the order of its shards, read without the images."""
+    tables = [pq.read_table(folder / f.path, columns=["id", "label"]) for f in split.files]
+    both = pa.concat_tables(tables)
+    return both["id"].to_numpy(), both["label"].to_numpy().astype(np.int64)
+
+
+def iter_tables(folder: Path, split: Split) -> Iterator[pa.Table]:
+    """The shards of a split, one table each."""
+    for file in split.files:
+        yield pq.read_table(folder / file.path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()

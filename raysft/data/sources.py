@@ -1,0 +1,306 @@
+"""Where labelled images come from. Each source lists its images as chunks; one chunk becomes one shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raysft.data import cifar
+from raysft.data.images import EXTENSIONS, open_rgb, size_of
+from raysft.data.shards import ImageSpec, read_manifest
+from raysft.errors import DataError
+from raysft.job.plan import Outline
+from raysft.job.spec import Data
+
+# Raw pixels are worth their space while images are small; larger ones of one size stay encoded.
+RAW_PIXELS = 128 * 128
+SHARD_BYTES = 16_000_000
+SHARD_ROWS = 4096
+TRAIN_SHARE = 0.8
+DIGITS_ROWS, DIGITS_TEST_ROWS = 1797, 360
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The content of one shard: ids, images (as `ImageSpec` says), labels, and the files that could not be read."""
+
+    ids: np.ndarray
+    images: np.ndarray | list[bytes]
+    labels: np.ndarray
+    bad: tuple[str, ...] = ()
+    pixel_sum: tuple[float, ...] | None = None
+    pixel_square_sum: tuple[float, ...] | None = None
+
+
+class Chunk(ABC):
+    """Rows that become one shard; picklable and small, read where it is written."""
+
+    @abstractmethod
+    def read(self, spec: ImageSpec) -> Rows:
+        """The rows, with whatever cannot be read listed in `bad`."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source before it is read: classes, chunks a split, how images will be stored, and what identifies it."""
+
+    classes: tuple[str, ...]
+    image: ImageSpec
+    chunks: dict[str, tuple[Chunk, ...]]
+    rows: dict[str, int]
+    where: str
+    fingerprint: str
+
+
+def outline(data: Data, cache: Path) -> Outline:
+    """Classes and rows of the data a job names, without reading images; raises DataError."""
+    if data.source == "shards":
+        folder = Path(data.path or "").expanduser()
+        manifest = read_manifest(folder)
+        missing = {"train", "test"} - manifest.splits.keys()
+        if missing:
+            raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
+        return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))
+    if data.source == "digits":
+        return Outline(tuple(map(str, range(10))), DIGITS_ROWS - DIGITS_TEST_ROWS, DIGITS_TEST_ROWS, "scikit-learn's digits")
+    if data.source == "cifar10":
+        return Outline(cifar.CLASSES, 50_000, 10_000, str(cifar.locate(data.path, cache)))
+    folders = Folders.of(Path(data.path or ""), Path(data.test_path) if data.test_path else None)
+    return Outline(folders.classes, len(folders.train), len(folders.test), folders.where)
+
+
+def list_source(kind: str, path: str | None, test: str | None, cache: Path) -> Listing:
+    """The listing of `digits`, `cifar10` or `imagefolder`; raises DataError."""
+    if kind == "digits":
+        return list_digits()
+    if kind == "cifar10":
+        return list_cifar10(cifar.locate(path, cache))
+    if path is None:
+        raise DataError(kind, "needs the path of a folder")
+    return list_imagefolder(Path(path), Path(test) if test else None)
+
+
+# --- digits ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class ArrayChunk(Chunk):
+    """Rows that are in memory already."""
+
+    ids: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+    def read(self, spec: ImageSpec) -> Rows:
+        return Rows(self.ids, self.images, self.labels)
+
+
+def list_digits() -> Listing:
+    """scikit-learn's 1,797 handwritten digits (UCI, 8×8 grey) as 32×32 RGB, every fifth of a class held out."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.repeat(np.repeat(np.repeat(grey, 4, axis=1), 4, axis=2)[..., None], 3, axis=3)
+    labels = digits.target.astype(np.int32)
+    order = stratified_order(labels, seed=0)
+    cut = DIGITS_ROWS - DIGITS_TEST_ROWS
+    chunks: dict[str, tuple[Chunk, ...]] = {}
+    for split, chosen in (("train", np.sort(order[:cut])), ("test", np.sort(order[cut:]))):
+        chunks[split] = (ArrayChunk(np.arange(len(chosen)), images[chosen], labels[chosen]),)
+    fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return Listing(tuple(map(str, range(10))), ImageSpec("raw", 32, 32), chunks,
+                   {"train": cut, "test": len(labels) - cut}, "scikit-learn's digits", fingerprint)
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Indices of all rows such that every prefix holds each class in its share, shuffled by the seed.
+
+    labels: (n,) integers. Rows are sorted by their relative place in their own shuffled class.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((rng.random(len(labels)), place))
+
+
+# --- CIFAR-10 --------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class CifarChunk(Chunk):
+    """One batch of the official archive."""
+
+    place: Path
+    member: str
+    first_id: int
+
+    def read(self, spec: ImageSpec) -> Rows:
+        images, labels = cifar.read_member(self.place, self.member)
+        return Rows(np.arange(len(labels)) + self.first_id, images, labels)
+
+
+def list_cifar10(place: Path) -> Listing:
+    """CIFAR-10's 50,000 + 10,000 images of 32×32 in ten classes, from its archive or folder."""
+    chunks: dict[str, tuple[Chunk, ...]] = {}
+    rows = {}
+    for split, members in (("train", cifar.TRAIN_MEMBERS), ("test", cifar.TEST_MEMBERS)):
+        chunks[split] = tuple(CifarChunk(place, m, i * cifar.ROWS_PER_MEMBER) for i, m in enumerate(members))
+        rows[split] = len(members) * cifar.ROWS_PER_MEMBER
+    stat = place.stat()
+    fingerprint = hashlib.sha256(f"{place.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+    return Listing(cifar.CLASSES, ImageSpec("raw", 32, 32), chunks, rows, str(place), fingerprint)
+
+
+# --- folders of images -----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class FileChunk(Chunk):
+    """Image files with their row ids and labels."""
+
+    files: tuple[str, ...]
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    def read(self, spec: ImageSpec) -> Rows:
+        kept: list[int] = []
+        images: list[np.ndarray] = []
+        encoded: list[bytes] = []
+        bad: list[str] = []
+        total, squares = np.zeros(3), np.zeros(3)
+        for i, file in enumerate(self.files):
+            try:
+                raw = Path(file).read_bytes()
+                pixels = np.asarray(open_rgb(raw, file))
+                if spec.encoding == "raw" and pixels.shape != spec.shape:
+                    raise DataError(file, f"is {pixels.shape[1]}×{pixels.shape[0]} pixels, its header said otherwise")
+            except (DataError, OSError) as error:
+                bad.append(str(error))
+                continue
+            kept.append(i)
+            if spec.encoding == "raw":
+                images.append(pixels)
+            else:
+                encoded.append(raw)
+                scaled = pixels.reshape(-1, 3) / 255
+                total += scaled.mean(axis=0)
+                squares += (scaled**2).mean(axis=0)
+        ids, labels = np.asarray(self.ids, np.int64)[kept], np.asarray(self.labels, np.int32)[kept]
+        if spec.encoding == "raw":
+            stacked = np.stack(images) if images else np.empty((0, *spec.shape), np.uint8)
+            return Rows(ids, stacked, labels, tuple(bad))
+        return Rows(ids, encoded, labels, tuple(bad), tuple(total.tolist()), tuple(squares.tolist()))
+
+
+@dataclass(frozen=True)
+class Folders:
+    """ROOT/CLASS/IMAGE on disk: sorted files with labels, for train and test."""
+
+    classes: tuple[str, ...]
+    train: tuple[tuple[str, int], ...]
+    test: tuple[tuple[str, int], ...]
+    where: str
+
+    @classmethod
+    def of(cls, root: Path, test: Path | None) -> Folders:
+        """The files below `root`. Without `test`, ROOT/test beside ROOT/train, else every fifth image of each class."""
+        root = _folder(root)
+        if test is None and (root / "train").is_dir() and (root / "test").is_dir():
+            root, test = root / "train", root / "test"
+        classes, files = _labelled(root)
+        if test is not None:
+            test_classes, held_out = _labelled(_folder(test))
+            if test_classes != classes:
+                raise DataError(str(test), f"has not the classes of {root}: {_difference(classes, test_classes)}",
+                                "give both the same class folders")
+            return cls(classes, files, held_out, str(root))
+        labels = np.array([label for _, label in files])
+        order = stratified_order(labels, seed=0)
+        cut = round(len(files) * TRAIN_SHARE)
+        chosen = set(order[:cut].tolist())
+        return cls(classes, tuple(f for i, f in enumerate(files) if i in chosen),
+                   tuple(f for i, f in enumerate(files) if i not in chosen), str(root))
+
+
+def list_imagefolder(root: Path, test: Path | None) -> Listing:
+    """Images in one folder a class; stored raw when all have one small size, as they are otherwise."""
+    folders = Folders.of(root, test)
+    splits = {"train": folders.train, "test": folders.test}
+    spec = _common_size([f for files in splits.values() for f, _ in files])
+    per_row = int(np.prod(spec.shape)) if spec.encoding == "raw" else 20_000
+    step = max(1, min(SHARD_ROWS, SHARD_BYTES // per_row))
+    chunks: dict[str, tuple[Chunk, ...]] = {}
+    digest = hashlib.sha256()
+    for split, files in splits.items():
+        cuts = range(0, len(files), step)
+        chunks[split] = tuple(_file_chunk(files[i:i + step], i) for i in cuts)
+        for file, label in files:
+            stat = os.stat(file)
+            digest.update(json.dumps([split, file, label, stat.st_size, stat.st_mtime_ns]).encode())
+    return Listing(folders.classes, spec, chunks, {s: len(f) for s, f in splits.items()}, folders.where,
+                   digest.hexdigest())
+
+
+def _file_chunk(files: tuple[tuple[str, int], ...], first_id: int) -> FileChunk:
+    names, labels = zip(*files, strict=True)
+    return FileChunk(names, tuple(range(first_id, first_id + len(files))), labels)
+
+
+def _folder(path: Path) -> Path:
+    path = path.expanduser().resolve()
+    if not path.is_dir():
+        raise DataError(str(path), "is not a folder" if path.exists() else "does not exist",
+                        "give a folder with one folder of images a class")
+    return path
+
+
+def _labelled(root: Path) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """(classes, ((file, label), ...)) in sorted order; raises DataError for no, one or an empty class."""
+    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if not classes:
+        raise DataError(str(root), "has no class folders", "put the images into one folder a class")
+    if len(classes) == 1:
+        raise DataError(str(root), f"has a single class ({classes[0]})", "give at least two class folders")
+    files: list[tuple[str, int]] = []
+    for label, name in enumerate(classes):
+        found = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        if not found:
+            todo = f"add some ({', '.join(sorted(EXTENSIONS))}) or remove it"
+            raise DataError(str(root / name), "has no images", todo)
+        files += [(file, label) for file in found]
+    return classes, tuple(files)
+
+
+def _difference(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    parts = [f"{word} {', '.join(names[:5])}" for word, names in (("missing", missing), ("extra", extra)) if names]
+    return "; ".join(parts)
+
+
+def _common_size(files: list[str]) -> ImageSpec:
+    """Raw with the one size that all readable images have, if it is small; encoded files otherwise."""
+    common: tuple[int, int] | None = None
+    with ThreadPoolExecutor(8) as pool:
+        for start in range(0, len(files), 512):  # in batches, so that mixed sizes end the reading early
+            for size in pool.map(_size_or_none, files[start:start + 512]):
+                if size is None:
+                    continue  # unreadable: found and named when it is decoded
+                common = common or size
+                if size != common or size[0] * size[1] > RAW_PIXELS:
+                    return ImageSpec("file")
+    return ImageSpec("raw", *common) if common else ImageSpec("file")
+
+
+def _size_or_none(file: str) -> tuple[int, int] | None:
+    try:
+        return size_of(Path(file))
+    except DataError:
+        return None

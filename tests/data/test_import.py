@@ -1,0 +1,187 @@
+"""Imports: complete or absent, restartable, and clear about what is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raysft.data import imports
+from raysft.data.imports import import_dataset
+from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
+from raysft.data.sources import Folders
+from raysft.errors import DataError
+from tests.conftest import make_images
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    pass
+
+
+def run(images: Path, out: Path, on_bad_image="fail", test="test"):
+    return import_dataset("imagefolder", str(images / "train"), out, str(images / test), on_bad_image, quiet)
+
+
+def rows_of(folder: Path, split: str):
+    manifest = read_manifest(folder)
+    return [columns(t, manifest.image) for t in iter_tables(folder, manifest.splits[split])]
+
+
+def test_a_folder_becomes_shards_that_hold_its_pixels(images, tmp_path):
+    progress = []
+    manifest = import_dataset("imagefolder", str(images / "train"), tmp_path / "D", str(images / "test"), "fail",
+                              lambda *seen: progress.append(seen))
+    assert manifest.classes == ("ant", "bee", "cow")
+    assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (60, 15)
+    assert manifest.image.shape == (8, 8, 3)
+    assert progress[-1] == ("import", 75, 75)
+    ids, pixels, labels = rows_of(tmp_path / "D", "train")[0]
+    files = Folders.of(images / "train", images / "test").train
+    assert ids.tolist() == list(range(60))
+    for i in (0, 25, 59):
+        assert labels[i] == files[i][1]
+        assert np.array_equal(pixels[i], np.asarray(Image.open(files[i][0])))
+    everything = np.stack([np.asarray(Image.open(f)) for f, _ in files]) / 255
+    assert np.allclose(manifest.mean, everything.mean(axis=(0, 1, 2)))
+    assert np.allclose(manifest.std, everything.std(axis=(0, 1, 2)))
+    verify(tmp_path / "D", manifest)
+    left = {p.name for p in (tmp_path / "D").rglob("*") if p.is_file()}
+    assert left == {MANIFEST, "0000.parquet"}
+
+
+def test_mixed_sizes_and_formats_stay_encoded(tmp_path):
+    root = tmp_path / "mixed"
+    make_images(root / "a", {"x": 6}, size=(30, 20))
+    make_images(root / "b", {"x": 6}, size=(17, 40), suffix=".jpg")
+    (root / "a/x").rename(root / "one")
+    (root / "b/x").rename(root / "two")
+    shutil.rmtree(root / "a")
+    shutil.rmtree(root / "b")
+    Image.new("L", (9, 9), 200).save(root / "one/grey.bmp")
+    Image.new("RGBA", (9, 9), (1, 2, 3, 4)).save(root / "two/alpha.webp")
+    manifest = import_dataset("imagefolder", str(root), tmp_path / "D", None, "fail", quiet)
+    assert manifest.image.encoding == "file"
+    assert manifest.splits["train"].rows + manifest.splits["test"].rows == 14
+
+
+def test_digits_need_no_network(tmp_path):
+    manifest = import_dataset("digits", None, tmp_path / "D", None, "fail", quiet)
+    assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (1437, 360)
+    assert manifest.image.shape == (32, 32, 3)
+    labels = np.concatenate([r[2] for r in rows_of(tmp_path / "D", "test")])
+    assert np.bincount(labels).min() >= 34
+
+
+def test_an_interrupted_import_takes_up_what_it_wrote(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("raysft.data.sources.SHARD_ROWS", 10)
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(what, done, total):
+        if done >= 20:
+            raise Stop
+
+    with pytest.raises(Stop):
+        import_dataset("imagefolder", str(images / "train"), tmp_path / "D", str(images / "test"), "fail", interrupt)
+    assert not (tmp_path / "D").exists()
+    first = next((tmp_path / "D.partial").glob("train/*.parquet"))
+    written = first.stat().st_mtime_ns
+    assert run(images, tmp_path / "D").splits["train"].rows == 60
+    assert (tmp_path / "D/train" / first.name).stat().st_mtime_ns == written
+    assert not (tmp_path / "D.partial").exists()
+
+
+def test_a_changed_source_is_not_mixed_with_an_earlier_attempt(images, tmp_path):
+    partial = tmp_path / "D.partial"
+    (partial / "train").mkdir(parents=True)
+    (partial / "source.json").write_text("another source")
+    (partial / "train/0000.json").write_text("{}")
+    assert run(images, tmp_path / "D").splits["train"].rows == 60
+
+
+def truncate(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def test_a_truncated_image_is_named_and_nothing_is_left(images, tmp_path):
+    bad = truncate(images / "train/bee/003.png")
+    with pytest.raises(DataError, match="is not a readable image") as caught:
+        run(images, tmp_path / "D")
+    assert caught.value.where == str(bad)
+    assert "on_bad_image" in caught.value.todo
+    assert not list(tmp_path.glob("D*"))
+
+
+def test_bad_images_can_be_skipped_and_are_counted(images, tmp_path):
+    truncate(images / "train/bee/003.png")
+    (images / "test/cow/000.png").write_bytes(b"")
+    manifest = run(images, tmp_path / "D", on_bad_image="skip")
+    assert manifest.skipped == 2
+    assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (59, 14)
+
+
+@pytest.mark.parametrize(("prepare", "expected"), [
+    (lambda root: shutil.rmtree(root / "train"), "does not exist"),
+    (lambda root: [p.unlink() for p in (root / "train/bee").iterdir()], "bee: has no images"),
+    (lambda root: [shutil.rmtree(root / "train" / c) for c in ("bee", "cow")], "single class"),
+    (lambda root: shutil.rmtree(root / "test/bee"), "missing bee"),
+    (lambda root: (root / "test/bee").rename(root / "test/dog"), "missing bee; extra dog"),
+    (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "has no class folders"),
+])
+def test_folders_that_cannot_be_used(images, tmp_path, prepare, expected):
+    prepare(images)
+    with pytest.raises(DataError, match=expected):
+        run(images, tmp_path / "D")
+    assert not list(tmp_path.glob("D*"))
+
+
+def test_a_data_set_is_never_overwritten(images, tmp_path):
+    (tmp_path / "D").mkdir()
+    with pytest.raises(DataError, match="is there already"):
+        run(images, tmp_path / "D")
+
+
+def test_a_wrong_checksum_names_the_shard(images, tmp_path):
+    manifest = run(images, tmp_path / "D")
+    shard = tmp_path / "D/train/0000.parquet"
+    raw = bytearray(shard.read_bytes())
+    raw[100] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(DataError, match="checksum") as caught:
+        verify(tmp_path / "D", manifest)
+    assert caught.value.where == str(shard)
+    shard.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        verify(tmp_path / "D", manifest)
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 1"),
+    (lambda m: {"format": 1}, "is not a manifest"),
+])
+def test_manifests_that_cannot_be_understood(images, tmp_path, change, expected):
+    run(images, tmp_path / "D")
+    path = tmp_path / "D" / MANIFEST
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(DataError, match=expected):
+        read_manifest(tmp_path / "D")
+
+
+def test_a_folder_without_manifest_says_how_to_make_one(tmp_path):
+    with pytest.raises(DataError, match="raysft data import"):
+        read_manifest(tmp_path)
+
+
+def test_the_cache_holds_one_data_set_a_source(images, monkeypatch):
+    from raysft.job.spec import Data
+
+    data = Data(source="imagefolder", path=str(images))
+    first = imports.dataset_of(data, quiet)
+    monkeypatch.setattr(imports, "import_listing", lambda *a: pytest.fail("imported twice"))
+    assert imports.dataset_of(data, quiet) == first

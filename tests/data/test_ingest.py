@@ -1,0 +1,87 @@
+"""Batches: every row once an epoch, in an order that the number of workers does not change."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raysft.data.imports import import_dataset
+from raysft.data.ingest import (
+    Kept,
+    Streamed,
+    batch_sizes,
+    choose_rows,
+    decide,
+    read_split,
+    split_sources,
+)
+from raysft.data.shards import read_manifest
+from tests.conftest import make_images
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_local, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("ingest")
+    make_images(root / "images", {"a": 40, "b": 33, "c": 30})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raysft.data.sources.SHARD_ROWS", 20)
+        import_dataset("imagefolder", str(root / "images"), root / "D", None, "fail", lambda *a: None)
+    return root / "D"
+
+
+@pytest.fixture(scope="module")
+def sources(dataset):
+    return split_sources(dataset, read_manifest(dataset), val_rows=9, limit=None, seed=0, image_size=None)
+
+
+def test_splits_are_disjoint_stratified_and_fixed_by_the_seed():
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    ids = np.arange(100) * 3
+    train, val = choose_rows(ids, labels, 10, None, seed=1)
+    assert sorted([*train, *val]) == ids.tolist()
+    assert np.bincount(labels[val // 3]).tolist() == [5, 3, 2]
+    again = choose_rows(ids, labels, 10, None, seed=1)
+    assert np.array_equal(again[1], val)
+    assert not np.array_equal(choose_rows(ids, labels, 10, None, seed=2)[1], val)
+    limited = choose_rows(ids, labels, 10, 50, seed=1)
+    assert np.bincount(labels[np.concatenate(limited) // 3]).tolist() == [25, 15, 10]
+
+
+def test_batches_of_an_epoch_are_equal_and_complete():
+    assert batch_sizes(10, 4) == [4, 3, 3]
+    assert batch_sizes(8, 4) == [4, 4]
+    assert batch_sizes(3, 4) == [3]
+
+
+@pytest.mark.parametrize("kind", ["kept", "streamed"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_every_row_is_seen_exactly_once_an_epoch(sources, kind, workers):
+    source = sources["train"]
+    reader = Kept(read_split(source)) if kind == "kept" else Streamed(source, window_bytes=25 * 8 * 8 * 3)
+    shares = [list(reader.epoch(0, 1, 7, rank, workers)) for rank in range(workers)]
+    seen = np.concatenate([b.rows.ids for s in shares for b in s])
+    assert sorted(seen.tolist()) == source.ids.tolist()
+    order = np.concatenate([s[i].rows.ids for i in range(len(shares[0])) for s in shares])
+    alone = np.concatenate([b.rows.ids for b in reader.epoch(0, 1, 7, 0, 1)])
+    assert np.array_equal(order, alone)
+    other = np.concatenate([b.rows.ids for b in reader.epoch(0, 2, 7, 0, 1)])
+    assert not np.array_equal(other, alone)
+    in_order = np.concatenate([r.ids for rank in range(workers) for r in reader.in_order(7, rank, workers)])
+    assert sorted(in_order.tolist()) == source.ids.tolist()
+
+
+def test_kept_and_streamed_rows_are_the_same_images(sources):
+    kept = read_split(sources["val"])
+    streamed = list(Streamed(sources["val"]).in_order(4, 0, 1))
+    assert np.array_equal(np.concatenate([r.images for r in streamed]), kept.images)
+    assert np.array_equal(np.concatenate([r.labels for r in streamed]), kept.labels)
+
+
+def test_images_are_resized_when_read(dataset):
+    sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, image_size=12)
+    assert read_split(sources["val"]).images.shape == (9, 12, 12, 3)
+
+
+def test_the_budget_decides_and_says_why(sources):
+    assert decide(sources, 1.0)[0] == "kept"
+    assert decide(sources, 1e-6) == ("streamed", "0.00 GB decoded, more than data.budget_gb 1e-06")
