@@ -47,9 +47,7 @@ def dataset_of(data: Data, progress: Progress) -> Path:
     """
     if data.source == "shards":
         return Path(data.path or "").expanduser().resolve()
-    if data.source == "cifar10" and data.path is None:
-        cifar.download(cifar.locate(None, cache_folder()), progress)
-    listing = list_source(data.source, data.path, data.test_path, cache_folder())
+    listing = listing_of(data.source, data.path, data.test_path, progress)
     folder = cache_folder() / "datasets" / f"{data.source}-{data.on_bad_image}-{listing.fingerprint[:16]}"
     if not folder.exists():
         import_listing(listing, folder, data.on_bad_image, progress)
@@ -59,12 +57,21 @@ def dataset_of(data: Data, progress: Progress) -> Path:
 def import_dataset(kind: str, path: str | None, out: Path, test: str | None, on_bad_image: Literal["fail", "skip"],
                    progress: Progress) -> Manifest:
     """Import a source into the folder `out`, which must not be there yet. Needs Ray; raises DataError."""
-    out = out.expanduser().resolve()
-    if out.exists():
+    check_out(out)
+    return import_listing(listing_of(kind, path, test, progress), out.expanduser().resolve(), on_bad_image, progress)
+
+
+def check_out(out: Path) -> None:
+    """Raise DataError when there is something where a data set is to be made."""
+    if out.expanduser().exists():
         raise DataError(str(out), "is there already", "remove it or give another --out")
+
+
+def listing_of(kind: str, path: str | None, test: str | None, progress: Progress) -> Listing:
+    """The listing of a source, downloaded first where that is needed; raises DataError."""
     if kind == "cifar10" and path is None:
         cifar.download(cifar.locate(None, cache_folder()), progress)
-    return import_listing(list_source(kind, path, test, cache_folder()), out, on_bad_image, progress)
+    return list_source(kind, path, test, cache_folder())
 
 
 def import_listing(listing: Listing, out: Path, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:

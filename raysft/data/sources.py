@@ -69,7 +69,8 @@ def outline(data: Data, cache: Path) -> Outline:
             raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
         return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))
     if data.source == "digits":
-        return Outline(tuple(map(str, range(10))), DIGITS_ROWS - DIGITS_TEST_ROWS, DIGITS_TEST_ROWS, "scikit-learn's digits")
+        train_rows = DIGITS_ROWS - DIGITS_TEST_ROWS
+        return Outline(tuple(map(str, range(10))), train_rows, DIGITS_TEST_ROWS, "scikit-learn's digits")
     if data.source == "cifar10":
         return Outline(cifar.CLASSES, 50_000, 10_000, str(cifar.locate(data.path, cache)))
     folders = Folders.of(Path(data.path or ""), Path(data.test_path) if data.test_path else None)

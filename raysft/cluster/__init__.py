@@ -1,0 +1,1 @@
+"""The Ray that a run uses: this machine, or a cluster."""

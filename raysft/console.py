@@ -1,0 +1,214 @@
+"""What a person sees: the plan, progress, trials, the leaderboard, errors. Nothing else in raysft prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from raysft.errors import RaysftError
+from raysft.job import Job
+from raysft.job.plan import Outline, Plan
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+class Output:
+    """Standard output and error as they were when the command began, whatever is done to them later."""
+
+    def __init__(self) -> None:
+        self._out_fd, self._err_fd = os.dup(1), os.dup(2)
+        self.out = _console(self._out_fd)
+        self.err = _console(self._err_fd)
+
+    def line(self, text: str = "") -> None:
+        """One line of plain text to standard output."""
+        self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        """A table to standard output."""
+        self.out.print(table)
+
+    def json(self, document: Any) -> None:
+        """One JSON document to standard output."""
+        self.line(json.dumps(document, indent=1, default=str))
+
+    def errors(self, error: RaysftError) -> None:
+        """One red line a problem to standard error."""
+        for problem in error.problems:
+            self.err.print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """One yellow line to standard error."""
+        self.err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def quiet(self, log: Path) -> Iterator[None]:
+        """Send what everyone else prints, also from native code, to a log file."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(self._out_fd, 1)
+            os.dup2(self._err_fd, 2)
+
+
+def _console(descriptor: int) -> Console:
+    stream = os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="replace", buffering=1)
+    return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL)
+
+
+class Watcher:
+    """A run on the console: a bar where there is a terminal, one line a finished trial everywhere."""
+
+    def __init__(self, output: Output, metric: str, shown: bool = True) -> None:
+        self.output, self.metric, self.shown = output, metric, shown
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                            console=output.out, transient=True, disable=not (shown and output.out.is_terminal))
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Watcher:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def note(self, text: str) -> None:
+        self.output.line(text)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Rows or bytes; without a terminal only the end is told."""
+        self._advance(what, done, total)
+        if done == total and self.shown and not self.output.out.is_terminal:
+            self.output.line(f"{what}: {done:,} of {total:,}")
+        if done == total:
+            self.bar.remove_task(self._tasks.pop(what))
+
+    def epochs(self, done: float, total: int, records: Sequence[Any]) -> None:
+        self._advance("epochs", round(done, 1), total)
+
+    def trial_ended(self, record: Any, ended: int, total: int) -> None:
+        best = record.best(self.metric)
+        score = f"{self.metric} {best[self.metric]:.4f}" if best else record.error
+        width = len(str(total))
+        epochs = _count(len(record.history), "epoch")
+        self.output.line(f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}  {score}  {epochs}  "
+                         f"{record.seconds:.1f} s  {config_text(record.config)}")
+
+    def _advance(self, what: str, done: float, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self.bar.add_task(what, total=total or None)
+        self.bar.update(self._tasks[what], completed=done)
+
+
+# --- a plan ----------------------------------------------------------------------------------------------------------
+
+def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str) -> list[str]:
+    """The plan of a job, one fact a line."""
+    epochs = _count(job.train.epochs, "epoch")
+    slots = "; ".join(_count(s.teams, "team") + f" of {_count(s.workers, 'worker')}" for s in plan.slots)
+    gpus = f", {job.resources.gpus_per_worker:g} GPU" if job.resources.gpus_per_worker else ""
+    searched = ""
+    if job.search is not None:
+        stop = job.search.scheduler.name
+        early = f", {stop} may end them early" if stop != "none" else ""
+        searched = f", by {job.search.metric}{early}"
+    return [
+        f"job      {job.name} on {where}",
+        f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, {plan.val_rows:,} val, "
+        f"{plan.test_rows:,} test images in {plan.classes} classes",
+        f"model    {job.model.name}, weights {job.model.weights}, new head of {plan.classes} classes",
+        f"train    {epochs} of {_count(plan.steps_per_epoch, 'step')}, batch {job.train.batch_size} "
+        f"(at most {plan.batch_per_worker} a worker)",
+        f"search   {_count(plan.trials, 'trial')}, {plan.teams} at a time{searched}",
+        f"workers  {slots}; {job.resources.cpus_per_worker} CPU{gpus} a worker",
+        f"results  {results}",
+    ]
+
+
+def plan_json(job: Job, plan: Plan, results: str) -> dict[str, Any]:
+    """The plan as a document."""
+    return {"job": job.name, "rows": {"train": plan.train_rows, "val": plan.val_rows, "test": plan.test_rows},
+            "classes": plan.classes, "trials": plan.trials, "trials_at_a_time": plan.teams,
+            "slots": [{"teams": s.teams, "workers": s.workers} for s in plan.slots],
+            "steps_per_epoch": plan.steps_per_epoch, "epochs": job.train.epochs,
+            "batch_per_worker": plan.batch_per_worker, "results": results}
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
+    """The best trials of a results.json."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("", "right"), ("trial", "left"), ("status", "left"), ("val acc", "right"),
+                          ("val loss", "right"), ("epochs", "right"), ("seconds", "right"), ("config", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for place, row in enumerate(results["trials"][:most], 1):
+        table.add_row(str(place), row["trial"], row["status"], _score(row["val_accuracy"]), _score(row["val_loss"]),
+                      str(row["epochs"]), f"{row['seconds']:.1f}", config_text(row["config"]))
+    return table
+
+
+def result_lines(results: dict[str, Any]) -> list[str]:
+    """The outcome under the leaderboard."""
+    best, timing = results["best"], results["timing"]
+    hidden = len(results["trials"]) - 10
+    lines = [f"… and {hidden} more"] if hidden > 0 else []
+    if best is not None:
+        lines.append(f"best     {best['trial']}, epoch {best['epoch']}: val accuracy {best['val_accuracy']:.4f}, "
+                     f"test accuracy {best['test_accuracy']:.4f}")
+    rate = f", {timing['images_per_s']:,.0f} images/s" if timing["images_per_s"] else ""
+    waited = timing["data_wait_fraction"]
+    wait = f", {100 * waited:.1f} % of it waiting for data" if waited is not None else ""
+    lines.append(f"time     {timing['total_s']:.1f} s: start {timing['startup_s']:.1f}, training "
+                 f"{timing['train_s']:.1f}{rate}{wait}")
+    return lines
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """A configuration in one line: sgd lr=0.01 momentum=0.9 batch_size=64."""
+    words = []
+    for key, value in config.items():
+        if key == "optimizer":
+            words += [str(value["name"]), *(f"{k}={_short(v)}" for k, v in value.items() if k != "name")]
+        else:
+            words.append(f"{key.removeprefix('train.')}={_short(value)}")
+    return " ".join(words) or "as in the job"
+
+
+def table_of(rows: Sequence[dict[str, Any]], columns: Sequence[str], format: Callable[[Any], str] = str) -> Table:
+    """A plain table of some keys of each row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if row.get(c) is None else format(row[c]) for c in columns))
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -1,0 +1,102 @@
+"""A delivered model on single images and on whole data sets, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from raysft.data.augment import normalise, scale_and_shift
+from raysft.data.images import fit, open_rgb
+from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
+from raysft.data.sources import Folders
+from raysft.errors import DataError
+from raysft.results.model import ModelCard, load_model
+
+BATCH = 256
+TOP = 3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's most likely classes, best first."""
+
+    image: str
+    classes: tuple[tuple[str, float], ...]
+
+
+class Classifier:
+    """A delivered model, ready to classify."""
+
+    def __init__(self, folder: Path) -> None:
+        self.net, self.card = load_model(folder)
+        self._scale_shift = scale_and_shift(self.card.mean, self.card.std)
+
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray) -> torch.Tensor:
+        """(n, classes) float32 for (n, height, width, 3) uint8 of the card's size."""
+        return self.net(normalise(torch.from_numpy(images), *self._scale_shift))
+
+    def predict(self, paths: Sequence[str]) -> list[Prediction]:
+        """The most likely classes of image files; raises DataError for one that cannot be read."""
+        found = []
+        for start in range(0, len(paths), BATCH):
+            part = paths[start:start + BATCH]
+            images = np.stack([fit(open_rgb(Path(p), p), self.card.height, self.card.width) for p in part])
+            best = F.softmax(self.logits(images), dim=1).topk(min(TOP, len(self.card.classes)), dim=1)
+            for path, shares, labels in zip(part, best.values.tolist(), best.indices.tolist(), strict=True):
+                named = tuple((self.card.classes[i], share) for i, share in zip(labels, shares, strict=True))
+                found.append(Prediction(path, named))
+        return found
+
+    def evaluate(self, data: Path, split: str) -> dict[str, Any]:
+        """Accuracy and mean loss on a split of a data set, or on a folder with one folder of images a class."""
+        loss, correct, count = 0.0, 0, 0
+        for images, labels in labelled_batches(data, split, self.card):
+            outputs, target = self.logits(images), torch.from_numpy(labels)
+            loss += F.cross_entropy(outputs, target, reduction="sum").item()
+            correct += int((outputs.argmax(1) == target).sum())
+            count += len(labels)
+        return {"images": count, "accuracy": correct / count, "loss": loss / count}
+
+
+def labelled_batches(data: Path, split: str, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's classes."""
+    data = data.expanduser()
+    if (data / MANIFEST).is_file():
+        pairs = _shard_images(data, split, card)
+    else:
+        folders = Folders.of(data, data)
+        pairs = ((open_rgb(Path(file), file), folders.classes[label]) for file, label in folders.test)
+    number = {name: i for i, name in enumerate(card.classes)}
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    for image, name in pairs:
+        if name not in number:
+            raise DataError(str(data), f"has the class {name}, which the model does not know",
+                            f"it knows {', '.join(card.classes)}")
+        images.append(fit(image, card.height, card.width))
+        labels.append(number[name])
+        if len(images) == BATCH:
+            yield np.stack(images), np.array(labels)
+            images, labels = [], []
+    if images:
+        yield np.stack(images), np.array(labels)
+
+
+def _shard_images(data: Path, split: str, card: ModelCard) -> Iterable[tuple[Image.Image, str]]:
+    manifest = read_manifest(data)
+    if split not in manifest.splits:
+        raise DataError(str(data), f"has no split {split}", f"it has {', '.join(manifest.splits)}")
+    verify(data, manifest)
+    for table in iter_tables(data, manifest.splits[split]):
+        ids, images, labels = columns(table, manifest.image)
+        for row, image, label in zip(ids, images, labels, strict=True):
+            whole = open_rgb(image, f"row {row}") if isinstance(image, bytes) else Image.fromarray(image)
+            yield whole, manifest.classes[label]

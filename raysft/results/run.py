@@ -1,0 +1,161 @@
+"""The run directory: job.yaml, run.json, trials/ID/trial.json, model/, results.json; each file whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raysft.data.shards import write_text
+from raysft.errors import UserError
+from raysft.job import Job, dump_job
+from raysft.job.spec import metric_mode
+
+PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
+
+
+@dataclass
+class TrialRecord:
+    """One trial, as trial.json and the leaderboard show it."""
+
+    trial: str
+    config: dict[str, Any]
+    status: str = "pending"
+    history: list[dict[str, Any]] = field(default_factory=list)
+    started: float | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    trace: str | None = None
+
+    def best(self, metric: str) -> dict[str, Any] | None:
+        """The epoch with the best metric, the first of equals."""
+        if not self.history:
+            return None
+        pick = max if metric_mode(metric) == "max" else min
+        return pick(self.history, key=lambda m: m[metric])
+
+    def row(self, metric: str) -> dict[str, Any]:
+        """The trial's entry in results.json."""
+        best = self.best(metric)
+        return {"trial": self.trial, "status": self.status, "config": self.config, "epochs": len(self.history),
+                "val_accuracy": best["val_accuracy"] if best else None, "val_loss": best["val_loss"] if best else None,
+                "seconds": round(self.seconds, 2), "error": self.error}
+
+
+class Run:
+    """A run directory that is being written."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.folder, self.job = folder, job
+        self.metric = job.search.metric if job.search else "val_accuracy"
+        self.info: dict[str, Any] = {"run": folder.name, "status": "starting", "started": _now(), "ended": None,
+                                     "versions": versions(), "git": git_revision()}
+
+    @classmethod
+    def create(cls, job: Job, name: str | None) -> Run:
+        """A new directory below the job's storage; raises UserError when it is there already or cannot be made."""
+        if name is not None and (Path(name).name != name or name in (".", "..")):
+            raise UserError(f"--name {name}", "is not a plain name", "give a name without slashes")
+        storage = Path(job.storage).expanduser().resolve()
+        folder = storage / (name or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(str(folder), "is there already", "give another --name") from None
+        except OSError as error:
+            raise UserError(f"storage: {storage}", f"cannot be written ({error.strerror})",
+                            "give a folder that can") from None
+        run = cls(folder, job)
+        write_text(folder / "job.yaml", dump_job(job))
+        run.save()
+        return run
+
+    def discard(self) -> None:
+        """Remove a run that never began."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def trial_folder(self, trial: str) -> Path:
+        """Where a trial keeps its record and its checkpoints."""
+        return self.folder / "trials" / trial
+
+    def save(self, **info: Any) -> None:
+        """Write run.json with `info` added."""
+        self.info |= info
+        if self.info["status"] in ("done", "failed", "stopped"):
+            self.info["ended"] = self.info["ended"] or _now()
+        _write_json(self.folder / "run.json", self.info)
+
+    def save_trial(self, record: TrialRecord) -> None:
+        """Write a trial's trial.json."""
+        folder = self.trial_folder(record.trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "trial.json", record.row(self.metric) | {"history": record.history, "trace": record.trace})
+
+    def save_results(self, results: dict[str, Any]) -> None:
+        """Write results.json."""
+        _write_json(self.folder / "results.json", results)
+
+
+def leaderboard(records: list[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Trials from best to worst; those without a finished epoch last."""
+    sign = -1 if metric_mode(metric) == "max" else 1
+
+    def key(record: TrialRecord) -> tuple[float, str]:
+        best = record.best(metric)
+        return (sign * best[metric] if best else math.inf, record.trial)
+
+    return sorted(records, key=key)
+
+
+def find_run(name: str, storage: str = "runs") -> Path:
+    """The directory of a run given as a path or as a name below `storage`; raises UserError."""
+    for folder in (Path(name).expanduser(), Path(storage) / name):
+        if (folder / "run.json").is_file():
+            return folder
+    raise UserError(name, "is not a run", f"give a run directory, or a name in {storage}/ (`raysft list`)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; raises UserError when it is not there or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(str(path), "does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read ({error})") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what shapes a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the working folder, with -dirty where it was changed; None outside a repository."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                              capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

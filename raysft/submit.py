@@ -1,0 +1,127 @@
+"""What the commands that work on this machine do: load, plan, show the plan, then act."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raysft.cluster.local import local_ray, this_node
+from raysft.console import Output, Watcher, leaderboard_table, plan_lines, result_lines, table_of
+from raysft.errors import UserError
+from raysft.job import Job, load_job
+from raysft.job.plan import Node, Outline, Plan, make_plan
+from raysft.results.run import Run
+
+WHERE = "this machine"
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A job and what follows from it before anything has started."""
+
+    job: Job
+    outline: Outline
+    plan: Plan
+    node: Node
+
+
+def look_ahead(job_file: Path, overrides: Sequence[str]) -> Ahead:
+    """Load a job and plan it on this machine; raises UserError for whatever can be known to be wrong by now."""
+    job = load_job(job_file, overrides)
+    from raysft.data.imports import cache_folder
+    from raysft.data.sources import outline
+
+    known = outline(job.data, cache_folder())
+    node = this_node()
+    return Ahead(job, known, make_plan(job, known, [node]), node)
+
+
+def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, output: Output) -> None:
+    """Run a job on a Ray of this machine, from plan to leaderboard."""
+    ahead = look_ahead(job_file, overrides)
+    run = Run.create(ahead.job, name)
+    output.line("no cluster given: Ray starts on this machine "
+                f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)")
+    for line in plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, _short(run.folder)):
+        output.line(line)
+    try:
+        results = _run(ahead, run, output)
+    except UserError:
+        run.discard()  # nothing was trained; what is wrong is on the console
+        raise
+    except KeyboardInterrupt:
+        run.save(status="stopped")
+        output.warning(f"stopped: {_short(run.folder)}")
+        raise
+    except BaseException:
+        run.save(status="failed")
+        raise
+    _show_results(results, run, output)
+
+
+def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
+    with Watcher(output, run.metric) as watcher, output.quiet(run.folder / "raysft.log"), local_ray(ahead.node):
+        from raysft.search.driver import execute
+
+        results = execute(ahead.job, run, [ahead.node], watcher)
+        run.save(status="done")
+        return results
+
+
+def _show_results(results: dict[str, Any], run: Run, output: Output) -> None:
+    output.line()
+    output.show(leaderboard_table(results))
+    for line in result_lines(results):
+        output.line(line)
+    folder = _short(run.folder)
+    output.line()
+    for command in (f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
+                    f"raysft predict {folder}/model IMAGE…"):
+        output.line(f"  {command}")
+
+
+def import_here(kind: str, path: str | None, out: Path, test: str | None, on_bad_image: str, as_json: bool,
+                output: Output) -> None:
+    """Import images on a Ray of this machine."""
+    kinds, policies = ("imagefolder", "cifar10", "digits"), ("fail", "skip")
+    if kind not in kinds:
+        raise UserError(kind, "is not a kind of data", f"give {' | '.join(kinds)}")
+    if on_bad_image not in policies:
+        raise UserError(f"--on-bad-image {on_bad_image}", "is not a policy", f"give {' | '.join(policies)}")
+    policy: Literal["fail", "skip"] = "skip" if on_bad_image == "skip" else "fail"
+    from raysft.data.imports import check_out, import_listing, listing_of
+
+    check_out(out)
+    with Watcher(output, "", shown=not as_json) as watcher:
+        listing = listing_of(kind, path, test, watcher.progress)  # what is wrong with it is known before Ray starts
+        with (tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log, output.quiet(Path(log.name)),
+              local_ray(this_node())):
+            import_listing(listing, out.expanduser().resolve(), policy, watcher.progress)
+    show_data(out, as_json, output)
+
+
+def show_data(folder: Path, as_json: bool, output: Output) -> None:
+    """What a data set holds, as a table or a document."""
+    from raysft.data.shards import read_manifest
+
+    manifest = read_manifest(folder.expanduser())
+    splits = [{"split": name, "images": split.rows, "shards": len(split.files)}
+              for name, split in manifest.splits.items()]
+    if as_json:
+        output.json({"path": str(folder), "classes": manifest.classes, "splits": splits, "mean": manifest.mean,
+                     "std": manifest.std, "skipped": manifest.skipped, "encoding": manifest.image.encoding,
+                     "fingerprint": manifest.fingerprint, "format": manifest.format})
+        return
+    size = f"{manifest.image.width}×{manifest.image.height} pixels" if manifest.image.width else "mixed sizes"
+    skipped = f", {manifest.skipped} unreadable images left out" if manifest.skipped else ""
+    shown = ", ".join(manifest.classes[:12]) + (", …" if len(manifest.classes) > 12 else "")
+    output.line(f"{folder}: {len(manifest.classes)} classes ({shown}), {size}{skipped}")
+    output.show(table_of(splits, ("split", "images", "shards"), lambda v: f"{v:,}" if isinstance(v, int) else v))
+
+
+def _short(path: Path) -> str:
+    """A path relative to the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,58 @@
+"""Slots: Ray Train worker groups that live as long as the run, each with teams that train trial after trial.
+
+The worker groups are plain data-parallel ones: Ray's torch backend would make one process group of all workers, where
+every team needs its own. So neither the controller nor the start of a slot has to import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from raysft.job.plan import Slot
+from raysft.job.spec import Resources
+
+# Ray Train waits without end by default where something is wrong; these are its limits, in seconds.
+LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120"}
+MAX_RESTARTS = 5
+
+
+class SlotThread(threading.Thread):
+    """A thread that holds one Ray Train run; `error` says why it ended, if it should not have."""
+
+    def __init__(self, number: int, slot: Slot, resources: Resources, setup: Any, queue: Any, storage: str) -> None:
+        super().__init__(name=f"slot-{number}", daemon=True)
+        self.number, self.slot, self.resources = number, slot, resources
+        self.setup, self.queue, self.storage = setup, queue, storage
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._trainer().fit()
+        except BaseException as error:
+            self.error = error
+
+    def _trainer(self) -> Any:
+        from ray import train
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        for name, seconds in LIMITS.items():
+            os.environ.setdefault(name, seconds)
+        each = {"CPU": float(self.resources.cpus_per_worker)}
+        if self.resources.gpus_per_worker:
+            each["GPU"] = self.resources.gpus_per_worker
+        scaling = train.ScalingConfig(num_workers=self.slot.teams * self.slot.workers, resources_per_worker=each,
+                                      use_gpu=bool(self.resources.gpus_per_worker))
+        failures = train.FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=0)  # type: ignore[call-arg]
+        run = train.RunConfig(name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures)
+        config = {"setup": self.setup, "slot": self.number, "queue": self.queue}
+        return DataParallelTrainer(_enter, train_loop_config=config, scaling_config=scaling, run_config=run)
+
+
+def _enter(config: dict[str, Any]) -> None:
+    from ray import train
+
+    from raysft.train.worker import run_worker  # torch is imported here, in the worker
+
+    run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), config["queue"])

@@ -1,0 +1,71 @@
+"""The workers that train one trial together: a process group of their own, sums and agreement."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
+MEETING_TIMEOUT = datetime.timedelta(seconds=60)
+
+
+class Team:
+    """One worker's view of its team."""
+
+    def __init__(self, rank: int, workers: int, device: torch.device) -> None:
+        self.rank, self.workers, self.device = rank, workers, device
+
+    def connect(self, host: str, meet: Callable[[str | None], str]) -> None:
+        """Form the process group. `meet` hands the address of rank 0 to all: it takes it there, returns it here."""
+        if self.workers == 1:
+            return
+        if self.rank == 0:
+            store = dist.TCPStore(host, 0, self.workers, is_master=True, timeout=MEETING_TIMEOUT,
+                                  wait_for_workers=False)
+            meet(f"{host}:{store.port}")
+        else:
+            address, _, port = meet(None).rpartition(":")
+            store = dist.TCPStore(address, int(port), self.workers, is_master=False, timeout=MEETING_TIMEOUT)
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.workers,
+                                timeout=COLLECTIVE_TIMEOUT)
+
+    def disconnect(self) -> None:
+        """Leave the process group; members that still wait in it get an error instead of waiting on."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """`net` on this worker's device, images' channels last in memory: faster for convolutions on both kinds."""
+        return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def parallel(self, net: nn.Module) -> nn.Module:
+        """`net` with gradients averaged over the team."""
+        if self.workers == 1:
+            return net
+        on = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(net, device_ids=on, gradient_as_bucket_view=True)
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give all members the buffers of rank 0: batch statistics differ by the images each has seen."""
+        if self.workers > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """`values`, float64 of any shape, summed over the team."""
+        if self.workers > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, go_on: bool) -> bool:
+        """What rank 0 says."""
+        if self.workers == 1:
+            return go_on
+        flag = torch.tensor([go_on], dtype=torch.int32, device=self.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
