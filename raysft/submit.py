@@ -63,12 +63,16 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
 
 
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
-    with Watcher(output, run.metric) as watcher, output.quiet(run.folder / "raysft.log"), local_ray(ahead.node):
-        from raysft.search.driver import execute
+    with Watcher(output, run.metric) as watcher, output.quiet(run.folder / "raysft.log"):
+        from raysft.data.imports import fetch
 
-        results = execute(ahead.job, run, [ahead.node], watcher)
-        run.save(status="done")
-        return results
+        fetch(ahead.job.data, watcher.progress)
+        with local_ray(ahead.node):
+            from raysft.search.driver import execute
+
+            results = execute(ahead.job, run, [ahead.node], watcher, own_ray=True)
+            run.save(status="done")
+            return results
 
 
 def _show_results(results: dict[str, Any], run: Run, output: Output) -> None:

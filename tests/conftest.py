@@ -12,11 +12,27 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 
 
 @pytest.fixture(scope="session")
-def ray_local():
+def _shared_ray():
+    yield
     import ray
 
-    ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
-    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_local(_shared_ray):
+    """The Ray of the session, started when first needed and again after a test that had to be alone."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
+
+
+@pytest.fixture
+def no_ray():
+    """For tests that start a Ray of their own: two at once disturb each other."""
+    import ray
+
     ray.shutdown()
 
 

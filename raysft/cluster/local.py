@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,14 +50,29 @@ def local_ray(node: Node) -> Iterator[None]:
     import ray
 
     before = {p.pid for p in psutil.Process().children(recursive=True)}
-    ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
-             logging_level=logging.WARNING, include_dashboard=True)
+    try:
+        ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
+                 logging_level=logging.WARNING, include_dashboard=True)
+        yield
+    finally:
+        with _undisturbed():
+            ours = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+            ray.shutdown()
+            _end(ours)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep a second Ctrl-C from interrupting the clean-up of the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        ours = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-        ray.shutdown()
-        _end(ours)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _end(processes: list[psutil.Process]) -> None:

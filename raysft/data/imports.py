@@ -67,6 +67,12 @@ def check_out(out: Path) -> None:
         raise DataError(str(out), "is there already", "remove it or give another --out")
 
 
+def fetch(data: Data, progress: Progress) -> None:
+    """Download what a job names and what is not here yet; raises DataError. Needs no Ray."""
+    if data.source == "cifar10" and data.path is None:
+        cifar.download(cifar.locate(None, cache_folder()), progress)
+
+
 def listing_of(kind: str, path: str | None, test: str | None, progress: Progress) -> Listing:
     """The listing of a source, downloaded first where that is needed; raises DataError."""
     if kind == "cifar10" and path is None:

@@ -23,6 +23,7 @@ from raysft.data.sources import stratified_order
 
 MIXED_SIZE = 224
 WINDOW_BYTES = 256_000_000
+STORE_SHARE = 0.6
 
 SplitName = Literal["train", "val", "test"]
 
@@ -135,10 +136,10 @@ def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int 
     decoded = ImageSpec("raw", source.height, source.width)
     blocks = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
         partial(_read_shards, source=replace(source, files=())), batch_size=1, batch_format="pyarrow", num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=tasks))
+        compute=ray.data.TaskPoolStrategy(size=min(tasks, len(paths))))
     for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         ids, images, labels = columns(table, decoded)
-        yield Rows(ids, images, labels)  # type: ignore[arg-type]
+        yield Rows(ids, images, labels.astype(np.int64))  # type: ignore[arg-type]
 
 
 def _read_shards(batch: pa.Table, source: SplitSource) -> pa.Table:
@@ -266,12 +267,17 @@ def _cut(parts: Iterator[Rows], sizes: list[int]) -> Iterator[Rows]:
 Reader = Kept | Streamed
 
 
-def decide(sources: dict[SplitName, SplitSource], budget_gb: float) -> tuple[Literal["kept", "streamed"], str]:
-    """Whether the splits are kept or streamed, and why, in words for the console."""
-    need = sum(source.nbytes for source in sources.values()) / 1e9
-    if need <= budget_gb:
-        return "kept", f"{need:.2f} GB decoded, within data.budget_gb {budget_gb:g}"
-    return "streamed", f"{need:.2f} GB decoded, more than data.budget_gb {budget_gb:g}"
+def decide(sources: dict[SplitName, SplitSource], budget_gb: float,
+           store_bytes: float) -> tuple[Literal["kept", "streamed"], str]:
+    """Whether the splits are kept or streamed, and why, in words for the console.
+
+    store_bytes: size of Ray's object store, of which kept images may take `STORE_SHARE`.
+    """
+    need, room = sum(source.nbytes for source in sources.values()) / 1e9, STORE_SHARE * store_bytes / 1e9
+    limit, name = min((budget_gb, f"data.budget_gb {budget_gb:g}"), (room, f"the {room:.3g} GB of the object store"))
+    if need <= limit:
+        return "kept", f"{need:.3g} GB decoded, within {name}"
+    return "streamed", f"{need:.3g} GB decoded, more than {name}"
 
 
 def open_reader(value: Any) -> Reader:

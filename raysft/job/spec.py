@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -234,4 +235,10 @@ class Job(Section):
 def metric_mode(metric: str) -> Literal["min", "max"]:
     """The direction in which a metric is better."""
     return "min" if metric.endswith("loss") else "max"
+
+
+def order(metrics: Mapping[str, Any], metric: str) -> tuple[float, ...]:
+    """A key that sorts epochs from best to worst: by the metric, the lower validation loss where it is equal."""
+    value = metrics[metric]
+    return (-value if metric_mode(metric) == "max" else value, metrics["val_loss"])
 

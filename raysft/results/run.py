@@ -16,7 +16,7 @@ from typing import Any
 from raysft.data.shards import write_text
 from raysft.errors import UserError
 from raysft.job import Job, dump_job
-from raysft.job.spec import metric_mode
+from raysft.job.spec import order
 
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -35,11 +35,10 @@ class TrialRecord:
     trace: str | None = None
 
     def best(self, metric: str) -> dict[str, Any] | None:
-        """The epoch with the best metric, the first of equals."""
+        """The epoch with the best metric."""
         if not self.history:
             return None
-        pick = max if metric_mode(metric) == "max" else min
-        return pick(self.history, key=lambda m: m[metric])
+        return min(self.history, key=lambda m: order(m, metric))
 
     def row(self, metric: str) -> dict[str, Any]:
         """The trial's entry in results.json."""
@@ -105,11 +104,10 @@ class Run:
 
 def leaderboard(records: list[TrialRecord], metric: str) -> list[TrialRecord]:
     """Trials from best to worst; those without a finished epoch last."""
-    sign = -1 if metric_mode(metric) == "max" else 1
 
-    def key(record: TrialRecord) -> tuple[float, str]:
+    def key(record: TrialRecord) -> tuple[float, ...]:
         best = record.best(metric)
-        return (sign * best[metric] if best else math.inf, record.trial)
+        return order(best, metric) if best else (math.inf,)
 
     return sorted(records, key=key)
 

@@ -49,10 +49,11 @@ class Listener(Protocol):
         """A trial finished, was stopped by the search, or failed."""
 
 
-def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener) -> dict[str, Any]:
+def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, own_ray: bool) -> dict[str, Any]:
     """Run a job on the Ray this process is connected to; returns what results.json holds.
 
-    Raises UserError for what a person has to correct, RunError when no trial came to an end.
+    Where Ray is not the caller's own, it is left without any worker of the run. Raises UserError for what a person has
+    to correct, RunError when no trial came to an end.
     """
     begun = time.time()
     folder = dataset_of(job.data, listener.progress)
@@ -63,20 +64,20 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener) -> di
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
     plan = make_plan(job, _outline(folder, manifest), nodes)
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.model.image_size)
-    how, why = decide(sources, job.data.budget_gb)
+    how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
     run.save(status="running", trials=plan.trials,
              data={"fingerprint": manifest.fingerprint, "path": str(folder), "classes": len(manifest.classes),
                    "rows": {name: len(source.ids) for name, source in sources.items()}, "read": how})
     scratch = tempfile.mkdtemp(prefix="raysft-")
     conductor = _Conductor(job, run, plan, manifest, listener, scratch, begun)
+    conductor.start()
     try:
-        conductor.start()
         conductor.hand_out(sources, how)
         conductor.follow()
         return conductor.deliver(sources["test"])
     finally:
-        conductor.close()
+        conductor.close(wait=not own_ray)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -263,10 +264,11 @@ class _Conductor:
                 "mode": "min" if self.run.metric.endswith("loss") else "max", "best": best,
                 "trials": [record.row(self.run.metric) for record in board], "timing": timing}
 
-    def close(self) -> None:
-        """Send the teams home; whoever owns the Ray decides whether to wait for that."""
-        if ray.is_initialized() and hasattr(self, "queue"):
-            self.queue.close.remote()
+    def close(self, wait: bool) -> None:
+        """Send the teams home, and wait until they have gone."""
+        self.queue.close.remote()
+        for slot in self.slots if wait else []:
+            slot.join(WIND_DOWN_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:

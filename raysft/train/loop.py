@@ -17,7 +17,7 @@ from torch import nn
 from raysft.data.augment import augment, normalise, scale_and_shift
 from raysft.data.ingest import Batch, Reader
 from raysft.errors import TrialError
-from raysft.job.spec import Train, metric_mode
+from raysft.job.spec import Train, order
 from raysft.train.checkpoint import load_checkpoint, save_checkpoint
 from raysft.train.checkpoint_paths import last_checkpoint, prune
 from raysft.train.optim import build_optimizer, learning_rate, set_learning_rate
@@ -93,9 +93,8 @@ def run_trial(recipe: Recipe, net: nn.Module, train: Reader, val: Reader, team: 
 
 
 def best_epoch(history: list[Metrics], metric: str) -> int:
-    """The epoch (1, 2, …) with the best metric, the first of equals."""
-    pick = max if metric_mode(metric) == "max" else min
-    return pick(history, key=lambda m: m[metric])["epoch"]
+    """The epoch (1, 2, …) with the best metric."""
+    return min(history, key=lambda m: order(m, metric))["epoch"]
 
 
 def _one_epoch(recipe: Recipe, epoch: int, net: nn.Module, parallel: nn.Module, optimizer: torch.optim.Optimizer,

@@ -1,10 +1,13 @@
 """The small actor between the search and the teams: trials go one way, metrics and decisions the other.
 
     search:  put(task) ─▶ next_event ─▶ … ─▶ stop         driver:  events
-    teams:   take ─▶ meet (once) ─▶ report ─▶ … ─▶ finish | fail
+    teams:   take ─▶ meet (once) ─▶ report ─▶ … ─▶ finish | fail ─▶ settle
+
+A trial fails when every member of its team has given it up; the first of them says why. A member that was killed says
+nothing: then Ray Train restarts the worker group, and the trial is taken up again from its last checkpoint.
 
 A team that reports an epoch waits until the search has asked for the next event of that trial (go on) or has stopped
-it. A worker group that comes back after a crash gets the trial it was training again, from its last checkpoint.
+it.
 """
 
 from __future__ import annotations
@@ -55,11 +58,20 @@ class _Trial:
 
 
 @dataclass
+class _Failure:
+    trial: str
+    payload: dict[str, str]
+    missing: set[int]
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
 class _Team:
     joined: set[int] = field(default_factory=set)
     turn: int = -1
     task: asyncio.Future[Task | None] | None = None
     running: str | None = None
+    failure: _Failure | None = None
     group: int = 0
     meetings: dict[int, asyncio.Future[str]] = field(default_factory=dict)
 
@@ -147,6 +159,9 @@ class TrialQueue:
         state = self._teams.setdefault((slot, team), _Team())
         if turn == 0:
             await self._join(state, rank)
+        elif state.failure is not None:  # this member was done with the trial before another one gave it up
+            await self._give_up(state, rank)
+            await self.settle(slot, team)
         if turn > state.turn:
             state.turn, state.task = turn, asyncio.get_running_loop().create_future()
             await self._assign(state)
@@ -184,14 +199,18 @@ class TrialQueue:
         kind = "scored" if state.task.kind == "score" else "stopped" if state.stopped else "finished"
         await self._end(state, kind, payload)
 
-    async def fail(self, slot: int, team: int, trial: str, attempt: int, error: str, trace: str) -> None:
-        """A member of a team could not go on. The first cause counts; the team gets a new process group."""
-        owner = self._teams[slot, team]
-        state = self._trials[trial]
-        if owner.running == trial and state.task.attempt == attempt:
-            owner.running = None
-            owner.group += 1
-            await self._end(state, "failed", {"error": error, "trace": trace})
+    async def fail(self, slot: int, team: int, rank: int, workers: int, trial: str, error: str, trace: str) -> None:
+        """A member of a team gives its trial up. The first to do so tells the cause."""
+        state = self._teams[slot, team]
+        if state.failure is None:
+            state.failure = _Failure(trial, {"error": error, "trace": trace}, set(range(workers)))
+        await self._give_up(state, rank)
+
+    async def settle(self, slot: int, team: int) -> None:
+        """Wait until all members have given the trial up; the team then gets a new process group."""
+        failure = self._teams[slot, team].failure
+        if failure is not None:
+            await failure.settled.wait()
 
     # --- inside ---
 
@@ -200,9 +219,18 @@ class TrialQueue:
             self._data = asyncio.get_running_loop().create_future()
         return self._data
 
+    async def _give_up(self, team: _Team, rank: int) -> None:
+        assert team.failure is not None
+        failure = team.failure
+        failure.missing.discard(rank)
+        if not failure.missing:
+            team.running, team.failure, team.group = None, None, team.group + 1
+            await self._end(self._trials[failure.trial], "failed", failure.payload)
+            failure.settled.set()
+
     async def _join(self, team: _Team, rank: int) -> None:
         if rank in team.joined:
-            lost, team.running = team.running, None
+            lost, team.running, team.failure = team.running, None, None
             team.joined, team.turn, team.group = set(), -1, team.group + 1
             if lost is not None:
                 await self._again(self._trials[lost])

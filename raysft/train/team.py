@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 from collections.abc import Callable
 
 import torch
@@ -37,7 +38,9 @@ class Team:
     def disconnect(self) -> None:
         """Leave the process group; members that still wait in it get an error instead of waiting on."""
         if dist.is_initialized():
+            gc.collect()  # networks wrapped for a trial sit in cycles and hold the group's connections open
             dist.destroy_process_group()
+            gc.collect()
 
     def place(self, net: nn.Module) -> nn.Module:
         """`net` on this worker's device, images' channels last in memory: faster for convolutions on both kinds."""

@@ -51,11 +51,7 @@ class Worker:
             turn += 1
             failed = self._attempt(task, group)
             if failed is not None:
-                # The traceback holds the network and with it the process group; both are gone by now, so members
-                # that still wait for this one get an error at once.
-                ray.get(self.queue.fail.remote(self.slot, self.team_number, task.trial, task.attempt, *failed))
-                self.team.disconnect()
-                self.group = None
+                self._give_up(task, *failed)
         self.team.disconnect()
 
     def _attempt(self, task: Task, group: int) -> tuple[str, str] | None:
@@ -69,6 +65,14 @@ class Worker:
             line = error.what if isinstance(error, TrialError) else f"{type(error).__name__}: {error}"
             return line.strip().splitlines()[0], traceback.format_exc()
         return None
+
+    def _give_up(self, task: Task, error: str, trace: str) -> None:
+        """Tell why before the others find this member gone, leave the group, wait for all to have left it."""
+        me = (self.slot, self.team_number)
+        ray.get(self.queue.fail.remote(*me, self.team.rank, self.team.workers, task.trial, error, trace))
+        self.team.disconnect()
+        self.group = None
+        ray.get(self.queue.settle.remote(*me))
 
     def _connect(self, group: int) -> None:
         if self.group == group:

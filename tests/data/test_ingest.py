@@ -19,9 +19,9 @@ from raysft.data.shards import read_manifest
 from tests.conftest import make_images
 
 
-@pytest.fixture(scope="module")
-def dataset(ray_local, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("ingest")
+@pytest.fixture
+def dataset(ray_local, tmp_path) -> Path:
+    root = tmp_path
     make_images(root / "images", {"a": 40, "b": 33, "c": 30})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raysft.data.sources.SHARD_ROWS", 20)
@@ -29,7 +29,7 @@ def dataset(ray_local, tmp_path_factory) -> Path:
     return root / "D"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sources(dataset):
     return split_sources(dataset, read_manifest(dataset), val_rows=9, limit=None, seed=0, image_size=None)
 
@@ -83,5 +83,6 @@ def test_images_are_resized_when_read(dataset):
 
 
 def test_the_budget_decides_and_says_why(sources):
-    assert decide(sources, 1.0)[0] == "kept"
-    assert decide(sources, 1e-6) == ("streamed", "0.00 GB decoded, more than data.budget_gb 1e-06")
+    assert decide(sources, 1.0, 1e9)[0] == "kept"
+    assert decide(sources, 1e-6, 1e9) == ("streamed", "1.98e-05 GB decoded, more than data.budget_gb 1e-06")
+    assert decide(sources, 1.0, 1e3) == ("streamed", "1.98e-05 GB decoded, more than the 6e-07 GB of the object store")

@@ -1,0 +1,36 @@
+"""Networks that go wrong on purpose."""
+
+import torch
+from torch import nn
+
+from tests.tiny import tiny
+
+
+class Unbounded(nn.Module):
+    """Overflows when its weights grow."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = tiny(classes)
+
+    def forward(self, images):
+        return self.net(images) ** 9
+
+
+def unbounded(num_classes: int) -> nn.Module:
+    return Unbounded(num_classes)
+
+
+class FailsOnRank1(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = tiny(classes)
+
+    def forward(self, images):
+        if torch.distributed.get_rank() == 1:
+            raise RuntimeError("boom on rank 1")
+        return self.net(images)
+
+
+def fails_on_rank_1(num_classes: int) -> nn.Module:
+    return FailsOnRank1(num_classes)

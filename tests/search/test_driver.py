@@ -1,0 +1,159 @@
+"""Whole runs on a real Ray with real process groups: what comes out, and what a failure costs."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from raysft.data.imports import import_dataset
+from raysft.errors import ModelError, RunError
+from raysft.job import Job
+from raysft.job.plan import Node
+from raysft.results.predict import Classifier
+from raysft.results.run import Run
+from raysft.search.driver import execute
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+class Silent:
+    def __init__(self):
+        self.notes, self.ended = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def progress(self, what, done, total):
+        pass
+
+    def epochs(self, done, total, records):
+        assert 0 <= done <= total
+
+    def trial_ended(self, record, ended, total):
+        self.ended.append(record.trial)
+
+
+@pytest.fixture
+def dataset(ray_local, images, tmp_path) -> Path:
+    import_dataset("imagefolder", str(images), tmp_path / "D", None, "fail", lambda *a: None)
+    return tmp_path / "D"
+
+
+@pytest.fixture
+def go(dataset, tmp_path):
+    """Run a job on the tiny data set; returns (results, listener, run)."""
+    number = iter(range(100))
+
+    def _go(**sections):
+        train = {"epochs": 2, "batch_size": 16, "optimizer": {"name": "adam", "lr": 0.01}} | sections.pop("train", {})
+        data = {"source": "shards", "path": str(dataset), "val_fraction": 0.2} | sections.pop("data", {})
+        model = {"name": "tests.tiny:tiny", "weights": "none"} | sections.pop("model", {})
+        job = Job.model_validate({"storage": str(tmp_path / "runs"), "train": train, "data": data, "model": model}
+                                 | sections)
+        run, listener = Run.create(job, f"r{next(number)}"), Silent()
+        return execute(job, run, [Node(2)], listener, own_ray=False), listener, run
+
+    return _go
+
+
+def losses(run: Run, trial: str = "t0") -> list[list[float]]:
+    history = json.loads((run.trial_folder(trial) / "trial.json").read_text())["history"]
+    return [[m["train_loss"], m["val_loss"], m["train_accuracy"], m["val_accuracy"]] for m in history]
+
+
+def test_a_search_ends_with_a_scored_model_and_a_leaderboard(go, images):
+    results, listener, run = go(search={"trials": 3, "scheduler": {"name": "none"}}, train={"epochs": 3})
+    assert results["status"] == "done"
+    assert [t["status"] for t in results["trials"]] == ["finished"] * 3
+    assert sorted(listener.ended) == ["t0", "t1", "t2"]
+    accuracies = [t["val_accuracy"] for t in results["trials"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert results["best"]["val_accuracy"] == accuracies[0]
+    assert json.loads((run.folder / "results.json").read_text()) == results
+    again = Classifier(run.folder).evaluate(images / "test", "test")
+    assert again["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
+    assert again["loss"] == pytest.approx(results["best"]["test_loss"], rel=1e-4)
+    left = {p.parent.parent.name for p in run.folder.glob("trials/*/checkpoints/epoch-*")}
+    assert left == {results["best"]["trial"]}
+
+
+def test_the_number_of_workers_does_not_change_the_losses(go):
+    _, _, alone = go(resources={"workers": 1}, train={"batch_size": 15})
+    _, _, both = go(resources={"workers": 2}, train={"batch_size": 15})
+    for one, two in zip(losses(alone), losses(both), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_kept_runs_repeat_and_streamed_runs_train_too(go):
+    _, _, first = go()
+    _, _, second = go()
+    assert losses(first) == losses(second)
+    results, listener, _ = go(data={"budget_gb": 1e-9})
+    assert any(note.startswith("data streamed") for note in listener.notes)
+    assert results["best"]["val_accuracy"] is not None
+
+
+def test_asha_stops_weak_trials_early(go):
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02, 1e-7, 1e-8, 1e-7, 1e-8]}}]}
+    results, _, _ = go(search={"space": space, "metric": "val_loss"}, train={"epochs": 6})
+    stopped = [t for t in results["trials"] if t["status"] == "stopped"]
+    assert stopped
+    assert all(t["epochs"] < 6 for t in stopped)
+    assert results["trials"][0]["config"]["optimizer"]["lr"] > 0.01
+
+
+def test_a_trial_that_diverges_fails_alone(go):
+    space = {"optimizer": [{"name": "sgd", "momentum": 0.0, "lr": {"grid": [1e-2, 100.0]}}]}
+    results, _, _ = go(search={"space": space}, model={"name": "tests.networks:unbounded"}, resources={"workers": 2})
+    status = {t["config"]["optimizer"]["lr"]: t for t in results["trials"]}
+    assert status[1e-2]["status"] == "finished"
+    assert status[100.0]["status"] == "failed"
+    assert "diverged" in status[100.0]["error"]
+    assert status[1e-2]["epochs"] == 2
+    assert results["best"]["config"]["optimizer"]["lr"] == 1e-2
+
+
+def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks(go):
+    space = {"train.batch_size": {"grid": [8, 16]}}
+    with pytest.raises(RunError, match=r"no trial came to an end.*boom on rank 1"):
+        go(search={"space": space}, model={"name": "tests.networks:fails_on_rank_1"}, resources={"workers": 2})
+
+
+def test_a_killed_worker_costs_one_restart(go, tmp_path, monkeypatch):
+    (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
+    monkeypatch.chdir(tmp_path)
+    results, listener, run = go(model={"name": "crashing:network"}, train={"epochs": 3}, resources={"workers": 2})
+    assert (tmp_path / "crashed").exists()
+    assert any("taken up again" in note for note in listener.notes)
+    assert [t["status"] for t in results["trials"]] == ["finished"]
+    assert len(losses(run)) == 3
+    assert all(math.isfinite(v) for row in losses(run) for v in row)
+
+
+CRASHING = """
+import os, signal
+from pathlib import Path
+from torch import nn
+from tests.tiny import tiny
+
+class Crashing(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.net, self.evaluations = tiny(classes), 0
+
+    def forward(self, images):
+        self.evaluations += not self.training
+        if self.evaluations == 2 and not Path("{marker}").exists():  # in the second epoch, with one checkpoint there
+            Path("{marker}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.net(images)
+
+def network(num_classes):
+    return Crashing(num_classes)
+"""
+
+
+def test_a_network_that_is_not_known_is_refused_before_any_trial(go):
+    with pytest.raises(ModelError, match="did you mean resnet18"):
+        go(model={"name": "resnet81"})

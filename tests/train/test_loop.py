@@ -1,0 +1,98 @@
+"""One trial in one process: it learns, it repeats itself, and it goes on where a checkpoint left off."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raysft.data.ingest import Kept, Rows
+from raysft.errors import TrialError
+from raysft.job.spec import Train
+from raysft.train.checkpoint_paths import last_checkpoint
+from raysft.train.loop import Recipe, best_epoch, run_trial
+from raysft.train.team import Team
+from tests.tiny import tiny
+
+
+def rows(n: int, seed: int) -> Kept:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    images = rng.normal(60 + 60 * labels[:, None, None, None], 30, (n, 8, 8, 3)).clip(0, 255).astype(np.uint8)
+    return Kept(Rows(np.arange(n), images, labels))
+
+
+TRAIN, VAL = rows(50, 0), rows(20, 1)
+
+
+def trial(folder: Path, epochs: int = 4, stop_after: int | None = None, name: str = "adam", lr: float = 0.01,
+          net=None) -> list[dict]:
+    train = Train.model_validate({"epochs": epochs, "batch_size": 8, "optimizer": {"name": name, "lr": lr}})
+    recipe = Recipe(train, 0, (0.5,) * 3, (0.25,) * 3, "val_accuracy", folder / "t0/checkpoints")
+    torch.manual_seed(0)
+    seen = []
+
+    def report(metrics, last):
+        seen.append(metrics)
+        return stop_after is None or metrics["epoch"] < stop_after
+
+    run_trial(recipe, net or tiny(3), TRAIN, VAL, Team(0, 1, torch.device("cpu")), report, lambda *a: None)
+    return seen
+
+
+def values(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in m.items() if "seconds" not in k} for m in history]
+
+
+def test_a_trial_learns(tmp_path):
+    history = trial(tmp_path, epochs=8)
+    assert [m["epoch"] for m in history] == list(range(1, 9))
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+    assert history[-1]["val_accuracy"] > 0.6
+    assert all(m["images"] == 50 for m in history)
+
+
+def test_one_seed_gives_the_same_metrics(tmp_path):
+    assert values(trial(tmp_path / "a")) == values(trial(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_a_trial_taken_up_again_ends_as_if_it_had_never_stopped(tmp_path, name):
+    whole = trial(tmp_path / "a", name=name)
+    first = trial(tmp_path / "b", name=name, stop_after=2)
+    rest = trial(tmp_path / "b", name=name)
+    assert [m["epoch"] for m in first + rest] == [1, 2, 3, 4]
+    assert values(first + rest) == values(whole)
+
+
+def test_only_the_best_and_the_last_checkpoint_are_kept(tmp_path):
+    history = trial(tmp_path, epochs=5)
+    left = sorted(int(p.name[-4:]) for p in (tmp_path / "t0/checkpoints").iterdir())
+    assert left == sorted({best_epoch(history, "val_accuracy"), 5})
+
+
+def test_a_torn_checkpoint_is_not_taken_up(tmp_path):
+    trial(tmp_path, epochs=2)
+    folder = tmp_path / "t0/checkpoints"
+    (folder / "epoch-0009").mkdir()
+    assert last_checkpoint(folder) == folder / "epoch-0002"
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path):
+    class Exploding(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny(3)
+
+        def forward(self, images):
+            return self.net(images) * torch.nan
+
+    with pytest.raises(TrialError, match="diverged: the training loss is nan in epoch 1"):
+        trial(tmp_path, net=Exploding())
+
+
+def test_equal_accuracies_are_told_apart_by_the_loss():
+    history = [{"epoch": 1, "val_accuracy": 0.9, "val_loss": 0.5}, {"epoch": 2, "val_accuracy": 0.9, "val_loss": 0.4},
+               {"epoch": 3, "val_accuracy": 0.8, "val_loss": 0.1}]
+    assert best_epoch(history, "val_accuracy") == 2
+    assert best_epoch(history, "val_loss") == 3

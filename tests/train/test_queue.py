@@ -1,0 +1,159 @@
+"""The actor between search and teams, without the actor: what each side sees, in which order."""
+
+import asyncio
+
+import pytest
+
+from raysft.train.queue import MAX_ATTEMPTS, Task, TrialQueue
+
+
+def run(scenario):
+    return asyncio.run(asyncio.wait_for(scenario(TrialQueue()), 5))
+
+
+def task(name: str) -> Task:
+    return Task("train", name, name)
+
+
+async def pending(awaitable) -> asyncio.Task:
+    started = asyncio.ensure_future(awaitable)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return started
+
+
+def test_all_members_of_a_team_get_the_same_task():
+    async def scenario(queue):
+        first = await pending(queue.take(0, 0, 0, 0))
+        await queue.put(task("a"))
+        await queue.put(task("b"))
+        assert (await first) == (task("a"), 0)
+        assert (await queue.take(0, 0, 1, 0)) == (task("a"), 0)
+        assert (await queue.take(0, 1, 0, 0)) == (task("b"), 0)
+
+    run(scenario)
+
+
+def test_a_report_waits_until_the_search_asks_for_the_next():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 0)
+        report = await pending(queue.report("a", {"epoch": 1}, False))
+        assert (await queue.next_event("a")).kind == "epoch"
+        assert not report.done()
+        following = await pending(queue.next_event("a"))
+        assert await report is True
+        assert await queue.report("a", {"epoch": 2}, True) is False
+        assert (await following).payload["epoch"] == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("read_first", [True, False])
+def test_a_stopped_trial_lets_its_team_go(read_first):
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 0)
+        report = await pending(queue.report("a", {"epoch": 1}, False))
+        if read_first:
+            await queue.next_event("a")
+        await queue.stop("a")
+        assert await report is False
+        await queue.finish(0, 0, "a", {})
+        assert [e.kind for e in await queue.events(0, 0)] == ["started", "epoch", "stopped"]
+
+    run(scenario)
+
+
+def test_a_trial_stopped_before_it_starts_never_does():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.stop("a")
+        await queue.put(task("b"))
+        assert (await queue.take(0, 0, 0, 0))[0].trial == "b"
+
+    run(scenario)
+
+
+def test_a_failure_is_told_once_and_the_team_gets_a_new_group():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 0)
+        await queue.fail(0, 0, 1, 2, "a", "first", "")
+        settled = await pending(queue.settle(0, 0))
+        assert not settled.done()
+        await queue.fail(0, 0, 0, 2, "a", "second", "")
+        await settled
+        assert [e.payload.get("error") for e in await queue.events(1, 0)] == ["first"]
+        assert (await queue.next_event("a")).kind == "failed"
+        await queue.put(task("b"))
+        assert await queue.take(0, 0, 0, 1) == (task("b"), 1)
+
+    run(scenario)
+
+
+def test_a_member_that_was_done_already_does_not_hold_up_the_others():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 0)
+        await queue.finish(0, 0, "a", {})
+        await queue.fail(0, 0, 1, 2, "a", "late", "")
+        settled = await pending(queue.settle(0, 0))
+        await queue.put(task("b"))
+        assert await queue.take(0, 0, 0, 1) == (task("b"), 1)
+        await settled
+        assert [e.kind for e in await queue.events(0, 0)] == ["started", "finished", "started"]
+
+    run(scenario)
+
+
+def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 0)
+        await queue.take(0, 0, 1, 0)
+        await queue.fail(0, 0, 0, 2, "a", "connection closed by peer", "")
+        found, _ = await queue.take(0, 0, 1, 0)
+        assert (found.trial, found.attempt) == ("a", 1)
+        assert "failed" not in [e.kind for e in await queue.events(0, 0)]
+
+    run(scenario)
+
+
+def test_a_restarted_group_gets_its_trial_back_until_it_has_died_too_often():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.put(task("b"))
+        for attempt in range(MAX_ATTEMPTS):
+            found, _ = await queue.take(0, 0, 0, 0)
+            assert (found.trial, found.attempt) == ("a", attempt)
+        found, _ = await queue.take(0, 0, 0, 0)
+        assert found.trial == "b"
+        assert "died 3 times" in next(e for e in await queue.events(0, 0) if e.kind == "failed").payload["error"]
+
+    run(scenario)
+
+
+def test_an_epoch_trained_again_after_a_crash_is_not_told_again():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 0)
+        await pending(queue.report("a", {"epoch": 1}, False))
+        await queue.next_event("a")
+        following = await pending(queue.next_event("a"))
+        await queue.take(0, 0, 0, 0)
+        assert await queue.report("a", {"epoch": 1}, False) is True
+        await queue.report("a", {"epoch": 2}, True)
+        assert (await following).payload["epoch"] == 2
+
+    run(scenario)
+
+
+def test_teams_go_home_when_the_queue_is_closed():
+    async def scenario(queue):
+        waiting = await pending(queue.take(0, 0, 0, 0))
+        await queue.close()
+        assert await waiting is None
+        assert await queue.take(0, 1, 0, 0) is None
+
+    run(scenario)
