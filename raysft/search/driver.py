@@ -23,6 +23,7 @@ from raysft.job.spec import Scheduler
 from raysft.results.model import ModelCard, deliver
 from raysft.results.run import Run, TrialRecord, leaderboard, versions
 from raysft.search.space import configurations, recipe_of
+from raysft.search.tuner import search
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import Event, Task, TrialQueue
 from raysft.train.setup import Setup
@@ -125,8 +126,6 @@ class _Conductor:
                      self.job.resources, os.getcwd())
 
     def _search(self) -> None:
-        from raysft.search.tuner import search
-
         scheduler = self.job.search.scheduler if self.job.search else Scheduler(name="none")
         try:
             search(self.tasks, self.queue, self.plan.teams, self.job.train.epochs, self.run.metric, scheduler,

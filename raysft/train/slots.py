@@ -10,6 +10,9 @@ import os
 import threading
 from typing import Any
 
+from ray import train
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
 from raysft.job.plan import Slot
 from raysft.job.spec import Resources
 
@@ -33,10 +36,7 @@ class SlotThread(threading.Thread):
         except BaseException as error:
             self.error = error
 
-    def _trainer(self) -> Any:
-        from ray import train
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
+    def _trainer(self) -> DataParallelTrainer:
         for name, seconds in LIMITS.items():
             os.environ.setdefault(name, seconds)
         each = {"CPU": float(self.resources.cpus_per_worker)}
@@ -51,8 +51,6 @@ class SlotThread(threading.Thread):
 
 
 def _enter(config: dict[str, Any]) -> None:
-    from ray import train
-
     from raysft.train.worker import run_worker  # torch is imported here, in the worker
 
     run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), config["queue"])

@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+
+# DDP imports this module when first used; its default arguments would then hold the first process group, and with it
+# its connections, for ever: the others of a team would wait for a member that gave up until the collective's limit.
+import torch.distributed.nn.functional
 from torch import nn
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)

@@ -13,6 +13,7 @@ from raysft.job.plan import Node
 from raysft.results.predict import Classifier
 from raysft.results.run import Run
 from raysft.search.driver import execute
+from raysft.train.team import COLLECTIVE_TIMEOUT
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -114,10 +115,13 @@ def test_a_trial_that_diverges_fails_alone(go):
     assert results["best"]["config"]["optimizer"]["lr"] == 1e-2
 
 
-def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks(go):
+def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks_at_once(go, tmp_path):
     space = {"train.batch_size": {"grid": [8, 16]}}
     with pytest.raises(RunError, match=r"no trial came to an end.*boom on rank 1"):
         go(search={"space": space}, model={"name": "tests.networks:fails_on_rank_1"}, resources={"workers": 2})
+    trials = [json.loads(path.read_text()) for path in tmp_path.glob("runs/r0/trials/*/trial.json")]
+    assert [t["error"] for t in trials] == ["RuntimeError: boom on rank 1"] * 2
+    assert all(t["seconds"] < COLLECTIVE_TIMEOUT.total_seconds() / 2 for t in trials)  # nobody waited for the dead
 
 
 def test_a_killed_worker_costs_one_restart(go, tmp_path, monkeypatch):
