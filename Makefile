@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check lock
+.PHONY: run test check bench lock
 
 run: $(STAMP)  ## install what is needed, then run the quickstart
 	$(BIN)/raysft submit jobs/quickstart.yaml
@@ -14,6 +14,9 @@ test: $(STAMP)  ## install what is needed, then run all tests
 check: $(STAMP)  ## linter and type checker
 	$(BIN)/ruff check raysft tests
 	$(BIN)/mypy
+
+bench: $(STAMP)  ## benchmarks, all or BENCH=name
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -156,11 +156,15 @@ def predict(model: ModelPath,
 
 
 @app.command(epilog="Example: raysft schema > raysft.schema.json")
-def schema() -> None:
+def schema(table: Annotated[bool, typer.Option("--table", help="Print a Markdown table of the fields instead.")] = False
+           ) -> None:
     """Print the JSON Schema of the job file, for editors that complete and check it."""
-    from raysft.job import json_schema
+    from raysft.job import json_schema, markdown
 
-    _output().json(json_schema())
+    if table:
+        _output().line(markdown())
+    else:
+        _output().json(json_schema())
 
 
 @data_app.command("import", epilog="Example: raysft data import imagefolder photos/train --test photos/test --out D")
@@ -217,9 +221,13 @@ def main() -> None:
         status = done.code
     except RaysftError as error:
         if _debug:
-            traceback.print_exc()
+            _output().trace(error)
         _output().errors(error)
         status = error.exit_code
+    except Exception as error:
+        _output().trace(error)
+        _output().warning("This is a mistake in raysft, not in your job.")
+        status = 1
     _leave(status if isinstance(status, int) else 0)
 
 
@@ -229,8 +237,6 @@ def _as_interrupt(number: int, frame: Any) -> None:
 
 def _leave(status: int) -> None:
     """Exit without waiting for threads that a stopped Ray has left behind."""
-    import os
-
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

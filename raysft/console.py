@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from raysft.job import Job
 from raysft.job.plan import Outline, Plan
 
 WIDTH_WITHOUT_TERMINAL = 120
+STARTING = "starting Ray and the workers"
 
 
 class Output:
@@ -46,26 +47,25 @@ class Output:
         for problem in error.problems:
             self.err.print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
 
+    def trace(self, error: BaseException) -> None:
+        """The traceback of an error to standard error."""
+        self.err.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+
     def warning(self, text: str) -> None:
         """One yellow line to standard error."""
         self.err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    @contextmanager
-    def quiet(self, log: Path) -> Iterator[None]:
-        """Send what everyone else prints, also from native code, to a log file."""
+    def send_others_to(self, log: Path) -> None:
+        """Send what everyone else prints from now on, also from native code, to a log file.
+
+        There is no way back: Ray's threads have something to say up to the last moment of the process.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(self._out_fd, 1)
-            os.dup2(self._err_fd, 2)
 
 
 def _console(descriptor: int) -> Console:
@@ -78,8 +78,9 @@ class Watcher:
 
     def __init__(self, output: Output, metric: str, shown: bool = True) -> None:
         self.output, self.metric, self.shown = output, metric, shown
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                            console=output.out, transient=True, disable=not (shown and output.out.is_terminal))
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self.bar = Progress(*columns, console=output.out, transient=True, redirect_stdout=False, redirect_stderr=False,
+                            disable=not (shown and output.out.is_terminal))
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Watcher:
@@ -100,7 +101,13 @@ class Watcher:
         if done == total:
             self.bar.remove_task(self._tasks.pop(what))
 
+    def starting(self) -> None:
+        """Processes start; there is nothing to count until the first epoch."""
+        self._advance(STARTING, 0, 0)
+
     def epochs(self, done: float, total: int, records: Sequence[Any]) -> None:
+        if STARTING in self._tasks:
+            self.bar.remove_task(self._tasks.pop(STARTING))
         self._advance("epochs", round(done, 1), total)
 
     def trial_ended(self, record: Any, ended: int, total: int) -> None:

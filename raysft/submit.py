@@ -43,11 +43,11 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
     """Run a job on a Ray of this machine, from plan to leaderboard."""
     ahead = look_ahead(job_file, overrides)
     run = Run.create(ahead.job, name)
-    output.line("no cluster given: Ray starts on this machine "
-                f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)")
-    for line in plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, _short(run.folder)):
-        output.line(line)
     try:
+        output.line("no cluster given: Ray starts on this machine "
+                    f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)")
+        for line in plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, _short(run.folder)):
+            output.line(line)
         results = _run(ahead, run, output)
     except UserError:
         run.discard()  # nothing was trained; what is wrong is on the console
@@ -63,10 +63,12 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
 
 
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
-    with Watcher(output, run.metric) as watcher, output.quiet(run.folder / "raysft.log"):
+    output.send_others_to(run.folder / "raysft.log")
+    with Watcher(output, run.metric) as watcher:
         from raysft.data.imports import fetch
 
         fetch(ahead.job.data, watcher.progress)
+        watcher.starting()
         with local_ray(ahead.node):
             from raysft.search.driver import execute
 
@@ -101,8 +103,9 @@ def import_here(kind: str, path: str | None, out: Path, test: str | None, on_bad
     check_out(out)
     with Watcher(output, "", shown=not as_json) as watcher:
         listing = listing_of(kind, path, test, watcher.progress)  # what is wrong with it is known before Ray starts
-        with (tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log, output.quiet(Path(log.name)),
-              local_ray(this_node())):
+        with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
+            output.send_others_to(Path(log.name))
+        with local_ray(this_node()):
             import_listing(listing, out.expanduser().resolve(), policy, watcher.progress)
     show_data(out, as_json, output)
 

@@ -6,15 +6,16 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 from raysft.job.plan import Node
 
-_GRACE_SECONDS = 5.0
+_MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
 # Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
           "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -44,21 +45,24 @@ def _gpus() -> int:
 
 @contextmanager
 def local_ray(node: Node) -> Iterator[None]:
-    """A Ray of our own on this machine; afterwards none of its processes is left."""
+    """A Ray of our own on this machine, for a process that ends afterwards: then none of Ray's processes is left.
+
+    They are killed and not asked. `ray.shutdown` takes seconds, and it crashes this process where other threads are
+    still inside Ray, as they are when a run is interrupted.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     try:
         ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
                  logging_level=logging.WARNING, include_dashboard=True)
         yield
     finally:
         with _undisturbed():
-            ours = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-            ray.shutdown()
-            _end(ours)
+            while alive := _marked(mark):
+                _kill(alive)
 
 
 @contextmanager
@@ -75,12 +79,19 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    """Wait for processes to end, then kill those that did not."""
-    _, alive = psutil.wait_procs(processes, timeout=_GRACE_SECONDS)
-    for process in alive:
-        try:
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=2.0)
+    psutil.wait_procs(processes, timeout=1.0)
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Every process that inherited `mark`. Children alone would not do: those of a process that died are no one's."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            marked = process.pid != os.getpid() and process.environ().get(_MARK) == mark
+            if marked and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

@@ -21,13 +21,12 @@ from raysft.data.shards import (
     ShardFile,
     Split,
     read_manifest,
-    sha256,
     write_manifest,
     write_shard,
-    write_text,
 )
 from raysft.data.sources import Listing, list_source
 from raysft.errors import DataError
+from raysft.files import sha256, write_text
 from raysft.job.spec import Data
 
 Progress = Callable[[str, int, int], None]

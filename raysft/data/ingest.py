@@ -271,13 +271,23 @@ def decide(sources: dict[SplitName, SplitSource], budget_gb: float,
            store_bytes: float) -> tuple[Literal["kept", "streamed"], str]:
     """Whether the splits are kept or streamed, and why, in words for the console.
 
-    store_bytes: size of Ray's object store, of which kept images may take `STORE_SHARE`.
+    store_bytes: size of Ray's object store, of which kept images may take `STORE_SHARE`: blocks under
+    way need the rest.
     """
-    need, room = sum(source.nbytes for source in sources.values()) / 1e9, STORE_SHARE * store_bytes / 1e9
-    limit, name = min((budget_gb, f"data.budget_gb {budget_gb:g}"), (room, f"the {room:.3g} GB of the object store"))
+    need = sum(source.nbytes for source in sources.values())
+    limit, name = min((budget_gb * 1e9, f"data.budget_gb {budget_gb:g}"),
+                      (STORE_SHARE * store_bytes, f"the {_size(STORE_SHARE * store_bytes)} free in the object store"))
     if need <= limit:
-        return "kept", f"{need:.3g} GB decoded, within {name}"
-    return "streamed", f"{need:.3g} GB decoded, more than {name}"
+        return "kept", f"{_size(need)} decoded, within {name}"
+    return "streamed", f"{_size(need)} decoded, more than {name}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def open_reader(value: Any) -> Reader:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysft.errors import DataError
+from raysft.files import sha256, write_text
 
 FORMAT = 1
 MANIFEST = "dataset.json"
@@ -170,19 +171,3 @@ def iter_tables(folder: Path, split: Split) -> Iterator[pa.Table]:
     """The shards of a split, one table each."""
     for file in split.files:
         yield pq.read_table(folder / file.path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()

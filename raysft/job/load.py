@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raysft.errors import JobError, JobErrors
+from raysft.job.describe import section_of
 from raysft.job.ranges import FORMS, check_range, is_range, values_to_check
 from raysft.job.spec import Job, Optimizer, Train
 
@@ -54,11 +55,6 @@ def validate_job(tree: Mapping[str, Any], where: str) -> Job:
 def dump_job(job: Job) -> str:
     """The resolved job as YAML; `load_job` reads it back to an equal job."""
     return yaml.safe_dump(job.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the job file, for editors to complete and check it."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Job.model_json_schema()
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -206,9 +202,8 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Dotted names of all fields of a model that hold no further model."""
     found = []
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        found += _leaves(inner, f"{prefix}{name}.") if nested else [prefix + name]  # type: ignore[arg-type]
+        nested = section_of(field.annotation)
+        found += _leaves(nested, f"{prefix}{name}.") if nested else [prefix + name]
     return found
 
 
@@ -241,9 +236,8 @@ def _keys_at(root: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     model = root
     for key in loc:
         field = model.model_fields.get(str(key))
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not nested:
+        nested = section_of(field.annotation) if field else None
+        if nested is None:
             return []
-        model = nested[0]
+        model = nested
     return list(model.model_fields)

@@ -68,11 +68,12 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
         raise DataError(outline.where, f"{limit} training images for {classes} classes",
                         "give at least one for training and one for validation in each class")
     trials = count_trials(job)
+    slots = make_slots(job.resources, nodes, trials)
     steps = math.ceil(train / job.train.batch_size)
     if train // steps < job.resources.workers:
         raise DataError(outline.where, f"a batch of {train // steps} images for {job.resources.workers} workers",
                         "lower resources.workers or raise train.batch_size")
-    return Plan(train, val, outline.test_rows, classes, trials, make_slots(job.resources, nodes, trials), steps,
+    return Plan(train, val, outline.test_rows, classes, trials, slots, steps,
                 math.ceil(train / steps / job.resources.workers))
 
 

@@ -86,7 +86,7 @@ class Optimizer(Section):
 
     name: OptimizerName = "sgd"
     """sgd | adam | adamw | rmsprop"""
-    lr: float = Field(0.0, gt=0, le=100, validate_default=True)
+    lr: float = Field(DEFAULT_LR["sgd"], gt=0, le=100)
     """Highest learning rate; default 0.01 for sgd, 0.001 for the others."""
     momentum: float | None = Field(None, ge=0, lt=1)
     """Momentum of sgd (default 0.9) and rmsprop (default 0)."""

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raysft.data.shards import write_text
 from raysft.errors import UserError
+from raysft.files import write_text
 
 FORMAT = 1
 

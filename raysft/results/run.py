@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raysft.data.shards import write_text
 from raysft.errors import UserError
+from raysft.files import write_text
 from raysft.job import Job, dump_job
 from raysft.job.spec import order
 
@@ -71,9 +71,13 @@ class Run:
         except OSError as error:
             raise UserError(f"storage: {storage}", f"cannot be written ({error.strerror})",
                             "give a folder that can") from None
-        run = cls(folder, job)
-        write_text(folder / "job.yaml", dump_job(job))
-        run.save()
+        try:
+            run = cls(folder, job)
+            write_text(folder / "job.yaml", dump_job(job))
+            run.save()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return run
 
     def discard(self) -> None:

@@ -84,5 +84,6 @@ def test_images_are_resized_when_read(dataset):
 
 def test_the_budget_decides_and_says_why(sources):
     assert decide(sources, 1.0, 1e9)[0] == "kept"
-    assert decide(sources, 1e-6, 1e9) == ("streamed", "1.98e-05 GB decoded, more than data.budget_gb 1e-06")
-    assert decide(sources, 1.0, 1e3) == ("streamed", "1.98e-05 GB decoded, more than the 6e-07 GB of the object store")
+    assert decide(sources, 1e-6, 1e9) == ("streamed", "19.8 kB decoded, more than data.budget_gb 1e-06")
+    how, why = decide(sources, 1.0, 1e3)
+    assert (how, why) == ("streamed", "19.8 kB decoded, more than the 600 bytes free in the object store")

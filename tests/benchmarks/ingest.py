@@ -1,0 +1,76 @@
+"""One warm epoch of batches without a model: raysft's kept and streamed reading, Ray Data's default, a plain loop.
+
+50,000 images of 32×32 pixels in batches of 128, one worker. Issue of the comparison: Ray Data executes its plan again
+every epoch; the pyarrow loop, which shuffles nothing, is the floor for reading files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from raysft.cluster.local import local_ray, this_node
+from raysft.data.ingest import Kept, Streamed, read_split, split_sources
+from raysft.data.shards import ImageSpec, Manifest, Split, write_manifest, write_shard
+from tests.benchmarks.compare import document, take_turns
+
+ROWS, SHARD, BATCH = 50_000, 5_000, 128
+BASELINE = "Ray Data, default"
+TARGETS = {"raysft, kept": 1 / 8}
+
+
+def measure(rounds: int = 5) -> dict[str, Any]:
+    """The comparison; needs a minute or two."""
+    with tempfile.TemporaryDirectory() as scratch, local_ray(this_node()):
+        source = split_sources(Path(scratch), _dataset(Path(scratch)), 1, None, 0, None)["train"]
+        kept, streamed = Kept(read_split(source)), Streamed(source)
+        ways = {
+            BASELINE: lambda: _ray_data(Path(scratch)),
+            "pyarrow loop": lambda: _pyarrow(Path(scratch)),
+            "raysft, streamed": lambda: _raysft(streamed),
+            "raysft, kept": lambda: _raysft(kept),
+        }
+        return document("ingest of 50,000 images, a warm epoch", take_turns(ways, rounds), BASELINE, TARGETS)
+
+
+def _dataset(folder: Path) -> Manifest:
+    rng, spec = np.random.default_rng(0), ImageSpec("raw", 32, 32)
+    splits = {}
+    for name, rows in (("train", ROWS), ("test", SHARD)):
+        files = []
+        for index, start in enumerate(range(0, rows, SHARD)):
+            images = rng.integers(0, 256, (SHARD, *spec.shape), np.uint8)
+            labels = rng.integers(0, 10, SHARD).astype(np.int32)
+            files.append(write_shard(folder / name / f"{index:04d}.parquet", spec, np.arange(start, start + SHARD),
+                                     images, labels))
+        splits[name] = Split(rows, tuple(files))
+    manifest = Manifest(tuple("abcdefghij"), spec, (0.5,) * 3, (0.25,) * 3, splits)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _raysft(reader: Kept | Streamed) -> None:
+    seen = sum(len(batch.rows) for batch in reader.epoch(0, 1, BATCH, 0, 1))
+    assert seen == len(reader)
+
+
+def _ray_data(folder: Path) -> None:
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    shards = ray.data.read_parquet(str(folder / "train"))
+    seen = sum(len(b["label"]) for b in shards.iter_batches(batch_size=BATCH, local_shuffle_buffer_size=8 * BATCH))
+    assert seen == ROWS
+
+
+def _pyarrow(folder: Path) -> None:
+    seen = 0
+    for path in sorted((folder / "train").glob("*.parquet")):
+        images = np.frombuffer(pq.read_table(path)["image"].chunk(0).buffers()[1], np.uint8)
+        for start in range(0, len(images), BATCH * 3072):
+            seen += len(images[start:start + BATCH * 3072].copy()) // 3072
+    assert seen == ROWS

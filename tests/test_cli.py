@@ -1,0 +1,327 @@
+"""The command line as a person meets it: what it answers, how fast, and what it leaves behind."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from raysft import cli
+from raysft.data.imports import import_dataset
+from tests.conftest import make_images
+
+REPOSITORY = Path(__file__).parents[1]
+RAYSFT = str(Path(sys.executable).parent / "raysft")
+QUICKSTART = str(REPOSITORY / "jobs/quickstart.yaml")
+OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+
+
+class Answer:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """Call the command line in this process."""
+
+    def _call(*words: object) -> Answer:
+        monkeypatch.setattr(cli, "_OUTPUT", None)
+        monkeypatch.setattr(cli, "_leave", sys.exit)
+        monkeypatch.setattr(sys, "argv", ["raysft", *map(str, words)])
+        capfd.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        signal.signal(signal.SIGTERM, before)
+        return Answer(int(left.value.code or 0), *capfd.readouterr())
+
+    return _call
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def job_file(folder: Path, **sections) -> Path:
+    tree = {"name": "j", "train": {"epochs": 1, "batch_size": 16}, "data": {"source": "digits"},
+            "model": {"name": "tests.tiny:tiny", "weights": "none"}} | sections
+    path = folder / "j.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+# --- at once ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["submit", "--help"], 0), (["submit", "bad.yaml"], 2),
+                                               (["plan", "bad.yaml", "--set", "train.epoch=3"], 2)])
+def test_help_and_a_rejected_job_answer_at_once(here, words, status):
+    (here / "bad.yaml").write_text("train: {epochs: ten}\n")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-X", "importtime", RAYSFT, *words], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == status
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0  # the limit of the requirement
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "raysft.cli" in imported
+    assert not {"ray", "torch", "numpy", "pyarrow"} & imported
+
+
+def test_every_command_has_an_example(call):
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    assert {"submit", "plan", "list", "status", "results", "evaluate", "predict", "schema"} <= commands
+    for command in (*cli.app.registered_commands, *cli.data_app.registered_commands):
+        assert "raysft" in (command.epilog or "")
+
+
+def test_version_and_schema(call):
+    assert call("--version").out.startswith("raysft ")
+    assert json.loads(call("schema").out)["properties"]["train"]
+
+
+def test_a_plan_starts_nothing(call, here):
+    answer = call("plan", QUICKSTART, "--json")
+    assert answer.status == 0
+    document = json.loads(answer.out)
+    assert document["rows"] == {"train": 1293, "val": 144, "test": 360}
+    assert document["trials"] == 6
+    assert not list(here.iterdir())
+
+
+# --- wrong input -----------------------------------------------------------------------------------------------------
+
+def _two_classes(root: Path) -> Path:
+    return make_images(root / "images", {"ant": 6, "bee": 6})
+
+
+def _empty_class(root: Path) -> dict:
+    (_two_classes(root) / "cow").mkdir()
+    return {"data": {"source": "imagefolder", "path": str(root / "images")}}
+
+
+def _single_class(root: Path) -> dict:
+    return {"data": {"source": "imagefolder", "path": str(make_images(root / "images", {"ant": 6}))}}
+
+
+def _other_test_classes(root: Path) -> dict:
+    make_images(root / "images/train", {"ant": 6, "bee": 6})
+    make_images(root / "images/test", {"ant": 2, "dog": 2})
+    return {"data": {"source": "imagefolder", "path": str(root / "images")}}
+
+
+def _newer_format(root: Path) -> dict:
+    (root / "D").mkdir()
+    (root / "D/dataset.json").write_text('{"format": 99}')
+    return {"data": {"source": "shards", "path": str(root / "D")}}
+
+
+WRONG_JOBS = {
+    "unknown key": (lambda root: {"trian": {}}, "trian: is not a key; did you mean train?"),
+    "wrong type": (lambda root: {"seed": "x"}, "seed: got 'x', must be an integer"),
+    "out of range": (lambda root: {"train": {"epochs": 0}}, "train.epochs: got 0, must be greater than or equal to 1"),
+    "missing path": (lambda root: {"data": {"source": "imagefolder", "path": "nowhere"}}, "does not exist"),
+    "missing data set": (lambda root: {"data": {"source": "shards", "path": "nowhere"}}, "nowhere: is not a data set"),
+    "empty class": (_empty_class, "cow: has no images"),
+    "single class": (_single_class, "has a single class (ant)"),
+    "other classes": (_other_test_classes, "missing bee; extra dog"),
+    "newer format": (_newer_format, "has format 99, this raysft reads up to 1"),
+    "too many workers": (lambda root: {"resources": {"workers": 999}, "train": {"batch_size": 1000}},
+                         "a trial of 999 workers needs 999 CPUs, the cluster has"),
+    "no GPU": (lambda root: {"resources": {"gpus_per_worker": 64}}, "a trial of 1 workers needs 64 GPUs"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_JOBS)
+def test_a_wrong_job_is_one_line_and_nothing_written(call, here, tmp_path, case):
+    sections, expected = WRONG_JOBS[case]
+    answer = call("submit", job_file(tmp_path, **sections(tmp_path)))
+    assert answer.status == 2
+    (line,) = answer.lines
+    assert line.startswith("error: ")
+    assert expected in line
+    assert answer.out == ""
+    assert not list(here.iterdir())
+
+
+def test_two_problems_are_two_lines(call, here, tmp_path):
+    answer = call("submit", job_file(tmp_path, seed=-1, stroage="x"))
+    assert answer.status == 2
+    assert len(answer.lines) == 2
+    assert "did you mean storage" in answer.err
+    assert "seed: got -1" in answer.err
+
+
+def test_a_download_without_a_network_says_where_to_put_the_file(call, here, tmp_path, monkeypatch):
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    answer = call("submit", job_file(tmp_path, data={"source": "cifar10"}))
+    assert answer.status == 2
+    (line,) = answer.lines
+    assert "cannot be downloaded" in line
+    assert f"put cifar-10-python.tar.gz at {tmp_path / 'cache'}" in line
+    assert not list(here.glob("runs/*"))
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["submit", "none.yaml"], "none.yaml: no such job file"),
+    (["submit", QUICKSTART, "--set", "x"], "is not KEY=VALUE"),
+    (["submit", QUICKSTART, "--name", "a/b"], "is not a plain name"),
+    (["results", "nothing"], "nothing: is not a run"),
+    (["evaluate", "nothing", "data"], "nothing: is not a model"),
+    (["predict", "nothing", "a.jpg"], "nothing: is not a model"),
+    (["data", "show", "nothing"], "nothing: is not a data set"),
+    (["data", "import", "video", "x", "--out", "D"], "video: is not a kind of data"),
+    (["data", "import", "digits", "--out", "D", "--on-bad-image", "hide"], "--on-bad-image hide: is not a policy"),
+    (["data", "import", "imagefolder", "nowhere", "--out", "D"], "nowhere: does not exist"),
+])
+def test_a_wrong_call_is_one_line(call, here, words, expected):
+    answer = call(*words)
+    assert answer.status == 2
+    (line,) = answer.lines
+    assert expected in line
+    assert not list(here.iterdir())
+
+
+def test_debug_shows_the_traceback(call, here):
+    assert "Traceback" in call("results", "nothing", "--debug").err
+    assert "Traceback" not in call("results", "nothing").err
+
+
+# --- wrong input that shows once Ray reads the data ------------------------------------------------------------------
+
+def run(*words: object, cwd: Path, **environment: str) -> Answer:
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
+    done = subprocess.run([RAYSFT, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def _truncated_image(root: Path) -> dict:
+    image = _two_classes(root) / "bee/003.png"
+    image.write_bytes(image.read_bytes()[:-40])
+    return {"data": {"source": "imagefolder", "path": str(root / "images")}}
+
+
+def _torn_shard(root: Path) -> dict:
+    import_dataset("digits", None, root / "D", None, "fail", lambda *a: None)
+    shard = root / "D/train/0000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    return {"data": {"source": "shards", "path": str(root / "D")}}
+
+
+def _foreign_weights(root: Path) -> dict:
+    from safetensors.torch import save_file
+
+    from tests.tiny import wider
+
+    save_file(wider(10).state_dict(), root / "w.safetensors")
+    return {"model": {"name": "tests.tiny:tiny", "weights": str(root / "w.safetensors")}}
+
+
+@pytest.mark.parametrize(("prepare", "expected"), [
+    (_truncated_image, "bee/003.png: is not a readable image"),
+    (_torn_shard, "0000.parquet: does not have the checksum of its manifest"),
+    (_foreign_weights, "another architecture than tests.tiny:tiny: 1 of 4 tensors fit"),
+])
+def test_wrong_data_and_weights_are_one_line_and_nothing_written(request, here, tmp_path, prepare, expected):
+    request.getfixturevalue("ray_local" if prepare is _torn_shard else "no_ray")
+    path = job_file(tmp_path, **prepare(tmp_path))
+    request.getfixturevalue("no_ray")
+    answer = run("submit", path, cwd=here)
+    assert answer.status == 2
+    (line,) = answer.lines
+    assert expected in line
+    assert not list(here.glob("runs/*"))
+
+
+# --- the quickstart --------------------------------------------------------------------------------------------------
+
+def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_path, monkeypatch):
+    answer = run("submit", QUICKSTART, "--name", "first", cwd=here, COLUMNS="40")
+    assert answer.status == 0, answer.err
+    assert answer.err == ""
+    assert len(answer.out.splitlines()) <= 40
+    assert "Ray starts on this machine" in answer.out.splitlines()[0]
+    assert "raysft evaluate runs/first/model" in answer.out
+
+    results = json.loads(call("results", "first", "--json").out)
+    assert results["best"]["test_accuracy"] >= 0.97
+    assert len(results["trials"]) == 6
+    assert results["best"]["trial"] in call("results", "first").out
+    assert json.loads(call("list", "--json").out)[0]["status"] == "done"
+    assert len(json.loads(call("status", "first", "--json").out)["trials"]) == 6
+    assert (here / "runs/first/raysft.log").stat().st_size > 0
+
+    data = next(Path(os.environ["RAYSFT_CACHE"]).glob("datasets/digits-*"))
+    scores = json.loads(call("evaluate", "runs/first", data, "--json").out)
+    assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
+    image = next(make_images(tmp_path / "some", {"x": 1}).rglob("*.png"))
+    (found,) = json.loads(call("predict", "runs/first/model", image, "--json").out)
+    assert found["class"] in map(str, range(10))
+    assert 0 < found["probability"] <= 1
+    assert call("submit", QUICKSTART, "--name", "first").lines[0].endswith("is there already; give another --name")
+
+
+def test_in_a_terminal_nobody_but_raysft_speaks(no_ray, here):
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen([RAYSFT, "data", "import", "digits", "--out", "D"], cwd=here, stdout=terminal,
+                               stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # how the end of a terminal shows
+        while block := os.read(controller, 1 << 16):
+            shown += block
+    os.close(controller)
+    assert process.wait(60) == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "\n")
+    said = {line.split()[0] for line in plain.splitlines() if line.split()}
+    assert said == {"import", "D:", "split", "train", "test"}
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+def processes_of(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RAYSFT_TEST_MARK") == mark:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("said", ["results ", "data kept", "[1/6]"])
+def test_ctrl_c_stops_the_run_and_leaves_no_process(no_ray, here, said):
+    mark = f"{os.getpid()}-{said}"
+    env = os.environ | {"RAYSFT_TEST_MARK": mark, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen([RAYSFT, "submit", QUICKSTART, "--name", "r"], cwd=here, env=env, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert any(line.startswith(said) for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+    at = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert json.loads((here / "runs/r/run.json").read_text())["status"] == "stopped"
+    _, alive = psutil.wait_procs(processes_of(mark), timeout=max(0, 15 - (time.monotonic() - at)))
+    assert not alive
