@@ -34,7 +34,7 @@ Overrides = Annotated[list[str] | None, typer.Option(
     show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 RunName = Annotated[str, typer.Argument(help="A run directory, or the name of a run in ./runs.", show_default=False)]
-ModelPath = Annotated[Path, typer.Argument(help="A delivered model (RUN/model) or its run.", show_default=False)]
+ModelPath = Annotated[str, typer.Argument(help="A delivered model (RUN/model) or its run.", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)]
 
 
@@ -72,13 +72,13 @@ def plan(job_file: JobFile, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command(name="list", epilog="Example: raysft list --storage runs")
-def list_runs(storage: Annotated[Path, typer.Option(help="The folder of run directories.")] = Path("runs"),
+def list_runs(storage: Annotated[str, typer.Option(help="The folder of run directories.")] = "runs",
               as_json: AsJson = False, debug: Debug = False) -> None:
     """List the runs in a folder, newest last."""
     from raysft.console import table_of
-    from raysft.results.run import read_json
+    from raysft.results.run import all_runs
 
-    found = sorted((read_json(p) for p in storage.glob("*/run.json")), key=lambda r: str(r.get("started")))
+    found = all_runs(storage)
     rows = [{k: r.get(k) for k in ("run", "status", "started", "ended", "trials")} for r in found]
     _show(rows, table_of(rows, ("run", "status", "started", "ended", "trials")), as_json)
 
@@ -87,11 +87,11 @@ def list_runs(storage: Annotated[Path, typer.Option(help="The folder of run dire
 def status(run: RunName, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show how far a run is, trial by trial."""
     from raysft.console import config_text, table_of
-    from raysft.results.run import find_run, read_json
+    from raysft.results.run import find_run, read_json, read_trials
 
     folder = find_run(run)
     info = read_json(folder / "run.json")
-    trials = [read_json(p) for p in sorted(folder.glob("trials/*/trial.json"))]
+    trials = read_trials(folder)
     rows = [{"trial": t["trial"], "status": t["status"], "epochs": t["epochs"], "val acc": t["val_accuracy"],
              "config": config_text(t["config"])} for t in trials]
     if as_json:
@@ -124,16 +124,17 @@ def results(run: RunName, as_json: AsJson = False, debug: Debug = False) -> None
 
 @app.command(epilog="Example: raysft evaluate runs/NAME/model my/test-images")
 def evaluate(model: ModelPath,
-             data: Annotated[Path, typer.Argument(help="A data set of shards, or a folder CLASS/IMAGE.",
+             data: Annotated[str, typer.Argument(help="A data set of shards, or a folder CLASS/IMAGE.",
                                                   show_default=False)],
              split: Annotated[str, typer.Option(help="The split of a data set of shards.")] = "test",
              as_json: AsJson = False, debug: Debug = False) -> None:
     """Score a delivered model on labelled images."""
     from raysft.results.predict import Classifier
+    from raysft.storage import place
 
-    scores = Classifier(model).evaluate(data, split)
+    scores = Classifier(place(model)).evaluate(place(data), split)
     if as_json:
-        _output().json({"model": str(model), "data": str(data)} | scores)
+        _output().json({"model": model, "data": data} | scores)
     else:
         _output().line(f"accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f} on {scores['images']:,} images")
 
@@ -144,8 +145,9 @@ def predict(model: ModelPath,
             as_json: AsJson = False, debug: Debug = False) -> None:
     """Classify image files with a delivered model."""
     from raysft.results.predict import Classifier
+    from raysft.storage import place
 
-    found = Classifier(model).predict(images)
+    found = Classifier(place(model)).predict(images)
     if as_json:
         _output().json([{"image": p.image, "class": p.classes[0][0], "probability": p.classes[0][1],
                          "top": [{"class": c, "probability": s} for c, s in p.classes]} for p in found])
@@ -171,7 +173,8 @@ def schema(table: Annotated[bool, typer.Option("--table", help="Print a Markdown
 def data_import(kind: Annotated[str, typer.Argument(help="imagefolder | cifar10 | digits", show_default=False)],
                 path: Annotated[str | None, typer.Argument(help="Where it lies; not needed for digits and cifar10.",
                                                            show_default=False)] = None,
-                out: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)] = ...,  # type: ignore
+                out: Annotated[str, typer.Option(help="The folder to make, or a URI (s3://…, gs://…).",
+                                                 show_default=False)] = ...,  # type: ignore
                 test: Annotated[str | None, typer.Option(help="imagefolder: the folder of test images.",
                                                          show_default=False)] = None,
                 on_bad_image: Annotated[str, typer.Option(help="fail | skip")] = "fail",
@@ -183,7 +186,7 @@ def data_import(kind: Annotated[str, typer.Argument(help="imagefolder | cifar10 
 
 
 @data_app.command("show", epilog="Example: raysft data show D --json")
-def data_show(folder: Annotated[Path, typer.Argument(help="A data set of shards.", show_default=False)],
+def data_show(folder: Annotated[str, typer.Argument(help="A data set of shards.", show_default=False)],
               as_json: AsJson = False, debug: Debug = False) -> None:
     """Show what a data set holds."""
     from raysft.submit import show_data

@@ -14,6 +14,7 @@ from raysft.errors import UserError
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.results.run import Run
+from raysft.storage import Place, place
 
 WHERE = "this machine"
 
@@ -33,7 +34,9 @@ def look_ahead(job_file: Path, overrides: Sequence[str]) -> Ahead:
     job = load_job(job_file, overrides)
     from raysft.data.imports import cache_folder
     from raysft.data.sources import outline
+    from raysft.train.setup import weights_file
 
+    weights_file(job.model)
     known = outline(job.data, cache_folder())
     node = this_node()
     return Ahead(job, known, make_plan(job, known, [node]), node)
@@ -63,16 +66,16 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
 
 
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
-    output.send_others_to(run.folder / "raysft.log")
+    output.send_others_to(run.log)
     with Watcher(output, run.metric) as watcher:
         from raysft.data.imports import fetch
 
         fetch(ahead.job.data, watcher.progress)
         watcher.starting()
-        with local_ray(ahead.node):
+        with local_ray(ahead.node) as scratch:
             from raysft.search.driver import execute
 
-            results = execute(ahead.job, run, [ahead.node], watcher, own_ray=True)
+            results = execute(ahead.job, run, [ahead.node], watcher, scratch, own_ray=True)
             run.save(status="done")
             return results
 
@@ -89,7 +92,7 @@ def _show_results(results: dict[str, Any], run: Run, output: Output) -> None:
         output.line(f"  {command}")
 
 
-def import_here(kind: str, path: str | None, out: Path, test: str | None, on_bad_image: str, as_json: bool,
+def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_image: str, as_json: bool,
                 output: Output) -> None:
     """Import images on a Ray of this machine."""
     kinds, policies = ("imagefolder", "cifar10", "digits"), ("fail", "skip")
@@ -100,21 +103,22 @@ def import_here(kind: str, path: str | None, out: Path, test: str | None, on_bad
     policy: Literal["fail", "skip"] = "skip" if on_bad_image == "skip" else "fail"
     from raysft.data.imports import check_out, import_listing, listing_of
 
-    check_out(out)
+    target = place(out)
+    check_out(target)
     with Watcher(output, "", shown=not as_json) as watcher:
         listing = listing_of(kind, path, test, watcher.progress)  # what is wrong with it is known before Ray starts
         with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
             output.send_others_to(Path(log.name))
         with local_ray(this_node()):
-            import_listing(listing, out.expanduser().resolve(), policy, watcher.progress)
+            import_listing(listing, target, policy, watcher.progress)
     show_data(out, as_json, output)
 
 
-def show_data(folder: Path, as_json: bool, output: Output) -> None:
+def show_data(folder: str, as_json: bool, output: Output) -> None:
     """What a data set holds, as a table or a document."""
     from raysft.data.shards import read_manifest
 
-    manifest = read_manifest(folder.expanduser())
+    manifest = read_manifest(place(folder))
     splits = [{"split": name, "images": split.rows, "shards": len(split.files)}
               for name, split in manifest.splits.items()]
     if as_json:
@@ -129,6 +133,7 @@ def show_data(folder: Path, as_json: bool, output: Output) -> None:
     output.show(table_of(splits, ("split", "images", "shards"), lambda v: f"{v:,}" if isinstance(v, int) else v))
 
 
-def _short(path: Path) -> str:
+def _short(path: Place) -> str:
     """A path relative to the current folder where it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    below = isinstance(path, Path) and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if isinstance(path, Path) and below else str(path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import psutil
 
+from raysft.errors import UserError
 from raysft.job.plan import Node
 
+KILL_SECONDS = 10.0
 _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
 # Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -44,25 +48,35 @@ def _gpus() -> int:
 
 
 @contextmanager
-def local_ray(node: Node) -> Iterator[None]:
+def local_ray(node: Node) -> Iterator[Path]:
     """A Ray of our own on this machine, for a process that ends afterwards: then none of Ray's processes is left.
 
-    They are killed and not asked. `ray.shutdown` takes seconds, and it crashes this process where other threads are
-    still inside Ray, as they are when a run is interrupted.
+    Yields the folder that Ray keeps its files in, where the run may put its own; it is removed, but kept with Ray's
+    logs where something went wrong that is no mistake of the person. Ray's processes are killed and not asked:
+    `ray.shutdown` takes seconds, and it crashes this process where other threads are still inside Ray, as they are
+    when a run is interrupted.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
+    folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short
+    keep = False
     try:
         ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
-                 logging_level=logging.WARNING, include_dashboard=True)
-        yield
+                 logging_level=logging.WARNING, include_dashboard=True, _temp_dir=str(folder))
+        yield folder
+    except Exception as error:
+        keep = not isinstance(error, UserError)
+        if keep:
+            logging.getLogger(__name__).warning("Ray's own logs are kept in %s", folder)
+        raise
     finally:
         with _undisturbed():
-            while alive := _marked(mark):
-                _kill(alive)
+            _kill_all(mark)
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -79,11 +93,14 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=1.0)
+def _kill_all(mark: str) -> None:
+    """Kill every process of this Ray, and those that they still started meanwhile."""
+    deadline = time.monotonic() + KILL_SECONDS  # a process that waits for a dead disk cannot be killed
+    while (alive := _marked(mark)) and time.monotonic() < deadline:
+        for process in alive:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive, timeout=1.0)
 
 
 def _marked(mark: str) -> list[psutil.Process]:

@@ -14,6 +14,7 @@ import pickle
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def locate(path: str | None, cache: Path) -> Path:
     """The archive or the unpacked folder; without a path the archive's place in the cache, there or not yet."""
     if path is None:
         return cache / ARCHIVE
-    given = Path(path).expanduser()
+    given = Path(path).expanduser().resolve()
     if not given.exists():
         raise DataError(str(given), "does not exist", f"give {ARCHIVE} or the folder {FOLDER}")
     return given / FOLDER if (given / FOLDER).is_dir() else given
@@ -48,7 +49,11 @@ def download(target: Path, progress: Progress, url: str = URL, md5: str = MD5) -
     """Fetch the archive to `target` unless it is there, and check its published MD5; raises DataError."""
     if target.is_file():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(str(target.parent), f"cannot be made ({error.strerror})",
+                        "set RAYSFT_CACHE to a folder that can") from None
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
@@ -75,10 +80,10 @@ def read_member(place: Path, member: str) -> tuple[np.ndarray, np.ndarray]:
     where = f"{place}/{member}"
     batch = _unpickle(_bytes_of(place, member), where)
     try:
-        data, labels = batch[b"data"], np.asarray(batch[b"labels"], dtype=np.int32)
+        data, labels = batch[b"data"].pixels, np.array([int(label) for label in batch[b"labels"]], np.int32)
         valid = data.dtype == np.uint8 and data.shape == (len(labels), 3072) and len(labels) > 0
         valid = valid and labels.min() >= 0 and labels.max() < len(CLASSES)
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         valid = False
     if not valid:
         raise DataError(where, "is not a batch of CIFAR-10", f"give the official {ARCHIVE}")
@@ -98,7 +103,7 @@ def _bytes_of(place: Path, member: str) -> bytes:
             if content is None:
                 raise missing
             return content.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(str(place), f"is not a readable archive ({error})", f"give the official {ARCHIVE}") from None
 
 
@@ -112,18 +117,45 @@ def _unpickle(raw: bytes, where: str) -> Any:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows the three names with which numpy arrays are pickled, and bytes; nothing else."""
+    """An unpickler that knows the names with which numpy pickles arrays of bytes, and bytes themselves; nothing else.
+
+    It hands out stand-ins and never numpy's own classes, whose state can be set so that they read foreign memory.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}:
-            return np.empty(0).__reduce__()[0]
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR-10 does not need")
+        known = {("numpy.core.multiarray", "_reconstruct"): _Array.make,
+                 ("numpy._core.multiarray", "_reconstruct"): _Array.make,
+                 ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type, ("_codecs", "encode"): _latin1}
+        try:
+            return known[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR-10 does not need") from None
+
+
+class _Type:
+    """The pickled form of a dtype; only that of bytes is accepted."""
+
+    def __init__(self, code: Any = None, *_: Any) -> None:
+        self.code = code.decode("latin1") if isinstance(code, bytes) else code
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and flags say nothing about single bytes."""
+
+
+class _Array:
+    """The pickled form of an array."""
+
+    pixels: np.ndarray
+
+    @classmethod
+    def make(cls, *_: Any) -> _Array:
+        return cls()
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, in_columns, content = state
+        if not isinstance(kind, _Type) or kind.code not in ("u1", "|u1") or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("it holds an array of something else than bytes")
+        self.pixels = np.frombuffer(content, np.uint8).reshape(shape, order="F" if in_columns else "C")
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,17 @@ from raysft.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
+# Pillow would also try decoders that hand the file to other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
 # What Pillow raises for files that are torn, empty, of no known format, or dangerously large.
-BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, zlib.error,
+             Image.DecompressionBombError)
+
+# EXIF orientation (tag 0x0112) to what turns the image upright.
+_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90}
 
 
 def open_rgb(source: Path | bytes, name: str = "image") -> Image.Image:
@@ -22,14 +33,24 @@ def open_rgb(source: Path | bytes, name: str = "image") -> Image.Image:
     Raises DataError that names the file when it cannot be decoded to its last byte.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            turn = _UPRIGHT.get(_orientation(image))
+            upright = image.transpose(turn) if turn is not None else image
             if upright.mode.startswith("I;16"):  # Pillow clips 16-bit grey to 255 instead of scaling it
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return upright.convert("RGB")
     except BAD_IMAGE as error:
         raise DataError(str(name), f"is not a readable image ({error})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; damaged EXIF data says nothing about the pixels and counts as upright."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except BAD_IMAGE:
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -42,8 +63,8 @@ def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
 def size_of(path: Path) -> tuple[int, int]:
     """(height, width) from the header alone, as shown upright; raises DataError."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        with Image.open(path, formats=FORMATS) as image:
+            turned = _orientation(image) >= 5
             return image.size if turned else image.size[::-1]
     except BAD_IMAGE as error:
         raise DataError(str(path), f"is not a readable image ({error})") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
 import os
 import pickle
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial as partial_of
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 
 from raysft.data import cifar
 from raysft.data.shards import (
+    MANIFEST,
     ImageSpec,
     Manifest,
     ShardFile,
@@ -24,10 +27,10 @@ from raysft.data.shards import (
     write_manifest,
     write_shard,
 )
-from raysft.data.sources import Listing, list_source
+from raysft.data.sources import Listing, list_source, pixel_sums
 from raysft.errors import DataError
-from raysft.files import sha256, write_text
 from raysft.job.spec import Data
+from raysft.storage import Place, Remote, place, remove, remove_file, sha256, write_text
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,30 +42,31 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else base.expanduser() / "raysft"
 
 
-def dataset_of(data: Data, progress: Progress) -> Path:
-    """The folder of shards for the data a job names, imported to the cache on first use.
+def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Place:
+    """The folder of shards for the data a job names, imported on first use to `cache`, which every node must reach.
 
     Needs Ray when there is something to import; raises DataError.
     """
     if data.source == "shards":
-        return Path(data.path or "").expanduser().resolve()
+        return place(data.path or "")
     listing = listing_of(data.source, data.path, data.test_path, progress)
-    folder = cache_folder() / "datasets" / f"{data.source}-{data.on_bad_image}-{listing.fingerprint[:16]}"
-    if not folder.exists():
+    folder = (cache or cache_folder() / "datasets") / f"{data.source}-{data.on_bad_image}-{listing.fingerprint[:16]}"
+    if not (folder / MANIFEST).is_file():
         import_listing(listing, folder, data.on_bad_image, progress)
     return folder
 
 
-def import_dataset(kind: str, path: str | None, out: Path, test: str | None, on_bad_image: Literal["fail", "skip"],
+def import_dataset(kind: str, path: str | None, out: Place, test: str | None, on_bad_image: Literal["fail", "skip"],
                    progress: Progress) -> Manifest:
     """Import a source into the folder `out`, which must not be there yet. Needs Ray; raises DataError."""
     check_out(out)
-    return import_listing(listing_of(kind, path, test, progress), out.expanduser().resolve(), on_bad_image, progress)
+    return import_listing(listing_of(kind, path, test, progress), out, on_bad_image, progress)
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Place) -> None:
     """Raise DataError when there is something where a data set is to be made."""
-    if out.expanduser().exists():
+    taken = (out / MANIFEST).is_file() if isinstance(out, Remote) else out.exists()
+    if taken:
         raise DataError(str(out), "is there already", "remove it or give another --out")
 
 
@@ -79,40 +83,68 @@ def listing_of(kind: str, path: str | None, test: str | None, progress: Progress
     return list_source(kind, path, test, cache_folder())
 
 
-def import_listing(listing: Listing, out: Path, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:
-    """Write all chunks as shards beside `out`, then rename. What an interrupted import wrote is taken up again."""
-    partial = out.with_name(out.name + ".partial")
+def import_listing(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:
+    """Write all chunks as shards, then the manifest. What an interrupted import wrote is taken up again.
+
+    On a disk that happens beside `out`, and ends with a rename; on an object store, which cannot rename folders, in
+    `out`, which is a data set once its manifest is there.
+    """
+    with _one_at_a_time(out):
+        return _import(listing, out, on_bad_image, progress)
+
+
+@contextmanager
+def _one_at_a_time(out: Place) -> Iterator[None]:
+    """Let one process of this machine import to `out`; another one waits and then finds it done."""
+    if isinstance(out, Remote):
+        yield
+        return
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise DataError(str(out), f"cannot be made ({error.strerror})", "give a folder that can") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _import(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:
+    if (out / MANIFEST).is_file():
+        return read_manifest(out)
+    partial = out if isinstance(out, Remote) else out.with_name(out.name + ".partial")
     _prepare(partial, listing, on_bad_image)
     try:
         done = _write_all(partial, listing, on_bad_image, progress)
         manifest = _manifest(listing, done)
     except DataError:
-        shutil.rmtree(partial, ignore_errors=True)  # nothing half-written where the images are wrong
+        remove(partial)  # nothing half-written where the images are wrong
         raise
+    for file in (*(note_path(partial / n["path"]) for n in done), partial / "source.json"):
+        remove_file(file)
     write_manifest(partial, manifest)
-    for note in partial.glob("*/*.json"):
-        note.unlink()
-    (partial / "source.json").unlink()
-    try:
+    if isinstance(out, Path) and isinstance(partial, Path):
         os.rename(partial, out)
-    except OSError:
-        if not (out / "dataset.json").is_file():
-            raise
-        shutil.rmtree(partial, ignore_errors=True)  # another import of the same source was first
     return read_manifest(out)
 
 
-def _prepare(partial: Path, listing: Listing, on_bad_image: str) -> None:
+def _prepare(partial: Place, listing: Listing, on_bad_image: str) -> None:
     """Keep the partial folder only if it was made from the same source in the same way."""
     identity = json.dumps([listing.fingerprint, asdict(listing.image), on_bad_image])
     note = partial / "source.json"
     if partial.exists() and not (note.is_file() and note.read_text() == identity):
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+    if isinstance(partial, Path):
+        for split in listing.chunks:
+            (partial / split).mkdir(parents=True, exist_ok=True)
     write_text(note, identity)
 
 
-def _write_all(partial: Path, listing: Listing, on_bad_image: str, progress: Progress) -> list[dict[str, Any]]:
+def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Progress) -> list[dict[str, Any]]:
     """One note a shard: split, path, rows, sha256, sums of pixels, bad files."""
     import ray.data
 
@@ -131,7 +163,8 @@ def _write_all(partial: Path, listing: Listing, on_bad_image: str, progress: Pro
     progress("import", rows_done, total)
     if waiting:
         tasks = ray.data.from_items(waiting, override_num_blocks=len(waiting))
-        written = tasks.map(partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image))
+        where = {} if listing.everywhere else {"scheduling_strategy": _here()}
+        written = tasks.map(partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image), **where)
         for row in written.iter_rows():
             note = json.loads(row["note"])
             if note["fatal"]:
@@ -144,6 +177,14 @@ def _write_all(partial: Path, listing: Listing, on_bad_image: str, progress: Pro
     return notes
 
 
+def _here() -> Any:
+    """This node: what was downloaded lies on its disk alone."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def _bad_image(bad: list[str]) -> DataError:
     file, _, what = bad[0].partition(": ")
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -152,7 +193,7 @@ def _bad_image(bad: list[str]) -> DataError:
 
 def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dict[str, Any]:
     """The task of Ray Data: read one chunk, write its shard and then its note. Errors come back as bad files."""
-    path = Path(row["path"])
+    path = place(row["path"])
     try:
         rows = pickle.loads(row["chunk"]).read(spec)
     except DataError as error:
@@ -163,26 +204,21 @@ def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dic
     note |= asdict(write_shard(path, spec, rows.ids, rows.images, rows.labels))
     total, squares = rows.pixel_sum, rows.pixel_square_sum
     if total is None or squares is None:
-        total, squares = _pixel_sums(rows.images)
+        total, squares = pixel_sums(rows.images)
     note |= {"pixel_sum": list(total), "pixel_square_sum": list(squares)}
-    write_text(path.with_suffix(".json"), json.dumps(note))
+    write_text(note_path(path), json.dumps(note))
     return {"note": json.dumps(note)}
 
 
-def _pixel_sums(images: Any) -> tuple[list[float], list[float]]:
-    """Sums over images of each channel's mean and mean square, of values 0 to 1; exact in integers."""
-    flat = images.reshape(-1, 3)
-    pixels = max(1, int(np.prod(images.shape[1:3])))
-    total = flat.sum(axis=0, dtype=np.int64)
-    histograms = [np.bincount(flat[:, c], minlength=256) for c in range(3)]
-    squares = [int((h * np.arange(256, dtype=np.int64) ** 2).sum()) for h in histograms]
-    return [float(t) / 255 / pixels for t in total], [s / 255**2 / pixels for s in squares]
+def note_path(shard: Place) -> Place:
+    """Where the note of a finished shard lies until the import is complete."""
+    return shard.parent / f"{shard.name.partition('.')[0]}.json"
 
 
-def _note_of(path: Path) -> dict[str, Any] | None:
+def _note_of(path: Place) -> dict[str, Any] | None:
     """The note of a shard that an earlier, interrupted import finished."""
     try:
-        note = json.loads(path.with_suffix(".json").read_text())
+        note = json.loads(note_path(path).read_text())
         return note if sha256(path) == note["sha256"] else None
     except (OSError, ValueError, KeyError):
         return None
@@ -198,9 +234,14 @@ def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
             raise DataError(listing.where, f"has no readable {split} image")
     train = [n for n in notes if n["split"] == "train"]
     rows = splits["train"].rows
-    mean = np.sum([n["pixel_sum"] for n in train], axis=0) / rows
-    spread = np.sqrt(np.maximum(np.sum([n["pixel_square_sum"] for n in train], axis=0) / rows - mean**2, 0))
+    mean = _total(train, "pixel_sum") / rows
+    spread = np.sqrt(np.maximum(_total(train, "pixel_square_sum") / rows - mean**2, 0))
     std = np.where(spread > 0, spread, 1.0)  # a channel without any variation is only shifted
     manifest = Manifest(listing.classes, listing.image, tuple(mean.tolist()), tuple(std.tolist()), splits,
                         sum(len(n["bad"]) for n in notes))
     return replace(manifest, source=listing.where)
+
+
+def _total(notes: list[dict[str, Any]], key: str) -> np.ndarray:
+    """(3,) sums over shards, the same in whatever order they were written."""
+    return np.array([math.fsum(note[key][channel] for note in notes) for channel in range(3)])

@@ -10,16 +10,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raysft.data.images import fit, open_rgb
-from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, columns, read_labels
+from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, columns, read_labels, read_table
 from raysft.data.sources import stratified_order
+from raysft.storage import Place, place
 
 MIXED_SIZE = 224
 WINDOW_BYTES = 256_000_000
@@ -62,7 +61,7 @@ class Batch:
 class SplitSource:
     """Which rows of which shards make up a split, and the size they are decoded to."""
 
-    folder: Path
+    folder: Place
     files: tuple[ShardFile, ...]
     spec: ImageSpec
     ids: np.ndarray
@@ -85,7 +84,7 @@ def choose_rows(ids: np.ndarray, labels: np.ndarray, val_rows: int, limit: int |
     return np.sort(ids[train]), np.sort(ids[val])
 
 
-def split_sources(folder: Path, manifest: Manifest, val_rows: int, limit: int | None, seed: int,
+def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int | None, seed: int,
                   image_size: int | None) -> dict[SplitName, SplitSource]:
     """The three splits of a data set; validation is taken from train, test stays as it is."""
     height, width = decoded_size(manifest.image, image_size)
@@ -144,7 +143,7 @@ def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int 
 
 def _read_shards(batch: pa.Table, source: SplitSource) -> pa.Table:
     """The task of Ray Data: chosen rows of the shards named in `batch`, images as raw bytes of the decoded size."""
-    table = pa.concat_tables([pq.read_table(path) for path in batch["path"].to_pylist()])
+    table = pa.concat_tables([read_table(place(path)) for path in batch["path"].to_pylist()])
     ids = table["id"].to_numpy()
     at = np.searchsorted(source.ids, ids)
     chosen = (at < len(source.ids)) & (source.ids[np.minimum(at, len(source.ids) - 1)] == ids)
@@ -191,6 +190,7 @@ class Kept:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
+        self.pixels = rows.images.shape[1] * rows.images.shape[2]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -215,6 +215,7 @@ class Streamed:
 
     def __init__(self, source: SplitSource, window_bytes: int = WINDOW_BYTES) -> None:
         self.source = source
+        self.pixels = source.height * source.width
         self.window_rows = max(1, window_bytes // (source.height * source.width * 3))
 
     def __len__(self) -> int:

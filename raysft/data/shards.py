@@ -7,8 +7,8 @@ sizes stay `binary`, encoded as they came.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysft.errors import DataError
-from raysft.files import sha256, write_text
+from raysft.storage import Place, sha256, write_bytes, write_text
 
 FORMAT = 1
 MANIFEST = "dataset.json"
@@ -83,12 +83,12 @@ class Manifest:
         return hashlib.sha256(json.dumps([self.classes, sums]).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Write `dataset.json`, whole or not at all."""
     write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """The manifest of a data set; raises DataError when there is none or it cannot be understood."""
     path = folder / MANIFEST
     try:
@@ -103,13 +103,16 @@ def read_manifest(folder: Path) -> Manifest:
             raise DataError(str(path), f"has format {stored['format']}, this raysft reads up to {FORMAT}",
                             "use a newer raysft, or import the data set again")
         return _manifest(stored)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(str(path), f"is not a manifest ({error!r})", "import the data set again") from None
 
 
 def _manifest(stored: dict[str, Any]) -> Manifest:
     splits = {name: Split(s["rows"], tuple(ShardFile(f["path"], f["rows"], f["sha256"]) for f in s["files"]))
               for name, s in stored["splits"].items()}
+    for name, split in splits.items():
+        if not split.files or split.rows < 1:
+            raise ValueError(f"the split {name} is empty")
     spec = {key: stored["image"].get(key) for key in ("encoding", "height", "width")}
     red, green, blue = stored["mean"]
     s_red, s_green, s_blue = stored["std"]
@@ -117,7 +120,7 @@ def _manifest(stored: dict[str, Any]) -> Manifest:
                     stored.get("skipped", 0), stored.get("source", ""), stored["format"])
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
+def verify(folder: Place, manifest: Manifest) -> None:
     """Compare every shard with its checksum; raises DataError that names the first that differs."""
     for split in manifest.splits.values():
         for file in split.files:
@@ -129,9 +132,9 @@ def verify(folder: Path, manifest: Manifest) -> None:
                                 "import the data set again")
 
 
-def write_shard(path: Path, spec: ImageSpec, ids: np.ndarray, images: np.ndarray | Sequence[bytes],
+def write_shard(path: Place, spec: ImageSpec, ids: np.ndarray, images: np.ndarray | Sequence[bytes],
                 labels: np.ndarray) -> ShardFile:
-    """Write one shard, whole or not at all.
+    """Write one shard into a folder that is there, whole or not at all.
 
     ids: (n,) int64; images: (n, height, width, 3) uint8 for raw, n encoded files otherwise; labels: (n,) int32.
     """
@@ -141,11 +144,18 @@ def write_shard(path: Path, spec: ImageSpec, ids: np.ndarray, images: np.ndarray
     else:
         column = pa.array(list(images), type=spec.column)
     table = pa.table({"id": pa.array(ids, pa.int64()), "image": column, "label": pa.array(labels, pa.int32())})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    pq.write_table(table, beside, row_group_size=max(1, len(table)), use_dictionary=False)
-    os.replace(beside, path)
-    return ShardFile(f"{path.parent.name}/{path.name}", len(table), sha256(path))
+    content = io.BytesIO()
+    pq.write_table(table, content, row_group_size=max(1, len(table)), use_dictionary=False)
+    write_bytes(path, content.getvalue())
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    return ShardFile(f"{path.parent.name}/{path.name}", len(table), digest)
+
+
+def read_table(path: Place, columns: list[str] | None = None) -> pa.Table:
+    """A shard, or some columns of it."""
+    if isinstance(path, Path):
+        return pq.read_table(path, columns=columns)
+    return pq.read_table(path.key, columns=columns, filesystem=path.fs)
 
 
 def columns(table: pa.Table, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray]:
@@ -160,14 +170,14 @@ def columns(table: pa.Table, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray | 
     return ids, flat.reshape(-1, *spec.shape), labels
 
 
-def read_labels(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def read_labels(folder: Place, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(ids, labels) of a split in the order of its shards, read without the images."""
-    tables = [pq.read_table(folder / f.path, columns=["id", "label"]) for f in split.files]
+    tables = [read_table(folder / f.path, ["id", "label"]) for f in split.files]
     both = pa.concat_tables(tables)
     return both["id"].to_numpy(), both["label"].to_numpy().astype(np.int64)
 
 
-def iter_tables(folder: Path, split: Split) -> Iterator[pa.Table]:
+def iter_tables(folder: Place, split: Split) -> Iterator[pa.Table]:
     """The shards of a split, one table each."""
     for file in split.files:
-        yield pq.read_table(folder / file.path)
+        yield read_table(folder / file.path)

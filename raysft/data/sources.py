@@ -18,6 +18,7 @@ from raysft.data.shards import ImageSpec, read_manifest
 from raysft.errors import DataError
 from raysft.job.plan import Outline
 from raysft.job.spec import Data
+from raysft.storage import place
 
 # Raw pixels are worth their space while images are small; larger ones of one size stay encoded.
 RAW_PIXELS = 128 * 128
@@ -57,12 +58,14 @@ class Listing:
     rows: dict[str, int]
     where: str
     fingerprint: str
+    everywhere: bool = False
+    """Whether every node can read the chunks, or only this one."""
 
 
 def outline(data: Data, cache: Path) -> Outline:
     """Classes and rows of the data a job names, without reading images; raises DataError."""
     if data.source == "shards":
-        folder = Path(data.path or "").expanduser()
+        folder = place(data.path or "")
         manifest = read_manifest(folder)
         missing = {"train", "test"} - manifest.splits.keys()
         if missing:
@@ -163,6 +166,16 @@ def list_cifar10(place: Path) -> Listing:
 
 # --- folders of images -----------------------------------------------------------------------------------------------
 
+def pixel_sums(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Sums over images (n, height, width, 3) uint8 of each channel's mean and mean square, of values 0 to 1."""
+    flat = images.reshape(-1, 3)
+    pixels = max(1, int(np.prod(images.shape[1:3])))
+    histograms = [np.bincount(flat[:, c], minlength=256) for c in range(3)]
+    levels = np.arange(256, dtype=np.int64)
+    return ([int((h * levels).sum()) / 255 / pixels for h in histograms],
+            [int((h * levels**2).sum()) / 255**2 / pixels for h in histograms])
+
+
 @dataclass(frozen=True)
 class FileChunk(Chunk):
     """Image files with their row ids and labels."""
@@ -191,9 +204,9 @@ class FileChunk(Chunk):
                 images.append(pixels)
             else:
                 encoded.append(raw)
-                scaled = pixels.reshape(-1, 3) / 255
-                total += scaled.mean(axis=0)
-                squares += (scaled**2).mean(axis=0)
+                sums = pixel_sums(pixels[None])
+                total += sums[0]
+                squares += sums[1]
         ids, labels = np.asarray(self.ids, np.int64)[kept], np.asarray(self.labels, np.int32)[kept]
         if spec.encoding == "raw":
             stacked = np.stack(images) if images else np.empty((0, *spec.shape), np.uint8)
@@ -227,6 +240,11 @@ class Folders:
         order = stratified_order(labels, seed=0)
         cut = round(len(files) * TRAIN_SHARE)
         chosen = set(order[:cut].tolist())
+        for label, name in enumerate(classes):
+            of_class = np.flatnonzero(labels == label).tolist()
+            if chosen.issuperset(of_class):
+                raise DataError(str(root / name), f"has too few images ({len(of_class)}) to hold one out",
+                                "add some, or give the test images in a folder of their own")
         return cls(classes, tuple(f for i, f in enumerate(files) if i in chosen),
                    tuple(f for i, f in enumerate(files) if i not in chosen), str(root))
 
@@ -247,7 +265,7 @@ def list_imagefolder(root: Path, test: Path | None) -> Listing:
             stat = os.stat(file)
             digest.update(json.dumps([split, file, label, stat.st_size, stat.st_mtime_ns]).encode())
     return Listing(folders.classes, spec, chunks, {s: len(f) for s, f in splits.items()}, folders.where,
-                   digest.hexdigest())
+                   digest.hexdigest(), everywhere=True)
 
 
 def _file_chunk(files: tuple[tuple[str, int], ...], first_id: int) -> FileChunk:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from raysft.job.spec import Job, Optimizer, Train
 
 # Searching these would move what trials are compared by, or is written elsewhere.
 NOT_SEARCHABLE = {"train.epochs": "all trials are compared at the same number of epochs",
-                  "train.optimizer": "use the key `optimizer`, a list of optimizers"}
+                  "train.optimizer": "use the key `optimizer`, a list of optimizers",
+                  "train.optimizer.name": "use the key `optimizer`, a list of optimizers"}
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -40,10 +42,9 @@ def validate_job(tree: Mapping[str, Any], where: str) -> Job:
         job = Job.model_validate(tree)
     except ValidationError as error:
         problems += [_problem(where, tree, e) for e in error.errors()]
-    search = tree.get("search") if isinstance(tree, Mapping) else None
+    search = tree.get("search")
     if isinstance(search, Mapping) and isinstance(search.get("space"), Mapping):
-        train = tree.get("train")
-        base = job.train.model_dump() if job else (train if isinstance(train, Mapping) else {})
+        base = (job.train if job else Train()).model_dump()
         found = space_problems(search["space"], base)
         problems += [JobError(f"{where}: search.space.{key}", what) for key, what in found]
     if problems:
@@ -66,8 +67,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"the key {key!r} is given twice"
+            if not isinstance(key, Hashable) or key in seen:
+                problem = f"the key {key!r} is " + ("given twice" if isinstance(key, Hashable) else "not a name")
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -107,7 +108,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise JobError(where, "is not KEY=VALUE", "for example --set train.epochs=2")
-    *parents, last = dotted.split(".")
+    *parents, last = _keys_of(dotted)
     node = tree
     for key in parents:
         child = node.get(key)
@@ -119,6 +120,12 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node[last] = _parse(text, where)
 
 
+def _keys_of(dotted: str) -> list[str]:
+    """The keys on the way to a field; those of the search space hold dots themselves."""
+    space = "search.space."
+    return ["search", "space", dotted.removeprefix(space)] if dotted.startswith(space) else dotted.split(".")
+
+
 # --- the search space ------------------------------------------------------------------------------------------------
 
 def space_problems(space: Mapping[str, Any], base_train: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -126,10 +133,14 @@ def space_problems(space: Mapping[str, Any], base_train: Mapping[str, Any]) -> I
     if not space:
         yield "optimizer", f"the space is empty; give a list of optimizers or train.* keys with {FORMS}"
     for key, value in space.items():
+        if not isinstance(key, str):
+            continue  # told by the model
         if key == "optimizer":
             yield from _optimizer_problems(value)
         elif key in NOT_SEARCHABLE:
             yield key, f"cannot be searched: {NOT_SEARCHABLE[key]}"
+        elif key.startswith("train.optimizer.") and "optimizer" in space:
+            yield key, "stands beside the key `optimizer`, which has its own; put the range into its list"
         elif not key.startswith("train."):
             yield key, f"is not a field that can be searched{_did_you_mean(key, searchable())}"
         elif (wrong := check_range(value) if is_range(value) else f"got {value!r}, give {FORMS}") is not None:
@@ -186,7 +197,7 @@ def _field_problems(key: str, value: Any, base_train: Mapping[str, Any]) -> Iter
         yield f"is not a field that can be searched{_did_you_mean(key, searchable())}"
         return
     for probe in values_to_check(value):
-        tree: dict[str, Any] = {k: v for k, v in base_train.items() if k in ("epochs", "batch_size")}
+        tree: dict[str, Any] = copy.deepcopy(dict(base_train))
         node = tree
         for part in path[:-1]:
             node = node.setdefault(part, {})

@@ -64,15 +64,17 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
     classes = len(outline.classes)
     if classes < 2:
         raise DataError(outline.where, f"has a single class ({', '.join(outline.classes)})", "give at least two")
-    if limit < 2 * classes:
-        raise DataError(outline.where, f"{limit} training images for {classes} classes",
+    if limit < 2 * classes or train < classes:
+        raise DataError(outline.where, f"{train} training and {val} validation images for {classes} classes",
                         "give at least one for training and one for validation in each class")
     trials = count_trials(job)
     slots = make_slots(job.resources, nodes, trials)
+    for size in job.batch_sizes():
+        smallest = train // math.ceil(train / size)
+        if smallest < job.resources.workers:
+            raise DataError(outline.where, f"a batch of {smallest} images for {job.resources.workers} workers",
+                            "lower resources.workers or raise train.batch_size")
     steps = math.ceil(train / job.train.batch_size)
-    if train // steps < job.resources.workers:
-        raise DataError(outline.where, f"a batch of {train // steps} images for {job.resources.workers} workers",
-                        "lower resources.workers or raise train.batch_size")
     return Plan(train, val, outline.test_rows, classes, trials, slots, steps,
                 math.ceil(train / steps / job.resources.workers))
 
@@ -117,23 +119,23 @@ def _shortage(resources: Resources, nodes: Sequence[Node]) -> str:
 
 
 def count_trials(job: Job) -> int:
-    """Trials of a job: 1 without a search; with a grid whole passes over its combinations, at least one."""
+    """Trials of a job: 1 without a search, whole passes over the combinations of a grid, at least one.
+
+    Where nothing is drawn at random, more than one pass would train the same again.
+    """
     if job.search is None:
         return 1
-    combinations, only_grid = grid_size(job.search.space)
-    if combinations == 1:
-        return job.search.trials
-    return combinations if only_grid else combinations * max(1, job.search.trials // combinations)
+    combinations, has_grid, has_random = grid_size(job.search.space)
+    if not has_random:
+        return combinations
+    return combinations * max(1, job.search.trials // combinations) if has_grid else job.search.trials
 
 
-def grid_size(space: dict) -> tuple[int, bool]:
-    """(combinations of all grids, whether nothing else varies); 1 combination means that there is no grid."""
+def grid_size(space: dict) -> tuple[int, bool, bool]:
+    """(combinations of optimizers and grids, whether there is a grid, whether anything is drawn at random)."""
     options = space.get("optimizer", [{}])
     option_sizes = [math.prod(len(v["grid"]) for v in o.values() if is_range(v) and "grid" in v) for o in options]
     others = [v for k, v in space.items() if k != "optimizer"]
     others_size = math.prod(len(v["grid"]) for v in others if "grid" in v)
     ranges = [v for o in options for v in o.values() if is_range(v)] + others
-    has_grid = any("grid" in r for r in ranges)
-    if not has_grid:
-        return 1, False
-    return sum(option_sizes) * others_size, all("grid" in r for r in ranges)
+    return sum(option_sizes) * others_size, any("grid" in r for r in ranges), any("grid" not in r for r in ranges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 CONTINUOUS = ("loguniform", "uniform", "int")
@@ -33,5 +34,13 @@ def check_range(value: dict[str, Any]) -> str | None:
 
 
 def values_to_check(value: Any) -> list[Any]:
-    """The values that stand for a range when it is validated: the ends, or all that are listed; a constant itself."""
-    return list(next(iter(value.values()))) if is_range(value) else [value]
+    """The values that stand for a well-formed range when it is validated: all that are listed, or the ends.
+
+    Between the ends of a continuous one lies a value that is no whole number; a constant stands for itself.
+    """
+    if not is_range(value):
+        return [value]
+    (kind, bounds), = value.items()
+    if kind in ("loguniform", "uniform"):
+        return [*bounds, bounds[0] + (bounds[1] - bounds[0]) / math.pi]
+    return list(bounds)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from raysft.job.ranges import values_to_check
+from raysft.job.ranges import check_range, is_range, values_to_check
 
 MetricName = Literal["val_accuracy", "val_loss"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
@@ -27,7 +27,8 @@ Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 class Section(BaseModel):
     """A part of the job file: immutable, typed strictly, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True,
+                              allow_inf_nan=False)
 
 
 class Data(Section):
@@ -99,6 +100,8 @@ class Optimizer(Section):
         if not isinstance(given, dict):
             return given
         name = given.get("name", "sgd")
+        if not isinstance(name, str):
+            return given
         filled = {"lr": DEFAULT_LR.get(name, 0.01)} | given
         if name in DEFAULT_MOMENTUM and filled.get("momentum") is None:
             filled["momentum"] = DEFAULT_MOMENTUM[name]
@@ -197,6 +200,21 @@ class Resources(Section):
             raise ValueError("must be a whole number or a fraction below 1")
         return value
 
+    @model_validator(mode="after")
+    def _one_gpu_each(self) -> Resources:
+        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError("workers of one trial cannot share a GPU: set gpus_per_worker to 1, or workers to 1")
+        return self
+
+
+class Cluster(Section):
+    """How the job uses a cluster; of no account on one machine."""
+
+    scale_up_minutes: float = Field(15, ge=0, le=24 * 60)
+    """How long to wait for nodes that an autoscaler starts, where those there are too few for one trial."""
+    price_per_hour: float | None = Field(None, ge=0)
+    """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then tells what a run costs."""
+
 
 class Job(Section):
     """Everything a job file asks for."""
@@ -213,22 +231,27 @@ class Job(Section):
     """The search over recipes; leave it out to train once."""
     resources: Resources = Field(default_factory=Resources)
     """What one trial uses."""
+    cluster: Cluster = Field(default_factory=Cluster)
+    """How the job uses a cluster."""
     storage: str = "runs"
-    """Folder for run directories."""
+    """Folder for run directories, or a URI (s3://…, gs://…); on a cluster all nodes must reach it."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Fixes splits, order, augmentation, initial weights and the configurations searched."""
 
     @model_validator(mode="after")
     def _workers_share_batches(self) -> Job:
-        smallest = min(self._batch_sizes())
+        smallest = min(self.batch_sizes())
         if smallest < self.resources.workers:
             raise ValueError(f"train.batch_size is {smallest}, less than one image for each of the "
                              f"{self.resources.workers} workers of resources.workers")
         return self
 
-    def _batch_sizes(self) -> list[int]:
+    def batch_sizes(self) -> list[int]:
+        """The batch sizes that trials may have: that of the job, or the ends or all values of its range."""
         searched = (self.search.space if self.search else {}).get("train.batch_size")
-        sizes = [] if searched is None else [v for v in values_to_check(searched) if isinstance(v, int)]
+        if not isinstance(searched, dict) or not is_range(searched) or check_range(searched) is not None:
+            return [self.train.batch_size]
+        sizes = [v for v in values_to_check(searched) if isinstance(v, int)]
         return sizes or [self.train.batch_size]
 
 

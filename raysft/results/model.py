@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from raysft.errors import UserError
-from raysft.files import write_text
+from raysft.storage import Place, local_copy, put_file, put_folder, scratch_beside, write_text
 
 FORMAT = 1
+WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,18 @@ class ModelCard:
     format: int = FORMAT
 
 
-def deliver(folder: Path, checkpoint: Path, card: ModelCard) -> None:
+def deliver(folder: Place, checkpoint: Place, card: ModelCard) -> None:
     """Make the model folder from a checkpoint, whole or not at all."""
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    shutil.copyfile(checkpoint / "model.safetensors", beside / "model.safetensors")
-    write_text(beside / "model.json", json.dumps(asdict(card), indent=1, default=str) + "\n")
-    os.replace(beside, folder)
+    with scratch_beside(folder) as scratch, local_copy(checkpoint / WEIGHTS) as weights:
+        put_file(weights, scratch / WEIGHTS)
+        write_text(scratch / CARD, json.dumps(asdict(card), indent=1, default=str) + "\n")
+        put_folder(scratch, folder, last=CARD)
 
 
-def read_card(folder: Path) -> ModelCard:
+def read_card(folder: Place) -> ModelCard:
     """The card of a delivered model; a run directory stands for its model. Raises UserError."""
     folder = model_folder(folder)
-    path = folder / "model.json"
+    path = folder / CARD
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["format"] > FORMAT:
@@ -53,24 +51,26 @@ def read_card(folder: Path) -> ModelCard:
                          tuple(stored["mean"]), tuple(stored["std"]), stored["scores"], stored["provenance"],
                          stored["format"])
     except FileNotFoundError:
-        raise UserError(str(folder), "is not a model: it has no model.json", "give RUN/model") from None
+        raise UserError(str(folder), f"is not a model: it has no {CARD}", "give RUN/model") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(str(path), f"cannot be read ({error!r})") from None
 
 
-def model_folder(path: Path) -> Path:
+def model_folder(path: Place) -> Place:
     """`path`, or the model in it when it is a run directory."""
-    path = path.expanduser()
     return path / "model" if (path / "run.json").is_file() else path
 
 
-def load_model(folder: Path) -> tuple[Any, ModelCard]:
+def load_model(folder: Place) -> tuple[Any, ModelCard]:
     """(torch module in eval mode, card) of a delivered model; raises UserError or ModelError."""
     from raysft.train.modeling import network, read_state_dict
 
     card = read_card(folder)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where package.module:factory was importable when the model was trained
     net = network(card.architecture, len(card.classes))
-    state = read_state_dict(model_folder(folder) / "model.safetensors")
+    with local_copy(model_folder(folder) / WEIGHTS) as weights:
+        state = read_state_dict(weights)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

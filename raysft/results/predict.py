@@ -18,6 +18,7 @@ from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, ve
 from raysft.data.sources import Folders
 from raysft.errors import DataError
 from raysft.results.model import ModelCard, load_model
+from raysft.storage import Place
 
 BATCH = 256
 TOP = 3
@@ -34,7 +35,7 @@ class Prediction:
 class Classifier:
     """A delivered model, ready to classify."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.net, self.card = load_model(folder)
         self._scale_shift = scale_and_shift(self.card.mean, self.card.std)
 
@@ -55,7 +56,7 @@ class Classifier:
                 found.append(Prediction(path, named))
         return found
 
-    def evaluate(self, data: Path, split: str) -> dict[str, Any]:
+    def evaluate(self, data: Place, split: str) -> dict[str, Any]:
         """Accuracy and mean loss on a split of a data set, or on a folder with one folder of images a class."""
         loss, correct, count = 0.0, 0, 0
         for images, labels in labelled_batches(data, split, self.card):
@@ -66,13 +67,13 @@ class Classifier:
         return {"images": count, "accuracy": correct / count, "loss": loss / count}
 
 
-def labelled_batches(data: Path, split: str, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's classes."""
-    data = data.expanduser()
     if (data / MANIFEST).is_file():
         pairs = _shard_images(data, split, card)
     else:
-        folders = Folders.of(data, data)
+        folder = Path(str(data))
+        folders = Folders.of(folder, folder)
         pairs = ((open_rgb(Path(file), file), folders.classes[label]) for file, label in folders.test)
     number = {name: i for i, name in enumerate(card.classes)}
     images: list[np.ndarray] = []
@@ -90,7 +91,7 @@ def labelled_batches(data: Path, split: str, card: ModelCard) -> Iterator[tuple[
         yield np.stack(images), np.array(labels)
 
 
-def _shard_images(data: Path, split: str, card: ModelCard) -> Iterable[tuple[Image.Image, str]]:
+def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Image.Image, str]]:
     manifest = read_manifest(data)
     if split not in manifest.splits:
         raise DataError(str(data), f"has no split {split}", f"it has {', '.join(manifest.splits)}")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 import platform
-import shutil
 import subprocess
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from raysft.errors import UserError
-from raysft.files import write_text
 from raysft.job import Job, dump_job
 from raysft.job.spec import order
+from raysft.storage import Place, make_folder, place, remove, write_text
 
+INFO, TRIAL = "run.json", "trial.json"
+LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
 
@@ -51,8 +54,9 @@ class TrialRecord:
 class Run:
     """A run directory that is being written."""
 
-    def __init__(self, folder: Path, job: Job) -> None:
+    def __init__(self, folder: Place, job: Job) -> None:
         self.folder, self.job = folder, job
+        self.log = folder / LOG if isinstance(folder, Path) else Path(tempfile.gettempdir()) / f"{folder.name}.log"
         self.metric = job.search.metric if job.search else "val_accuracy"
         self.info: dict[str, Any] = {"run": folder.name, "status": "starting", "started": _now(), "ended": None,
                                      "versions": versions(), "git": git_revision()}
@@ -62,29 +66,32 @@ class Run:
         """A new directory below the job's storage; raises UserError when it is there already or cannot be made."""
         if name is not None and (Path(name).name != name or name in (".", "..")):
             raise UserError(f"--name {name}", "is not a plain name", "give a name without slashes")
-        storage = Path(job.storage).expanduser().resolve()
+        storage = place(job.storage)
         folder = storage / (name or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         try:
-            folder.mkdir(parents=True)
+            make_folder(folder)
         except FileExistsError:
             raise UserError(str(folder), "is there already", "give another --name") from None
         except OSError as error:
-            raise UserError(f"storage: {storage}", f"cannot be written ({error.strerror})",
+            raise UserError(f"storage: {storage}", f"cannot be written ({error.strerror or error})",
                             "give a folder that can") from None
         try:
             run = cls(folder, job)
             write_text(folder / "job.yaml", dump_job(job))
             run.save()
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             raise
         return run
 
     def discard(self) -> None:
         """Remove a run that never began."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
+        if isinstance(self.folder, Path):
+            with suppress(OSError):  # the storage folder, where it holds nothing else
+                self.folder.parent.rmdir()
 
-    def trial_folder(self, trial: str) -> Path:
+    def trial_folder(self, trial: str) -> Place:
         """Where a trial keeps its record and its checkpoints."""
         return self.folder / "trials" / trial
 
@@ -93,13 +100,14 @@ class Run:
         self.info |= info
         if self.info["status"] in ("done", "failed", "stopped"):
             self.info["ended"] = self.info["ended"] or _now()
-        _write_json(self.folder / "run.json", self.info)
+        _write_json(self.folder / INFO, self.info)
 
     def save_trial(self, record: TrialRecord) -> None:
         """Write a trial's trial.json."""
         folder = self.trial_folder(record.trial)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "trial.json", record.row(self.metric) | {"history": record.history, "trace": record.trace})
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / TRIAL, record.row(self.metric) | {"history": record.history, "trace": record.trace})
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""
@@ -116,15 +124,30 @@ def leaderboard(records: list[TrialRecord], metric: str) -> list[TrialRecord]:
     return sorted(records, key=key)
 
 
-def find_run(name: str, storage: str = "runs") -> Path:
+def find_run(name: str, storage: str = "runs") -> Place:
     """The directory of a run given as a path or as a name below `storage`; raises UserError."""
-    for folder in (Path(name).expanduser(), Path(storage) / name):
-        if (folder / "run.json").is_file():
+    for folder in (place(name), place(storage) / name):
+        if (folder / INFO).is_file():
             return folder
     raise UserError(name, "is not a run", f"give a run directory, or a name in {storage}/ (`raysft list`)")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def all_runs(storage: str) -> list[dict[str, Any]]:
+    """The run.json of every run in a folder, oldest first."""
+    folder = place(storage)
+    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    infos = [read_json(folder / name / INFO) for name in names if (folder / name / INFO).is_file()]
+    return sorted(infos, key=lambda info: str(info.get("started")))
+
+
+def read_trials(folder: Place) -> list[dict[str, Any]]:
+    """The trial.json of every trial of a run that has begun, in their order."""
+    trials = folder / "trials"
+    names = sorted(p.name for p in trials.iterdir()) if trials.exists() else []
+    return [read_json(trials / name / TRIAL) for name in names if (trials / name / TRIAL).is_file()]
+
+
+def read_json(path: Place) -> dict[str, Any]:
     """A JSON file of a run; raises UserError when it is not there or torn."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -155,7 +178,7 @@ def git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Place, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources
-from raysft.data.shards import Manifest, read_manifest, verify
+from raysft.data.shards import Manifest, read_labels, read_manifest, verify
 from raysft.errors import DataError, RunError, UserError
 from raysft.job import Job
 from raysft.job.plan import Node, Outline, Plan, make_plan
@@ -24,9 +24,10 @@ from raysft.results.model import ModelCard, deliver
 from raysft.results.run import Run, TrialRecord, leaderboard, versions
 from raysft.search.space import configurations, recipe_of
 from raysft.search.tuner import search
+from raysft.storage import Place, remove
 from raysft.train.checkpoint_paths import checkpoint_path
-from raysft.train.queue import Event, Task, TrialQueue
-from raysft.train.setup import Setup
+from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
+from raysft.train.setup import Setup, weights_file
 from raysft.train.slots import SlotThread
 
 POLL_SECONDS = 1.0
@@ -50,14 +51,17 @@ class Listener(Protocol):
         """A trial finished, was stopped by the search, or failed."""
 
 
-def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, own_ray: bool) -> dict[str, Any]:
+def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scratch: Path, own_ray: bool,
+            datasets: Place | None = None) -> dict[str, Any]:
     """Run a job on the Ray this process is connected to; returns what results.json holds.
 
-    Where Ray is not the caller's own, it is left without any worker of the run. Raises UserError for what a person has
-    to correct, RunError when no trial came to an end.
+    `scratch` is a folder that the caller removes when no thread of Ray writes there any more; `datasets` is where
+    imported images are kept, the user's cache without it. Where Ray is not the caller's own, it is
+    left without any worker of the run. Raises UserError for what a person has to correct, RunError when no trial came
+    to an end.
     """
     begun = time.time()
-    folder = dataset_of(job.data, listener.progress)
+    folder = dataset_of(job.data, listener.progress, datasets)
     manifest = read_manifest(folder)
     if job.data.verify:
         verify(folder, manifest)
@@ -65,13 +69,13 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, own_r
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
     plan = make_plan(job, _outline(folder, manifest), nodes)
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.model.image_size)
+    _note_missing(folder, manifest, sources["val"], listener)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
     run.save(status="running", trials=plan.trials,
              data={"fingerprint": manifest.fingerprint, "path": str(folder), "classes": len(manifest.classes),
                    "rows": {name: len(source.ids) for name, source in sources.items()}, "read": how})
-    scratch = tempfile.mkdtemp(prefix="raysft-")
-    conductor = _Conductor(job, run, plan, manifest, listener, scratch, begun)
+    conductor = _Conductor(job, run, plan, manifest, listener, str(scratch), begun)
     conductor.start()
     try:
         conductor.hand_out(sources, how)
@@ -79,10 +83,19 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, own_r
         return conductor.deliver(sources["test"])
     finally:
         conductor.close(wait=not own_ray)
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _outline(folder: Path, manifest: Manifest) -> Outline:
+def _note_missing(folder: Place, manifest: Manifest, val: SplitSource, listener: Listener) -> None:
+    """Say which classes no validation image judges."""
+    ids, labels = read_labels(folder, manifest.splits["train"])
+    missing = set(range(len(manifest.classes))) - set(labels[np.isin(ids, val.ids)].tolist())
+    if missing:
+        names = ", ".join(manifest.classes[label] for label in sorted(missing)[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        listener.note(f"no validation image of {names}{more}: raise data.val_fraction or data.limit")
+
+
+def _outline(folder: Place, manifest: Manifest) -> Outline:
     missing = {"train", "test"} - manifest.splits.keys()
     if missing:
         raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
@@ -113,8 +126,11 @@ class _Conductor:
 
     def start(self) -> None:
         """Start queue, slots and search; none of them waits for the data."""
-        self.queue: Any = ray.remote(TrialQueue).options(num_cpus=0, max_concurrency=1000).remote()  # type: ignore
-        self.slots = [SlotThread(i, slot, self.job.resources, self._setup(), self.queue, self.scratch)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.queue: Any = ray.remote(TrialQueue).options(  # type: ignore[attr-defined]
+            num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
+        self.slots = [SlotThread(i, slot, self.job.resources, self._setup(), self.queue, self.scratch,
+                                 restarts=MAX_ATTEMPTS * len(self.tasks))
                       for i, slot in enumerate(self.plan.slots)]
         for thread in (*self.slots, self.tune):
             thread.start()
@@ -122,7 +138,9 @@ class _Conductor:
     def _setup(self) -> Setup:
         mean = tuple(self.job.data.mean or self.manifest.mean)
         std = tuple(self.job.data.std or self.manifest.std)
-        return Setup(self.job.model, len(self.manifest.classes), self.job.seed, mean, std, self.run.metric,
+        weights = weights_file(self.job.model)  # workers have another current folder
+        model = self.job.model.model_copy(update={"weights": str(weights)}) if weights else self.job.model
+        return Setup(model, len(self.manifest.classes), self.job.seed, mean, std, self.run.metric,
                      self.job.resources, os.getcwd())
 
     def _search(self) -> None:
@@ -159,15 +177,20 @@ class _Conductor:
                     raise RunError("search", "is over, but a trial does not end", f"see {self._log}")
 
     @property
-    def _log(self) -> Path:
-        return self.run.folder / "raysft.log"
+    def _log(self) -> str:
+        return str(self.run.log)
 
     def _check_slots(self) -> None:
-        for slot in self.slots:
-            if not slot.is_alive():
-                self._take_in(0)
-                cause = f"({_first_line(slot.error)})" if slot.error else "before the trials were done"
+        """A slot that ended leaves its trials to the others; without any slot the run cannot go on."""
+        ended = [slot for slot in self.slots if not slot.is_alive()]
+        for slot in ended:
+            self._take_in(0)
+            self.slots.remove(slot)
+            cause = f"({_first_line(slot.error)})" if slot.error else "before the trials were done"
+            if not self.slots:
                 raise RunError(f"slot {slot.number}", f"its worker group ended {cause}", f"see {self._log}")
+            self.listener.note(f"slot {slot.number} ended {cause}: its trials go to the other slots")
+            ray.get(self.queue.lost.remote(slot.number))
 
     def _take_in(self, wait_s: float) -> list[Event]:
         events = ray.get(self.queue.events.remote(self.seen, wait_s))
@@ -221,7 +244,7 @@ class _Conductor:
         card = self._card(board[0], best, score, test)
         deliver(self.run.folder / "model", checkpoint, card)
         for record in board[1:]:  # only the delivered trial is worth the disk
-            shutil.rmtree(self.run.trial_folder(record.trial) / "checkpoints", ignore_errors=True)
+            remove(self.run.trial_folder(record.trial) / "checkpoints")
         results = self._results(board, {
             "trial": board[0].trial, "config": board[0].config, "epoch": best["epoch"],
             "val_accuracy": best["val_accuracy"], "test_accuracy": score["test_accuracy"],
@@ -229,7 +252,7 @@ class _Conductor:
         self.run.save_results(results)
         return results
 
-    def _score(self, checkpoint: Path) -> dict[str, float]:
+    def _score(self, checkpoint: Place) -> dict[str, float]:
         ray.get(self.queue.put.remote(Task("score", SCORE, str(checkpoint))))
         while True:
             self._check_slots()
@@ -264,10 +287,10 @@ class _Conductor:
                 "trials": [record.row(self.run.metric) for record in board], "timing": timing}
 
     def close(self, wait: bool) -> None:
-        """Send the teams home, and wait until they have gone."""
+        """Send the teams home and end the search; `wait` until both have gone."""
         self.queue.close.remote()
-        for slot in self.slots if wait else []:
-            slot.join(WIND_DOWN_SECONDS)
+        for thread in [*self.slots, self.tune] if wait else []:
+            thread.join(WIND_DOWN_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,12 +17,13 @@ from raysft.data.augment import augment, normalise, scale_and_shift
 from raysft.data.ingest import Batch, Reader
 from raysft.errors import TrialError
 from raysft.job.spec import Train, order
+from raysft.storage import Place
 from raysft.train.checkpoint import load_checkpoint, save_checkpoint
 from raysft.train.checkpoint_paths import last_checkpoint, prune
 from raysft.train.optim import build_optimizer, learning_rate, set_learning_rate
 from raysft.train.team import Team
 
-EVAL_BATCH = 256
+EVAL_BATCH, EVAL_PIXELS = 256, 256 * 224 * 224  # at most so many images, and pixels, at once
 PROGRESS_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Recipe:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     metric: str
-    folder: Path
+    folder: Place
 
 
 @dataclass
@@ -78,18 +78,27 @@ def run_trial(recipe: Recipe, net: nn.Module, train: Reader, val: Reader, team: 
     history: list[Metrics] = []
     if (checkpoint := last_checkpoint(recipe.folder)) is not None:
         start, history = load_checkpoint(checkpoint, net, optimizer)
+        if not _go_on(history, recipe, team, report):  # whoever wrote it may have died before it could report it
+            return
     parallel = team.parallel(net)
     for epoch in range(start, recipe.train.epochs):
         metrics = _one_epoch(recipe, epoch, net, parallel, optimizer, train, val, team, progress)
         history.append(metrics)
-        last = epoch + 1 == recipe.train.epochs
-        go_on = not last
         if team.rank == 0:
             save_checkpoint(recipe.folder, epoch + 1, net, optimizer, history)
-            prune(recipe.folder, {best_epoch(history, recipe.metric), epoch + 1})
-            go_on = report(metrics, last) and not last
-        if not team.agree(go_on):
+        if not _go_on(history, recipe, team, report):
             return
+
+
+def _go_on(history: list[Metrics], recipe: Recipe, team: Team, report: Report) -> bool:
+    """Report the last epoch of `history`, drop the checkpoints that it made useless; whether to train another."""
+    done = history[-1]["epoch"]
+    last = done == recipe.train.epochs
+    go_on = not last
+    if team.rank == 0:
+        go_on = report(history[-1], last) and not last
+        prune(recipe.folder, {best_epoch(history, recipe.metric), done})
+    return team.agree(go_on)
 
 
 def best_epoch(history: list[Metrics], metric: str) -> int:
@@ -152,7 +161,8 @@ def evaluate(net: nn.Module, split: Reader, team: Team, mean: tuple[float, ...],
     net.eval()
     scale_shift = scale_and_shift(mean, std, team.device)
     totals = torch.zeros(3, dtype=torch.float64, device=team.device)
-    for rows in split.in_order(EVAL_BATCH, team.rank, team.workers):
+    batch = max(1, min(EVAL_BATCH, EVAL_PIXELS // split.pixels))
+    for rows in split.in_order(batch, team.rank, team.workers):
         images = torch.from_numpy(rows.images).to(team.device)
         labels = torch.from_numpy(rows.labels).to(team.device)
         outputs = net(normalise(images, *scale_shift))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fcntl
 import importlib
+import socket
 import urllib.error
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from torch import nn
 
 from raysft.errors import ModelError
 from raysft.job.spec import Model
+from raysft.storage import local_copy
+from raysft.train.setup import weights_file
 
 # Networks whose auxiliary training heads are left out: one loss, on the main head.
 _AUXILIARY = {"googlenet": {"aux_logits": False, "init_weights": True},
               "inception_v3": {"aux_logits": False, "init_weights": True}}
 _IMAGENET_CLASSES = 1000
+DOWNLOAD_SILENCE_S = 60
 
 
 def build_model(spec: Model, classes: int, seed: int) -> nn.Module:
@@ -51,13 +55,21 @@ def _from_factory(name: str, classes: int) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(f"model.name: {name}", f"cannot be imported ({error})",
+    except Exception as error:  # whatever the module does when it is imported
+        raise ModelError(f"model.name: {name}", f"cannot be imported ({_first_line(error)})",
                          "give package.module:factory, importable where raysft runs") from None
-    net = factory(num_classes=classes)
+    try:
+        net = factory(num_classes=classes)
+    except Exception as error:  # whatever the factory does
+        raise ModelError(f"model.name: {name}", f"cannot make a network ({_first_line(error)})",
+                         "it is called as factory(num_classes=N)") from None
     if not isinstance(net, nn.Module):
         raise ModelError(f"model.name: {name}", f"made a {type(net).__name__}, not a torch.nn.Module")
     return net
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
 
 
 def _from_torchvision(name: str) -> nn.Module:
@@ -113,20 +125,19 @@ def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, s
 
 
 def _state_dict(spec: Model) -> Mapping[str, torch.Tensor]:
-    path = Path(spec.weights).expanduser()
-    if path.suffix or path.is_file():
-        return read_state_dict(path)
+    path = weights_file(spec)
+    if path is not None:
+        with local_copy(path) as copy:
+            return read_state_dict(copy, spec.weights)
     if ":" in spec.name:
         raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has no weights by name",
                          "give a file, or none")
     return _torchvision_weights(spec)
 
 
-def read_state_dict(path: Path) -> Mapping[str, torch.Tensor]:
+def read_state_dict(path: Path, shown: str | None = None) -> Mapping[str, torch.Tensor]:
     """The tensors of a .safetensors file, or of a torch file read without running code; raises ModelError."""
-    where = f"model.weights: {path}"
-    if not path.is_file():
-        raise ModelError(where, "does not exist", "give a .safetensors file, a state dict, a weights name, or none")
+    where = f"model.weights: {shown or path}"
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -134,8 +145,8 @@ def read_state_dict(path: Path) -> Mapping[str, torch.Tensor]:
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise their own kinds for a torn or foreign file
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(where, f"cannot be read ({first})", "give a .safetensors file or a plain state dict") from None
+        raise ModelError(where, f"cannot be read ({_first_line(error)})",
+                         "give a .safetensors file or a plain state dict") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ModelError(where, "is not a state dict", "save it with torch.save(model.state_dict(), file)")
@@ -154,11 +165,22 @@ def _torchvision_weights(spec: Model) -> Mapping[str, torch.Tensor]:
                          f"give {', '.join(names)}, a file, or none") from None
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     try:
-        with _one_at_a_time(cached):
+        with _one_at_a_time(cached), _time_limit():
             return weights.get_state_dict(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ModelError(f"model.weights: {spec.weights}", f"cannot be downloaded ({error})",
                          f"put {cached.name} into {cached.parent}, give a file, or weights: none") from None
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Let no download wait for ever for a server that has gone silent; torch sets no limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_SILENCE_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class _Trial:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     decision: asyncio.Future[bool] | None = None
     stopped: bool = False
+    complete: bool = False
     ended: bool = False
     epochs: int = 0
 
@@ -67,8 +68,9 @@ class _Failure:
 
 @dataclass
 class _Team:
-    joined: set[int] = field(default_factory=set)
+    incarnation: int = -1
     turn: int = -1
+    agreed_turn: int = 0
     task: asyncio.Future[Task | None] | None = None
     running: str | None = None
     failure: _Failure | None = None
@@ -105,17 +107,37 @@ class TrialQueue:
                     return []
             return self._events[after:]
 
+    async def lost(self, slot: int) -> None:
+        """A slot will not come back: what its teams were training goes to the others."""
+        teams = [team for (number, _), team in self._teams.items() if number == slot]
+        for team in teams:
+            team.task = None  # whoever of it still waits for a trial must not get one
+        async with self._more:
+            self._more.notify_all()
+        for team in teams:
+            if team.running is not None:
+                trial, team.running = team.running, None
+                await self._again(self._trials[trial])
+
     async def close(self) -> None:
-        """No more trials: teams that ask are sent home."""
+        """No more trials: teams that ask are sent home, and the search is told that what it waits for has stopped."""
         async with self._more:
             self._closed = True
+            self._pending.clear()
             self._more.notify_all()
+        for state in self._trials.values():
+            state.stopped = True
+            _decide(state, go_on=False)
+            await self._end(state, "stopped", {})
 
     # --- the search ---
 
     async def put(self, task: Task) -> None:
         """Add a trial for the next free team."""
         self._trials[task.trial] = _Trial(task)
+        if self._closed:
+            await self._end(self._trials[task.trial], "stopped", {})
+            return
         async with self._more:
             self._pending.append(task)
             self._more.notify_all()
@@ -133,8 +155,8 @@ class TrialQueue:
     async def stop(self, trial: str) -> None:
         """End a trial before its last epoch; one that waits for a team never starts."""
         state = self._trials.get(trial)
-        if state is None or state.ended or state.stopped:
-            return
+        if state is None or state.ended or state.stopped or state.complete:
+            return  # Tune also completes trials that have trained to their end
         state.stopped = True
         if state.task in self._pending:
             self._pending.remove(state.task)
@@ -151,23 +173,26 @@ class TrialQueue:
         """A worker cannot work at all: the job is wrong."""
         await self._tell(Event("refused", "", {"error": error}))
 
-    async def take(self, slot: int, team: int, rank: int, turn: int) -> tuple[Task, int] | None:
-        """The task of a team's turn 0, 1, … and the number of its process group; None: go home.
+    async def take(self, slot: int, team: int, rank: int, incarnation: int, turn: int) -> tuple[Task, int, int] | None:
+        """(task, number of the process group, next turn) of a team's turn 0, 1, …; None: go home.
 
-        All members get the same. Turn 0 of a member that was here before means that its worker group was restarted.
+        All members get the same. A higher `incarnation` than before means that their worker group was restarted.
         """
         state = self._teams.setdefault((slot, team), _Team())
-        if turn == 0:
-            await self._join(state, rank)
-        elif state.failure is not None:  # this member was done with the trial before another one gave it up
+        if incarnation < state.incarnation:
+            return None  # the call of a process that is dead by now
+        if incarnation > state.incarnation:
+            await self._restart(state, incarnation)
+        if state.failure is not None:  # this member was done with the trial before another one gave it up
             await self._give_up(state, rank)
-            await self.settle(slot, team)
+            turn = await self.settle(slot, team, turn)
         if turn > state.turn:
             state.turn, state.task = turn, asyncio.get_running_loop().create_future()
             await self._assign(state)
-        assert state.task is not None
+        if state.task is None:
+            return None
         task = await asyncio.shield(state.task)
-        return (task, state.group) if task else None
+        return (task, state.group, turn + 1) if task else None
 
     async def meet(self, slot: int, team: int, group: int, address: str | None) -> str:
         """Hand the address of a team's rank 0 to its members."""
@@ -184,8 +209,10 @@ class TrialQueue:
     async def report(self, trial: str, metrics: dict[str, Any], last: bool) -> bool:
         """Metrics of an epoch; returns whether to train on, once the search has decided."""
         state = self._trials[trial]
+        state.complete = state.complete or last
         if metrics["epoch"] > state.epochs:  # an epoch trained again after a crash is known already
             state.epochs = metrics["epoch"]
+            state.task = replace(state.task, attempt=0)
             state.decision = None if last else asyncio.get_running_loop().create_future()
             await self._tell_both(state, Event("epoch", trial, metrics | {"last": last}))
         if last or state.stopped:
@@ -194,7 +221,9 @@ class TrialQueue:
 
     async def finish(self, slot: int, team: int, trial: str, payload: dict[str, Any]) -> None:
         """A team is done with its trial."""
-        self._teams[slot, team].running = None
+        members = self._teams[slot, team]
+        if members.running == trial:  # another member may have taken the next one already
+            members.running = None
         state = self._trials[trial]
         kind = "scored" if state.task.kind == "score" else "stopped" if state.stopped else "finished"
         await self._end(state, kind, payload)
@@ -204,13 +233,23 @@ class TrialQueue:
         state = self._teams[slot, team]
         if state.failure is None:
             state.failure = _Failure(trial, {"error": error, "trace": trace}, set(range(workers)))
+        for meeting in state.meetings.values():
+            if not meeting.done():  # nobody must wait for a member that gave up before it could be met
+                meeting.set_exception(ConnectionError(f"the team did not meet: {error}"))
+                meeting.exception()
         await self._give_up(state, rank)
 
-    async def settle(self, slot: int, team: int) -> None:
-        """Wait until all members have given the trial up; the team then gets a new process group."""
-        failure = self._teams[slot, team].failure
-        if failure is not None:
-            await failure.settled.wait()
+    async def settle(self, slot: int, team: int, turn: int) -> int:
+        """Wait until all members have given the trial up; returns the turn from which they go on together.
+
+        The team then gets a new process group. `turn` is the answer where all had given up already.
+        """
+        state = self._teams[slot, team]
+        failure = state.failure
+        if failure is None:
+            return max(turn, state.agreed_turn)
+        await failure.settled.wait()
+        return state.agreed_turn
 
     # --- inside ---
 
@@ -224,26 +263,30 @@ class TrialQueue:
         failure = team.failure
         failure.missing.discard(rank)
         if not failure.missing:
-            team.running, team.failure, team.group = None, None, team.group + 1
+            running, team.running, team.failure, team.group = team.running, None, None, team.group + 1
             await self._end(self._trials[failure.trial], "failed", failure.payload)
+            team.agreed_turn = team.turn + 1
+            if running is not None and running != failure.trial:  # some had taken the next when others failed this one
+                await self._again(self._trials[running])
             failure.settled.set()
 
-    async def _join(self, team: _Team, rank: int) -> None:
-        if rank in team.joined:
-            lost, team.running, team.failure = team.running, None, None
-            team.joined, team.turn, team.group = set(), -1, team.group + 1
-            if lost is not None:
-                await self._again(self._trials[lost])
-        team.joined.add(rank)
+    async def _restart(self, team: _Team, incarnation: int) -> None:
+        lost, team.running, team.failure = team.running, None, None
+        team.incarnation, team.turn, team.agreed_turn, team.group = incarnation, -1, 0, team.group + 1
+        if lost is not None:
+            await self._again(self._trials[lost])
 
     async def _again(self, state: _Trial) -> None:
         state.task = replace(state.task, attempt=state.task.attempt + 1)
         if state.stopped:
             await self._end(state, "stopped", {})
         elif state.task.attempt >= MAX_ATTEMPTS:
-            await self._end(state, "failed", {"error": f"its worker died {MAX_ATTEMPTS} times", "trace": ""})
+            error = f"its worker died {MAX_ATTEMPTS} times within one epoch"
+            await self._end(state, "failed", {"error": error, "trace": ""})
         else:
-            self._pending.appendleft(state.task)
+            async with self._more:
+                self._pending.appendleft(state.task)
+                self._more.notify_all()
 
     async def _assign(self, team: _Team) -> None:
         assert team.task is not None

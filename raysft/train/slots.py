@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 from ray import train
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raysft.job.plan import Slot
@@ -18,14 +20,15 @@ from raysft.job.spec import Resources
 
 # Ray Train waits without end by default where something is wrong; these are its limits, in seconds.
 LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120"}
-MAX_RESTARTS = 5
 
 
 class SlotThread(threading.Thread):
     """A thread that holds one Ray Train run; `error` says why it ended, if it should not have."""
 
-    def __init__(self, number: int, slot: Slot, resources: Resources, setup: Any, queue: Any, storage: str) -> None:
+    def __init__(self, number: int, slot: Slot, resources: Resources, setup: Any, queue: Any, storage: str,
+                 restarts: int) -> None:
         super().__init__(name=f"slot-{number}", daemon=True)
+        self.restarts = restarts
         self.number, self.slot, self.resources = number, slot, resources
         self.setup, self.queue, self.storage = setup, queue, storage
         self.error: BaseException | None = None
@@ -44,7 +47,7 @@ class SlotThread(threading.Thread):
             each["GPU"] = self.resources.gpus_per_worker
         scaling = train.ScalingConfig(num_workers=self.slot.teams * self.slot.workers, resources_per_worker=each,
                                       use_gpu=bool(self.resources.gpus_per_worker))
-        failures = train.FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=0)  # type: ignore[call-arg]
+        failures = train.FailureConfig(max_failures=self.restarts, controller_failure_limit=0)  # type: ignore[call-arg]
         run = train.RunConfig(name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures)
         config = {"setup": self.setup, "slot": self.number, "queue": self.queue}
         return DataParallelTrainer(_enter, train_loop_config=config, scaling_config=scaling, run_config=run)
@@ -53,4 +56,5 @@ class SlotThread(threading.Thread):
 def _enter(config: dict[str, Any]) -> None:
     from raysft.train.worker import run_worker  # torch is imported here, in the worker
 
-    run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), config["queue"])
+    incarnation = broadcast_from_rank_zero(time.time_ns())  # the same for all that start together, and ever growing
+    run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), incarnation, config["queue"])

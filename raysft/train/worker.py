@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from safetensors.torch import load_file
 
 from raysft.data.ingest import Reader, open_reader
 from raysft.errors import ModelError, TrialError
+from raysft.storage import place
+from raysft.train.checkpoint import read_tensors
 from raysft.train.loop import Recipe, evaluate, run_trial
 from raysft.train.modeling import build_model
 from raysft.train.queue import Task
@@ -25,8 +24,8 @@ from raysft.train.team import Team
 class Worker:
     """Member `rank` of team `team` in a slot."""
 
-    def __init__(self, setup: Setup, slot: int, world_rank: int, queue: Any) -> None:
-        self.setup, self.slot, self.queue = setup, slot, queue
+    def __init__(self, setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any) -> None:
+        self.setup, self.slot, self.queue, self.incarnation = setup, slot, queue, incarnation
         self.team_number, rank = divmod(world_rank, setup.resources.workers)
         device = torch.device("cuda", 0) if setup.resources.gpus_per_worker else torch.device("cpu")
         if device.type == "cuda":
@@ -38,20 +37,20 @@ class Worker:
 
     def work(self) -> None:
         """Take task after task until there are no more."""
-        sys.path.insert(0, self.setup.import_from)  # where package.module:factory is importable for the submitter
+        sys.path.append(self.setup.import_from)  # where package.module:factory is importable for the submitter
         try:
             self.net = build_model(self.setup.model, self.setup.classes, self.setup.seed)
         except ModelError as error:
             ray.get(self.queue.refuse.remote(error))
             return
         self.splits = ray.get(self.queue.data.remote())
+        me = (self.slot, self.team_number, self.team.rank, self.incarnation)
         turn = 0
-        while (given := ray.get(self.queue.take.remote(self.slot, self.team_number, self.team.rank, turn))) is not None:
-            task, group = given
-            turn += 1
+        while (given := ray.get(self.queue.take.remote(*me, turn))) is not None:
+            task, group, turn = given
             failed = self._attempt(task, group)
             if failed is not None:
-                self._give_up(task, *failed)
+                turn = self._give_up(task, turn, *failed)
         self.team.disconnect()
 
     def _attempt(self, task: Task, group: int) -> tuple[str, str] | None:
@@ -66,13 +65,16 @@ class Worker:
             return line.strip().splitlines()[0], traceback.format_exc()
         return None
 
-    def _give_up(self, task: Task, error: str, trace: str) -> None:
-        """Tell why before the others find this member gone, leave the group, wait for all to have left it."""
+    def _give_up(self, task: Task, turn: int, error: str, trace: str) -> int:
+        """Tell why before the others find this member gone, leave the group, wait for all to have left it.
+
+        Returns the turn from which all go on.
+        """
         me = (self.slot, self.team_number)
         ray.get(self.queue.fail.remote(*me, self.team.rank, self.team.workers, task.trial, error, trace))
         self.team.disconnect()
         self.group = None
-        ray.get(self.queue.settle.remote(*me))
+        return ray.get(self.queue.settle.remote(*me, turn))
 
     def _connect(self, group: int) -> None:
         if self.group == group:
@@ -88,7 +90,7 @@ class Worker:
     def _train(self, task: Task) -> dict[str, Any]:
         assert task.train is not None
         setup, queue = self.setup, self.queue
-        folder = Path(task.folder) / "checkpoints"
+        folder = place(task.folder) / "checkpoints"
         recipe = Recipe(task.train, setup.seed, setup.mean, setup.std, setup.metric, folder)
         epochs = 0
 
@@ -106,7 +108,7 @@ class Worker:
 
     def _score(self, task: Task) -> dict[str, Any]:
         net = copy.deepcopy(self.net)
-        net.load_state_dict(load_file(Path(task.folder) / "model.safetensors"))
+        net.load_state_dict(read_tensors(place(task.folder) / "model.safetensors"))
         test = self._reader("test")
         loss, accuracy = evaluate(self.team.place(net), test, self.team, self.setup.mean, self.setup.std)
         return {"test_loss": loss, "test_accuracy": accuracy}
@@ -118,7 +120,6 @@ class Worker:
         return self.readers[split]
 
 
-def run_worker(setup: Setup, slot: int, world_rank: int, queue: Any) -> None:
-    """What Ray Train runs in each process of a slot."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(setup.resources.cpus_per_worker))
-    Worker(setup, slot, world_rank, queue).work()
+def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any) -> None:
+    """What Ray Train runs in each process of a slot; `incarnation` grows with every start of its worker group."""
+    Worker(setup, slot, world_rank, incarnation, queue).work()

@@ -54,6 +54,27 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_an_array_of_anything_but_bytes_is_refused(tmp_path):
+    objects = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": np.array([object], dtype=object)})
+    for raw in (objects, pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [1]})):
+        with pytest.raises(DataError, match="refused"):
+            cifar.read_member(archive_of(tmp_path / "a.tar.gz", {"data_batch_1": raw}), "data_batch_1")
+
+
+def test_a_crafted_dtype_cannot_read_foreign_memory(tmp_path):
+    class Forged:
+        def __reduce__(self):
+            return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0)
+
+    class Array:
+        def __reduce__(self):
+            return np.empty(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1,), Forged(), False, b"A" * 8)
+
+    raw = pickle.dumps({b"data": Array(), b"labels": Array()})
+    with pytest.raises(DataError, match="something else than bytes"):
+        cifar.read_member(archive_of(tmp_path / "a.tar.gz", {"data_batch_1": raw}), "data_batch_1")
+
+
 @pytest.mark.parametrize("raw", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({b"data": 1, b"labels": [1]}),
                                  pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]})])
 def test_what_is_not_cifar_is_refused(tmp_path, raw):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from raysft.data import imports
+from raysft.data.images import open_rgb, size_of
 from raysft.data.imports import import_dataset
 from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
 from raysft.data.sources import Folders
@@ -141,6 +142,32 @@ def test_folders_that_cannot_be_used(images, tmp_path, prepare, expected):
     assert not list(tmp_path.glob("D*"))
 
 
+def test_a_class_too_small_to_hold_an_image_out_is_named(tmp_path):
+    make_images(tmp_path / "images", {"ant": 20, "bee": 2})
+    with pytest.raises(DataError, match=r"bee: has too few images \(2\) to hold one out"):
+        Folders.of(tmp_path / "images", None)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_as_pillow_does(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "a.png")), expected)
+    assert size_of(tmp_path / "a.png") == expected.shape[:2]
+
+
+@pytest.mark.filterwarnings("ignore:.*(Tag data|EXIF):UserWarning")
+def test_damaged_exif_does_not_cost_the_image(tmp_path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    exif += b"\x9b\x82\x05\0\xff\xff\xff\x7f\xff\xff\xff\xff"
+    Image.new("RGB", (9, 6)).save(tmp_path / "a.jpg", exif=exif)
+    assert open_rgb(tmp_path / "a.jpg").size in {(9, 6), (6, 9)}
+
+
 def test_a_data_set_is_never_overwritten(images, tmp_path):
     (tmp_path / "D").mkdir()
     with pytest.raises(DataError, match="is there already"):
@@ -164,6 +191,8 @@ def test_a_wrong_checksum_names_the_shard(images, tmp_path):
 @pytest.mark.parametrize(("change", "expected"), [
     (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 1"),
     (lambda m: {"format": 1}, "is not a manifest"),
+    (lambda m: m | {"mean": [0.5]}, "is not a manifest"),
+    (lambda m: m | {"splits": {"train": {"rows": 0, "files": []}}}, "the split train is empty"),
 ])
 def test_manifests_that_cannot_be_understood(images, tmp_path, change, expected):
     run(images, tmp_path / "D")

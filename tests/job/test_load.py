@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from raysft.errors import JobErrors
+from raysft.errors import JobError, JobErrors
 from raysft.job import Job, dump_job, load_job
 
 
@@ -100,6 +100,7 @@ def test_all_problems_are_shown_at_once(write):
     ("train: {epochs: 1, schedule: {warmup_epochs: 2}}", "more than the 1 epochs"),
     ("train: {batch_size: 2}\nresources: {workers: 3}", "less than one image"),
     ("resources: {gpus_per_worker: 1.5}", "whole number"),
+    ("resources: {gpus_per_worker: 0.5, workers: 2}", "cannot share a GPU"),
     ("name: a/b", "pattern"),
 ])
 def test_fields_that_contradict_each_other(write, text, expected):
@@ -115,6 +116,10 @@ def test_fields_that_contradict_each_other(write, text, expected):
     ("{optimizer: [{name: sgd, lrr: 1}]}", "optimizer.0.lrr", "did you mean lr"),
     ("{optimizer: [{name: adam, momentum: {uniform: [0.1, 0.9]}}]}", "optimizer.0", "adam has no momentum"),
     ("{optimizer: sgd}", "optimizer", "give a list of optimizers"),
+    ("{train.batch_size: {uniform: [16, 128]}}", "train.batch_size", "must be an integer"),
+    ("{train.optimizer.name: {choice: [sgd, adamw]}}", "train.optimizer.name", "use the key `optimizer`"),
+    ("{train.batch_size: {choice: 5}}", "train.batch_size", "needs a list"),
+    ("{train.batch_size: {int: null}}", "train.batch_size", "two whole numbers"),
     ("{train.batch_size: {choice: [16, a]}}", "train.batch_size", "got 'a'"),
     ("{train.epochs: {choice: [1, 2]}}", "train.epochs", "cannot be searched"),
     ("{train.schedule.name: {grid: [cosine, linear]}}", "train.schedule.name", "got 'linear'"),
@@ -129,6 +134,30 @@ def test_a_wrong_search_space_names_its_key(write, space, key, expected):
     assert expected in line
 
 
+def test_a_range_of_the_optimizer_in_two_places_is_refused(write):
+    path = write("search: {space: {optimizer: [{name: sgd}], train.optimizer.lr: {choice: [0.1]}}}\n")
+    assert "stands beside the key `optimizer`" in lines(path)[0]
+
+
+def test_a_searched_momentum_is_checked_with_the_jobs_own_optimizer(write):
+    space = "search: {space: {train.optimizer.momentum: {uniform: [0.1, 0.9]}}}\n"
+    assert load_job(write(space)).search is not None
+    assert "adamw has no momentum" in lines(write(f"train: {{optimizer: {{name: adamw}}}}\n{space}"))[0]
+
+
+def test_an_override_reaches_into_the_search_space(write):
+    job = load_job(write("search: {trials: 3}\n"), ["search.space.train.batch_size={choice: [8, 16]}"])
+    assert job.search is not None
+    assert job.search.space == {"train.batch_size": {"choice": [8, 16]}}
+
+
+@pytest.mark.parametrize("text", ["train: {optimizer: {name: [sgd]}}", "train: {optimizer: {weight_decay: .nan}}", "data: {[1]: 2}",
+                                  "search: {space: {1: {choice: [1]}}}", "data: {mean: [.inf, 0.5, 0.5]}"])
+def test_odd_values_are_refused_and_never_a_traceback(write, text):
+    with pytest.raises(JobError):
+        load_job(write(text))
+
+
 def test_yaml_mistakes_name_the_line(write):
     assert "line 2" in lines_of_job_error(write("name: a\nname: b\n"))
     assert "given twice" in lines_of_job_error(write("name: a\nname: b\n"))
@@ -136,8 +165,6 @@ def test_yaml_mistakes_name_the_line(write):
 
 
 def lines_of_job_error(path) -> str:
-    from raysft.errors import JobError
-
     with pytest.raises(JobError) as caught:
         load_job(path)
     return str(caught.value)

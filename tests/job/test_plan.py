@@ -52,6 +52,19 @@ def test_a_single_class_is_refused():
         make_plan(job(), Outline(("a",), 10, 0, "D"), [Node(1)])
 
 
+def test_the_batch_sizes_that_are_searched_are_the_ones_that_count():
+    space = {"train.batch_size": {"choice": [32, 64]}}
+    make_plan(job(train={"batch_size": 1}, search={"space": space}, resources={"workers": 2}), OUTLINE, [Node(2)])
+    small = {"train.batch_size": {"choice": [2, 64]}}
+    with pytest.raises(DataError, match="a batch of 1 images for 2 workers"):
+        make_plan(job(data={"limit": 23}, search={"space": small}, resources={"workers": 2}), OUTLINE, [Node(2)])
+
+
+def test_a_share_for_validation_that_leaves_nothing_to_train_on_is_refused():
+    with pytest.raises(DataError, match="0 training and 4 validation images"):
+        make_plan(job(data={"limit": 4, "val_fraction": 0.9}), OUTLINE, [Node(1)])
+
+
 def test_batches_smaller_than_the_workers_are_refused():
     with pytest.raises(DataError, match="workers"):
         make_plan(job(data={"limit": 4}, resources={"workers": 4}), OUTLINE, [Node(4)])
@@ -62,6 +75,8 @@ def test_batches_smaller_than_the_workers_are_refused():
     ({"optimizer": [{"name": "sgd", "lr": {"grid": [0.01, 0.1]}}, {"name": "adam"}]}, 16, 3),
     ({"train.batch_size": {"grid": [16, 32]}, "train.augment.flip": {"grid": [True, False]}}, 1, 4),
     ({"optimizer": [{"name": "sgd", "lr": {"loguniform": [0.01, 0.1]}}], "train.batch_size": {"grid": [16, 32]}}, 5, 4),
+    ({"train.batch_size": {"grid": [64]}}, 16, 1),
+    ({"optimizer": [{"name": "sgd"}, {"name": "adam"}]}, 16, 2),
 ])
 def test_a_grid_tries_every_combination(space, trials, expected):
     assert count_trials(job(search={"trials": trials, "space": space})) == expected

@@ -61,8 +61,20 @@ def test_a_trial_taken_up_again_ends_as_if_it_had_never_stopped(tmp_path, name):
     whole = trial(tmp_path / "a", name=name)
     first = trial(tmp_path / "b", name=name, stop_after=2)
     rest = trial(tmp_path / "b", name=name)
-    assert [m["epoch"] for m in first + rest] == [1, 2, 3, 4]
-    assert values(first + rest) == values(whole)
+    assert [m["epoch"] for m in first + rest[1:]] == [1, 2, 3, 4]
+    assert values(first + rest[1:]) == values(whole)
+
+
+def test_an_epoch_whose_report_was_lost_in_a_crash_is_reported_again(tmp_path):
+    first = trial(tmp_path, stop_after=2)
+    seen = trial(tmp_path)
+    assert [m["epoch"] for m in seen] == [2, 3, 4]
+    assert values(seen[:1]) == values(first[1:])
+
+
+def test_a_trial_that_had_trained_to_its_end_is_only_reported(tmp_path):
+    whole = trial(tmp_path)
+    assert values(trial(tmp_path)) == values(whole[-1:])
 
 
 def test_only_the_best_and_the_last_checkpoint_are_kept(tmp_path):

@@ -32,6 +32,7 @@ def test_the_seed_fixes_new_tensors():
     ("tests.tiny:none", "cannot be imported"),
     ("no.such:thing", "cannot be imported"),
     ("tests.tiny:not_a_network", "made a int"),
+    ("tests.networks:raises", r"cannot make a network \(RuntimeError: no weights today\)"),
 ])
 def test_unknown_networks_say_what_to_do(name, expected):
     with pytest.raises(ModelError, match=expected):

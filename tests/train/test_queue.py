@@ -24,12 +24,12 @@ async def pending(awaitable) -> asyncio.Task:
 
 def test_all_members_of_a_team_get_the_same_task():
     async def scenario(queue):
-        first = await pending(queue.take(0, 0, 0, 0))
+        first = await pending(queue.take(0, 0, 0, 1, 0))
         await queue.put(task("a"))
         await queue.put(task("b"))
-        assert (await first) == (task("a"), 0)
-        assert (await queue.take(0, 0, 1, 0)) == (task("a"), 0)
-        assert (await queue.take(0, 1, 0, 0)) == (task("b"), 0)
+        assert (await first) == (task("a"), 1, 1)
+        assert (await queue.take(0, 0, 1, 1, 0)) == (task("a"), 1, 1)
+        assert (await queue.take(0, 1, 0, 1, 0)) == (task("b"), 1, 1)
 
     run(scenario)
 
@@ -37,7 +37,7 @@ def test_all_members_of_a_team_get_the_same_task():
 def test_a_report_waits_until_the_search_asks_for_the_next():
     async def scenario(queue):
         await queue.put(task("a"))
-        await queue.take(0, 0, 0, 0)
+        await queue.take(0, 0, 0, 1, 0)
         report = await pending(queue.report("a", {"epoch": 1}, False))
         assert (await queue.next_event("a")).kind == "epoch"
         assert not report.done()
@@ -53,7 +53,7 @@ def test_a_report_waits_until_the_search_asks_for_the_next():
 def test_a_stopped_trial_lets_its_team_go(read_first):
     async def scenario(queue):
         await queue.put(task("a"))
-        await queue.take(0, 0, 0, 0)
+        await queue.take(0, 0, 0, 1, 0)
         report = await pending(queue.report("a", {"epoch": 1}, False))
         if read_first:
             await queue.next_event("a")
@@ -70,7 +70,7 @@ def test_a_trial_stopped_before_it_starts_never_does():
         await queue.put(task("a"))
         await queue.stop("a")
         await queue.put(task("b"))
-        assert (await queue.take(0, 0, 0, 0))[0].trial == "b"
+        assert (await queue.take(0, 0, 0, 1, 0))[0].trial == "b"
 
     run(scenario)
 
@@ -78,16 +78,16 @@ def test_a_trial_stopped_before_it_starts_never_does():
 def test_a_failure_is_told_once_and_the_team_gets_a_new_group():
     async def scenario(queue):
         await queue.put(task("a"))
-        await queue.take(0, 0, 0, 0)
+        await queue.take(0, 0, 0, 1, 0)
         await queue.fail(0, 0, 1, 2, "a", "first", "")
-        settled = await pending(queue.settle(0, 0))
+        settled = await pending(queue.settle(0, 0, 1))
         assert not settled.done()
         await queue.fail(0, 0, 0, 2, "a", "second", "")
         await settled
         assert [e.payload.get("error") for e in await queue.events(1, 0)] == ["first"]
         assert (await queue.next_event("a")).kind == "failed"
         await queue.put(task("b"))
-        assert await queue.take(0, 0, 0, 1) == (task("b"), 1)
+        assert await queue.take(0, 0, 0, 1, 1) == (task("b"), 2, 2)
 
     run(scenario)
 
@@ -95,12 +95,12 @@ def test_a_failure_is_told_once_and_the_team_gets_a_new_group():
 def test_a_member_that_was_done_already_does_not_hold_up_the_others():
     async def scenario(queue):
         await queue.put(task("a"))
-        await queue.take(0, 0, 0, 0)
+        await queue.take(0, 0, 0, 1, 0)
         await queue.finish(0, 0, "a", {})
         await queue.fail(0, 0, 1, 2, "a", "late", "")
-        settled = await pending(queue.settle(0, 0))
+        settled = await pending(queue.settle(0, 0, 1))
         await queue.put(task("b"))
-        assert await queue.take(0, 0, 0, 1) == (task("b"), 1)
+        assert await queue.take(0, 0, 0, 1, 1) == (task("b"), 2, 2)
         await settled
         assert [e.kind for e in await queue.events(0, 0)] == ["started", "finished", "started"]
 
@@ -110,10 +110,10 @@ def test_a_member_that_was_done_already_does_not_hold_up_the_others():
 def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
     async def scenario(queue):
         await queue.put(task("a"))
-        await queue.take(0, 0, 0, 0)
-        await queue.take(0, 0, 1, 0)
+        await queue.take(0, 0, 0, 1, 0)
+        await queue.take(0, 0, 1, 1, 0)
         await queue.fail(0, 0, 0, 2, "a", "connection closed by peer", "")
-        found, _ = await queue.take(0, 0, 1, 0)
+        found, *_ = await queue.take(0, 0, 1, 2, 0)
         assert (found.trial, found.attempt) == ("a", 1)
         assert "failed" not in [e.kind for e in await queue.events(0, 0)]
 
@@ -125,11 +125,105 @@ def test_a_restarted_group_gets_its_trial_back_until_it_has_died_too_often():
         await queue.put(task("a"))
         await queue.put(task("b"))
         for attempt in range(MAX_ATTEMPTS):
-            found, _ = await queue.take(0, 0, 0, 0)
+            found, *_ = await queue.take(0, 0, 0, attempt, 0)
             assert (found.trial, found.attempt) == ("a", attempt)
-        found, _ = await queue.take(0, 0, 0, 0)
+        found, *_ = await queue.take(0, 0, 0, MAX_ATTEMPTS, 0)
         assert found.trial == "b"
-        assert "died 3 times" in next(e for e in await queue.events(0, 0) if e.kind == "failed").payload["error"]
+        failed = next(e for e in await queue.events(0, 0) if e.kind == "failed")
+        assert failed.payload["error"] == "its worker died 3 times within one epoch"
+
+    run(scenario)
+
+
+def test_an_epoch_between_two_deaths_starts_the_count_anew():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        for incarnation in range(2 * MAX_ATTEMPTS):
+            found, *_ = await queue.take(0, 0, 0, incarnation, 0)
+            assert found.trial == "a"
+            await pending(queue.report("a", {"epoch": incarnation + 1}, False))
+
+    run(scenario)
+
+
+def test_members_of_a_restarted_group_meet_in_one_process_group_whoever_comes_first():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 1, 0)  # rank 1 was killed before it came
+        one = await queue.take(0, 0, 1, 2, 0)
+        assert await queue.take(0, 0, 0, 2, 0) == one
+        assert one[0].attempt == 1
+        assert await queue.take(0, 0, 0, 1, 1) is None  # a late call of the group before
+
+    run(scenario)
+
+
+def test_a_trial_taken_before_the_last_one_was_signed_off_is_not_forgotten():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.put(task("b"))
+        await queue.take(0, 0, 0, 1, 0)
+        await queue.take(0, 0, 1, 1, 1)  # another member is quicker than rank 0
+        await queue.finish(0, 0, "a", {})
+        found, *_ = await queue.take(0, 0, 0, 2, 0)  # and dies
+        assert (found.trial, found.attempt) == ("b", 1)
+
+    run(scenario)
+
+
+def test_a_failure_told_late_gives_back_the_trial_that_others_took_meanwhile():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.put(task("b"))
+        await queue.take(0, 0, 0, 1, 0)
+        await queue.take(0, 0, 1, 1, 0)
+        await queue.finish(0, 0, "a", {})
+        _, _, turn = await queue.take(0, 0, 0, 1, 1)  # rank 0 is in b
+        await queue.fail(0, 0, 1, 2, "a", "late", "")
+        other = await pending(queue.settle(0, 0, 1))
+        await queue.fail(0, 0, 0, 2, "b", "the others are gone", "")
+        turns = {await queue.settle(0, 0, turn), await other}
+        assert turns == {2}
+        again = [await queue.take(0, 0, rank, 1, 2) for rank in (0, 1)]
+        assert again[0] == again[1]
+        assert (again[0][0].trial, again[0][0].attempt) == ("b", 1)
+
+    run(scenario)
+
+
+def test_nobody_waits_for_a_member_that_gave_up_before_it_could_be_met():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 1, 0)
+        waiting = await pending(queue.meet(0, 0, 1, None))
+        await queue.fail(0, 0, 0, 2, "a", "no port", "")
+        with pytest.raises(ConnectionError, match="no port"):
+            await waiting
+
+    run(scenario)
+
+
+def test_a_trial_that_trained_to_its_end_is_finished_even_if_the_search_says_stop_first():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 1, 0)
+        await queue.report("a", {"epoch": 1}, True)
+        await queue.stop("a")
+        await queue.finish(0, 0, "a", {})
+        assert (await queue.events(0, 0))[-1].kind == "finished"
+
+    run(scenario)
+
+
+def test_the_trials_of_a_lost_slot_go_to_the_others():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 1, 0)
+        waiting = await pending(queue.take(0, 1, 0, 1, 0))
+        await queue.lost(0)
+        assert await waiting is None
+        found, *_ = await queue.take(1, 0, 0, 1, 0)
+        assert (found.trial, found.attempt) == ("a", 1)
 
     run(scenario)
 
@@ -137,11 +231,11 @@ def test_a_restarted_group_gets_its_trial_back_until_it_has_died_too_often():
 def test_an_epoch_trained_again_after_a_crash_is_not_told_again():
     async def scenario(queue):
         await queue.put(task("a"))
-        await queue.take(0, 0, 0, 0)
+        await queue.take(0, 0, 0, 1, 0)
         await pending(queue.report("a", {"epoch": 1}, False))
         await queue.next_event("a")
         following = await pending(queue.next_event("a"))
-        await queue.take(0, 0, 0, 0)
+        await queue.take(0, 0, 0, 2, 0)
         assert await queue.report("a", {"epoch": 1}, False) is True
         await queue.report("a", {"epoch": 2}, True)
         assert (await following).payload["epoch"] == 2
@@ -149,11 +243,23 @@ def test_an_epoch_trained_again_after_a_crash_is_not_told_again():
     run(scenario)
 
 
+def test_the_search_does_not_wait_for_trials_of_a_closed_queue():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        waiting = await pending(queue.next_event("a"))
+        await queue.close()
+        assert (await waiting).kind == "stopped"
+        await queue.put(task("b"))
+        assert (await queue.next_event("b")).kind == "stopped"
+
+    run(scenario)
+
+
 def test_teams_go_home_when_the_queue_is_closed():
     async def scenario(queue):
-        waiting = await pending(queue.take(0, 0, 0, 0))
+        waiting = await pending(queue.take(0, 0, 0, 1, 0))
         await queue.close()
         assert await waiting is None
-        assert await queue.take(0, 1, 0, 0) is None
+        assert await queue.take(0, 1, 0, 1, 0) is None
 
     run(scenario)

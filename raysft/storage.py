@@ -1,0 +1,200 @@
+"""Folders that every node can reach: on a disk as `Path`, on an object store as `Remote`, with one small vocabulary.
+
+Files are written whole or not at all: beside and then renamed on a disk, in one request on an object store. Of a
+folder, the file that says it is complete is written last.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysft.errors import UserError
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A place on an object store, for example s3://bucket/folder; has of `Path` what raysft uses."""
+
+    uri: str
+
+    def __truediv__(self, name: str | Path) -> Remote:
+        return Remote(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> Remote:
+        return Remote(self.uri.rstrip("/").rpartition("/")[0])
+
+    @property
+    def fs(self) -> Any:
+        """The pyarrow file system."""
+        return _file_system(self.uri)[0]
+
+    @property
+    def key(self) -> str:
+        """The path inside the file system."""
+        return _file_system(self.uri)[1]
+
+    def exists(self) -> bool:
+        from pyarrow.fs import FileType
+
+        return self.fs.get_file_info(self.key).type != FileType.NotFound
+
+    def is_file(self) -> bool:
+        return self.fs.get_file_info(self.key).is_file
+
+    def read_bytes(self) -> bytes:
+        if not self.is_file():
+            raise FileNotFoundError(self.uri)
+        with self.fs.open_input_stream(self.key) as file:
+            return file.read()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, content: bytes) -> None:
+        with self.fs.open_output_stream(self.key) as file:
+            file.write(content)
+
+    def iterdir(self) -> Iterator[Remote]:
+        from pyarrow.fs import FileSelector
+
+        for info in self.fs.get_file_info(FileSelector(self.key, allow_not_found=True)):
+            yield self / info.base_name
+
+
+Place = Path | Remote
+
+
+@functools.lru_cache
+def _file_system(uri: str) -> tuple[Any, str]:
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+    try:
+        return FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(uri, f"is not a place that can be reached ({reason})", "give s3://…, gs://… or a folder"
+                        ) from None
+
+
+def place(text: str | Path) -> Place:
+    """The place that a job or a person names: a URI, or a folder, made absolute."""
+    return Remote(str(text)) if "://" in str(text) else Path(text).expanduser().resolve()
+
+
+def write_bytes(target: Place, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    if isinstance(target, Remote):
+        target.write_bytes(content)
+        return
+    beside = target.with_name(target.name + ".tmp")
+    beside.write_bytes(content)
+    os.replace(beside, target)
+
+
+def write_text(target: Place, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    write_bytes(target, text.encode())
+
+
+def make_folder(folder: Place) -> None:
+    """A new folder with its parents; raises FileExistsError where there is one. Object stores need none."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True)
+    elif any(True for _ in folder.iterdir()):
+        raise FileExistsError(str(folder))
+
+
+def remove(target: Place) -> None:
+    """Remove a folder with all that it holds, if it is there."""
+    if isinstance(target, Path):
+        shutil.rmtree(target, ignore_errors=True)
+    elif target.exists():
+        target.fs.delete_dir(target.key)
+
+
+def remove_file(file: Place) -> None:
+    """Remove one file."""
+    if isinstance(file, Path):
+        file.unlink()
+    else:
+        file.fs.delete_file(file.key)
+
+
+def put_folder(local: Path, target: Place, last: str) -> None:
+    """Move a local folder of files to `target`; it is complete once the file `last` is there."""
+    if isinstance(target, Path):
+        remove(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(local, target)
+        return
+    for file in sorted(local.iterdir(), key=lambda f: f.name == last):
+        put_file(file, target / file.name)
+    shutil.rmtree(local)
+
+
+def put_file(local: Path, target: Place) -> None:
+    """Copy a local file."""
+    if isinstance(target, Path):
+        beside = target.with_name(target.name + ".tmp")
+        shutil.copyfile(local, beside)
+        os.replace(beside, target)
+        return
+    with local.open("rb") as source, target.fs.open_output_stream(target.key) as sink:
+        shutil.copyfileobj(source, sink, 8 * BLOCK)
+
+
+@contextmanager
+def local_copy(file: Place) -> Iterator[Path]:
+    """A file as one on this machine's disk."""
+    if isinstance(file, Path):
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="raysft-") as scratch:
+        copy = Path(scratch) / file.name
+        with file.fs.open_input_stream(file.key) as source, copy.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 8 * BLOCK)
+        yield copy
+
+
+@contextmanager
+def scratch_beside(folder: Place) -> Iterator[Path]:
+    """An empty local folder for what `put_folder` will move to `folder`: on the same disk where that is one."""
+    if isinstance(folder, Path):
+        beside = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        return
+    with tempfile.TemporaryDirectory(prefix="raysft-") as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        yield made
+
+
+def sha256(file: Place) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") if isinstance(file, Path) else file.fs.open_input_stream(file.key) as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
