@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raysft import __version__
-from raysft.errors import RaysftError
+from raysft.errors import RaysftError, UserError
 
 _debug = False
 
@@ -33,7 +33,11 @@ Overrides = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="Override a key of the job file, e.g. --set train.epochs=2. Repeatable.",
     show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
-RunName = Annotated[str, typer.Argument(help="A run directory, or the name of a run in ./runs.", show_default=False)]
+RunName = Annotated[str, typer.Argument(help="A run: its name, or its directory where it ran on this machine.",
+                                        show_default=False)]
+Address = Annotated[str | None, typer.Option(
+    "--address", envvar="RAY_ADDRESS", help="The cluster's dashboard, such as http://127.0.0.1:8265; without it, this "
+    "machine.", show_default=False)]
 ModelPath = Annotated[str, typer.Argument(help="A delivered model (RUN/model) or its run.", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)]
 
@@ -46,13 +50,22 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command(epilog="Example: raysft submit jobs/resnet18_tune.yaml --set train.epochs=2 --name try-1")
-def submit(job_file: JobFile, overrides: Overrides = None,
+def submit(job_file: JobFile, overrides: Overrides = None, address: Address = None,
            name: Annotated[str | None, typer.Option(help="Name of the run; default: the job's name and the time.",
                                                     show_default=False)] = None,
+           detach: Annotated[bool, typer.Option("--detach", help="On a cluster: print the run's name and leave it to "
+                                                                 "itself.")] = False,
            debug: Debug = False) -> None:
     """Run a job: search, train, score the best model on test, deliver it."""
+    if address:
+        from raysft.remote import submit_to
+
+        submit_to(address, job_file, overrides or [], name, detach, _output())
+        return
     from raysft.submit import submit_here
 
+    if detach:
+        raise UserError("--detach", "needs a cluster", "give --address, or start the command in the background")
     submit_here(job_file, overrides or [], name, _output())
 
 
@@ -73,53 +86,110 @@ def plan(job_file: JobFile, overrides: Overrides = None, as_json: AsJson = False
 
 @app.command(name="list", epilog="Example: raysft list --storage runs")
 def list_runs(storage: Annotated[str, typer.Option(help="The folder of run directories.")] = "runs",
-              as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the runs in a folder, newest last."""
+              address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the runs in a folder or of a cluster, newest last."""
     from raysft.console import table_of
-    from raysft.results.run import all_runs
 
-    found = all_runs(storage)
-    rows = [{k: r.get(k) for k in ("run", "status", "started", "ended", "trials")} for r in found]
-    _show(rows, table_of(rows, ("run", "status", "started", "ended", "trials")), as_json)
+    keys: tuple[str, ...] = ("run", "status", "started", "ended")
+    if address:
+        from raysft.remote import run_rows
+
+        rows = run_rows(address)
+    else:
+        from raysft.results.run import all_runs
+
+        keys = (*keys, "trials")
+        rows = [{k: r.get(k) for k in keys} for r in all_runs(storage)]
+    _show(rows, table_of(rows, keys), as_json)
 
 
 @app.command(epilog="Example: raysft status quickstart-20261124-101500")
-def status(run: RunName, as_json: AsJson = False, debug: Debug = False) -> None:
+def status(run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show how far a run is, trial by trial."""
-    from raysft.console import config_text, table_of
-    from raysft.results.run import find_run, read_json, read_trials
+    from raysft.console import config_text, score_text, table_of
 
-    folder = find_run(run)
-    info = read_json(folder / "run.json")
-    trials = read_trials(folder)
-    rows = [{"trial": t["trial"], "status": t["status"], "epochs": t["epochs"], "val acc": t["val_accuracy"],
-             "config": config_text(t["config"])} for t in trials]
+    if address:
+        from raysft.remote import run_status
+
+        document = run_status(address, run)
+    else:
+        from raysft.results.run import status_of
+
+        document = status_of(run)
     if as_json:
-        _output().json(info | {"trials": [{k: v for k, v in t.items() if k != "trace"} for t in trials]})
+        _output().json(document)
         return
-    _output().line(f"{info['run']}: {info['status']}, started {info['started']}")
+    rows = [{"trial": t["trial"], "status": t["status"], "epochs": t["epochs"],
+             "val acc": score_text(t["val_accuracy"]), "config": config_text(t["config"])}
+            for t in document["trials"]]
+    _output().line(f"{document['run']}: {document['status']}, started {document['started']}")
     _output().show(table_of(rows, ("trial", "status", "epochs", "val acc", "config")))
+    for error in document.get("errors", []):
+        _output().line(error)
 
 
 @app.command(epilog="Example: raysft results quickstart-20261124-101500 --json")
-def results(run: RunName, as_json: AsJson = False, debug: Debug = False) -> None:
+def results(run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show the leaderboard of a run and the test score of its model."""
     from raysft.console import leaderboard_table, result_lines
-    from raysft.results.run import find_run, read_json
 
-    folder = find_run(run)
-    if not (folder / "results.json").is_file():
-        from raysft.errors import UserError
+    if address:
+        from raysft.remote import run_results
 
-        state = read_json(folder / "run.json")["status"]
-        raise UserError(str(folder), f"has no results: its status is {state}", "see `raysft status`")
-    document = read_json(folder / "results.json")
+        document = run_results(address, run)
+    else:
+        from raysft.results.run import results_of
+
+        document = results_of(run)
     if as_json:
         _output().json(document)
         return
     _output().show(leaderboard_table(document))
     for line in result_lines(document):
         _output().line(line)
+
+
+@app.command(epilog="Example: raysft logs quickstart-20261124-101500 --follow")
+def logs(run: RunName, address: Address = None,
+         follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+         debug: Debug = False) -> None:
+    """Show what a run and Ray have printed."""
+    if address:
+        from raysft.remote import show_logs
+
+        show_logs(address, run, follow, _output())
+    else:
+        from raysft.submit import logs_here
+
+        logs_here(run, follow, _output())
+
+
+@app.command(epilog="Example: raysft stop quickstart-20261124-101500")
+def stop(run: RunName, address: Address = None, debug: Debug = False) -> None:
+    """Stop a run; what it has trained stays, and it can be resumed."""
+    if address:
+        from raysft.remote import stop_run
+
+        stop_run(address, run, _output())
+    else:
+        from raysft.submit import stop_here
+
+        stop_here(run, _output())
+
+
+@app.command(epilog="Example: raysft resume quickstart-20261124-101500")
+def resume(run: RunName, address: Address = None,
+           detach: Annotated[bool, typer.Option("--detach", help="On a cluster: do not follow it.")] = False,
+           debug: Debug = False) -> None:
+    """Take up a run that was stopped or died: ended trials stay as they are, others go on from their checkpoints."""
+    if address:
+        from raysft.remote import resume_on
+
+        resume_on(address, run, detach, _output())
+    else:
+        from raysft.submit import resume_here
+
+        resume_here(run, _output())
 
 
 @app.command(epilog="Example: raysft evaluate runs/NAME/model my/test-images")
@@ -155,6 +225,40 @@ def predict(model: ModelPath,
     for prediction in found:
         ranked = ", ".join(f"{c} {s:.3f}" for c, s in prediction.classes)
         _output().line(f"{prediction.image}: {ranked}")
+
+
+@app.command(epilog="Example: raysft doctor --address http://127.0.0.1:8265 --storage s3://bucket/runs")
+def doctor(address: Address = None,
+           storage: Annotated[str, typer.Option(help="Where runs will go: a folder or URI that every node reaches.")]
+           = "runs", as_json: AsJson = False, debug: Debug = False) -> None:
+    """Examine a cluster: nodes, versions, storage from every node, the network between them. Exit 1 if any is wrong."""
+    from raysft.console import table_of
+
+    if address:
+        from raysft.remote import examine
+
+        found = examine(address, storage)
+    else:
+        from raysft.submit import examine_here
+
+        found = examine_here(storage, _output())
+    _show(found, table_of(found, ("check", "where", "state", "text")), as_json)
+    if any(finding["state"] == "wrong" for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: raysft connect cluster/gpu.yaml")
+def connect(cluster_file: Annotated[Path, typer.Argument(help="The file that `ray up` started the cluster from.",
+                                                         show_default=False)],
+            port: Annotated[int, typer.Option(help="The port on this machine.", min=1, max=65535)] = 8265,
+            debug: Debug = False) -> None:
+    """Open an SSH tunnel to a cluster's dashboard, print the address to use, and keep it open until Ctrl-C."""
+    from raysft.cluster.tunnel import tunnel
+
+    with tunnel(cluster_file, port) as (address, wait):
+        _output().line(f"connected: {address} (Ctrl-C closes the tunnel, runs go on)")
+        _output().line(f"  raysft submit jobs/quickstart.yaml --address {address}")
+        wait()
 
 
 @app.command(epilog="Example: raysft schema > raysft.schema.json")

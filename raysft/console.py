@@ -114,7 +114,7 @@ class Watcher:
         best = record.best(self.metric)
         score = f"{self.metric} {best[self.metric]:.4f}" if best else record.error
         width = len(str(total))
-        epochs = _count(len(record.history), "epoch")
+        epochs = count_text(len(record.history), "epoch")
         self.output.line(f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}  {score}  {epochs}  "
                          f"{record.seconds:.1f} s  {config_text(record.config)}")
 
@@ -128,8 +128,8 @@ class Watcher:
 
 def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str) -> list[str]:
     """The plan of a job, one fact a line."""
-    epochs = _count(job.train.epochs, "epoch")
-    slots = "; ".join(_count(s.teams, "team") + f" of {_count(s.workers, 'worker')}" for s in plan.slots)
+    epochs = count_text(job.train.epochs, "epoch")
+    slots = "; ".join(count_text(s.teams, "team") + f" of {count_text(s.workers, 'worker')}" for s in plan.slots)
     gpus = f", {job.resources.gpus_per_worker:g} GPU" if job.resources.gpus_per_worker else ""
     searched = ""
     if job.search is not None:
@@ -141,9 +141,9 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
         f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, {plan.val_rows:,} val, "
         f"{plan.test_rows:,} test images in {plan.classes} classes",
         f"model    {job.model.name}, weights {job.model.weights}, new head of {plan.classes} classes",
-        f"train    {epochs} of {_count(plan.steps_per_epoch, 'step')}, batch {job.train.batch_size} "
+        f"train    {epochs} of {count_text(plan.steps_per_epoch, 'step')}, batch {job.train.batch_size} "
         f"(at most {plan.batch_per_worker} a worker)",
-        f"search   {_count(plan.trials, 'trial')}, {plan.teams} at a time{searched}",
+        f"search   {count_text(plan.trials, 'trial')}, {plan.teams} at a time{searched}",
         f"workers  {slots}; {job.resources.cpus_per_worker} CPU{gpus} a worker",
         f"results  {results}",
     ]
@@ -160,6 +160,17 @@ def plan_json(job: Job, plan: Plan, results: str) -> dict[str, Any]:
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
+def show_outcome(results: dict[str, Any], output: Output, commands: Sequence[str]) -> None:
+    """The leaderboard, the outcome, and the commands a person will want next."""
+    output.line()
+    output.show(leaderboard_table(results))
+    for line in result_lines(results):
+        output.line(line)
+    output.line()
+    for command in commands:
+        output.line(f"  {command}")
+
+
 def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
     """The best trials of a results.json."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -167,8 +178,9 @@ def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
                           ("val loss", "right"), ("epochs", "right"), ("seconds", "right"), ("config", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for place, row in enumerate(results["trials"][:most], 1):
-        table.add_row(str(place), row["trial"], row["status"], _score(row["val_accuracy"]), _score(row["val_loss"]),
-                      str(row["epochs"]), f"{row['seconds']:.1f}", config_text(row["config"]))
+        scores = score_text(row["val_accuracy"]), score_text(row["val_loss"])
+        table.add_row(str(place), row["trial"], row["status"], *scores, str(row["epochs"]), f"{row['seconds']:.1f}",
+                      config_text(row["config"]))
     return table
 
 
@@ -213,9 +225,11 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _score(value: float | None) -> str:
+def score_text(value: float | None) -> str:
+    """A metric in a table."""
     return "-" if value is None else f"{value:.4f}"
 
 
-def _count(number: int, word: str) -> str:
+def count_text(number: int, word: str) -> str:
+    """A number of things: 1 trial, 16 trials."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.console import Output, Watcher, leaderboard_table, plan_lines, result_lines, table_of
+from raysft.console import Output, Watcher, plan_lines, show_outcome, table_of
 from raysft.errors import UserError
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
-from raysft.results.run import Run
+from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json
 from raysft.storage import Place, place
 
 WHERE = "this machine"
@@ -32,20 +35,74 @@ class Ahead:
 def look_ahead(job_file: Path, overrides: Sequence[str]) -> Ahead:
     """Load a job and plan it on this machine; raises UserError for whatever can be known to be wrong by now."""
     job = load_job(job_file, overrides)
+    known = _outline(job)
+    node = this_node()
+    return Ahead(job, known, make_plan(job, known, [node]), node)
+
+
+def _outline(job: Job) -> Outline:
     from raysft.data.imports import cache_folder
     from raysft.data.sources import outline
     from raysft.train.setup import weights_file
 
     weights_file(job.model)
-    known = outline(job.data, cache_folder())
-    node = this_node()
-    return Ahead(job, known, make_plan(job, known, [node]), node)
+    return outline(job.data, cache_folder())
 
 
 def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, output: Output) -> None:
     """Run a job on a Ray of this machine, from plan to leaderboard."""
     ahead = look_ahead(job_file, overrides)
-    run = Run.create(ahead.job, name)
+    _run_to_the_end(ahead, Run.create(ahead.job, name), output)
+
+
+def resume_here(name: str, output: Output) -> None:
+    """Take up a run of this machine that was stopped or died: finished trials stay, others go on from checkpoints."""
+    run = Run.reopen(find_run(name))
+    node = this_node()
+    known = _outline(run.job)
+    _run_to_the_end(Ahead(run.job, known, make_plan(run.job, known, [node]), node), run, output)
+
+
+def stop_here(name: str, output: Output) -> None:
+    """Stop a run of this machine from another terminal; it can be resumed."""
+    folder = find_run(name)
+    info = read_json(folder / INFO)
+    if not is_alive(info):
+        output.line(f"{name} is not running on this machine: {info['status']}")
+        return
+    os.kill(info["pid"], signal.SIGINT)
+    while is_alive(read_json(folder / INFO)):
+        time.sleep(0.1)
+    output.line(f"stopped {name}: `raysft resume {name}` takes it up again")
+
+
+def logs_here(name: str, following: bool, output: Output) -> None:
+    """What Ray and the libraries printed during a run; `following` goes on until the run has ended."""
+    folder = find_run(name)
+    log = folder / LOG
+    if not isinstance(log, Path) or not log.is_file():
+        raise UserError(str(folder), "has no log here", "it lies on the machine where the run was started")
+    with log.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            running = is_alive(read_json(folder / INFO))
+            for line in file:
+                output.line(line.rstrip("\n"))
+            if not following or not running:
+                return
+            time.sleep(0.5)
+
+
+def examine_here(storage: str, output: Output) -> list[dict[str, Any]]:
+    """What the doctor finds on a Ray of this machine."""
+    with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
+        output.send_others_to(Path(log.name))
+    with local_ray(this_node()):
+        from raysft.cluster.doctor import examine
+
+        return [asdict(finding) for finding in examine(str(place(storage)))]
+
+
+def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
     try:
         output.line("no cluster given: Ray starts on this machine "
                     f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)")
@@ -53,16 +110,21 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
             output.line(line)
         results = _run(ahead, run, output)
     except UserError:
-        run.discard()  # nothing was trained; what is wrong is on the console
+        if run.known:
+            run.save(status="failed")
+        else:
+            run.discard()  # nothing was trained; what is wrong is on the console
         raise
     except KeyboardInterrupt:
         run.save(status="stopped")
-        output.warning(f"stopped: {_short(run.folder)}")
+        output.warning(f"stopped: `raysft resume {_short(run.folder)}` takes it up again")
         raise
     except BaseException:
         run.save(status="failed")
         raise
-    _show_results(results, run, output)
+    folder = _short(run.folder)
+    show_outcome(results, output, [f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
+                                   f"raysft predict {folder}/model IMAGE…"])
 
 
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
@@ -75,21 +137,9 @@ def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
         with local_ray(ahead.node) as scratch:
             from raysft.search.driver import execute
 
-            results = execute(ahead.job, run, [ahead.node], watcher, scratch, own_ray=True)
+            results = execute(ahead.job, run, [ahead.node], watcher, scratch, wait_for_end=False)
             run.save(status="done")
             return results
-
-
-def _show_results(results: dict[str, Any], run: Run, output: Output) -> None:
-    output.line()
-    output.show(leaderboard_table(results))
-    for line in result_lines(results):
-        output.line(line)
-    folder = _short(run.folder)
-    output.line()
-    for command in (f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
-                    f"raysft predict {folder}/model IMAGE…"):
-        output.line(f"  {command}")
 
 
 def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_image: str, as_json: bool,

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -46,6 +47,18 @@ def make_images(root: Path, counts: dict[str, int], size=(8, 8), seed: int = 0, 
             pixels = np.clip(rng.normal(level, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{n:03d}{suffix}")
     return root
+
+
+def processes_of(mark: str) -> list[psutil.Process]:
+    """Processes that were started with RAYSFT_TEST_MARK=mark in their environment, and theirs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RAYSFT_TEST_MARK") == mark:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import yaml
 
 from raysft import cli
 from raysft.data.imports import import_dataset
-from tests.conftest import make_images
+from tests.conftest import make_images, processes_of
 
 REPOSITORY = Path(__file__).parents[1]
 RAYSFT = str(Path(sys.executable).parent / "raysft")
@@ -298,17 +298,6 @@ def test_in_a_terminal_nobody_but_raysft_speaks(no_ray, here):
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
-def processes_of(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("RAYSFT_TEST_MARK") == mark:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return found
-
-
 @pytest.mark.parametrize("said", ["results ", "data kept", "[1/6]"])
 def test_ctrl_c_stops_the_run_and_leaves_no_process(no_ray, here, said):
     mark = f"{os.getpid()}-{said}"
@@ -325,3 +314,30 @@ def test_ctrl_c_stops_the_run_and_leaves_no_process(no_ray, here, said):
     assert json.loads((here / "runs/r/run.json").read_text())["status"] == "stopped"
     _, alive = psutil.wait_procs(processes_of(mark), timeout=max(0, 15 - (time.monotonic() - at)))
     assert not alive
+    if said == "[1/6]":
+        _resumed_to_the_end(here)
+
+
+def _resumed_to_the_end(here: Path) -> None:
+    first = json.loads((here / "runs/r/trials/t0/trial.json").read_text())
+    answer = run("resume", "r", cwd=here)
+    assert answer.status == 0, answer.err
+    assert "[6/6]" in answer.out
+    results = json.loads((here / "runs/r/results.json").read_text())
+    assert len(results["trials"]) == 6
+    assert json.loads((here / "runs/r/trials/t0/trial.json").read_text()) == first  # not trained again
+    assert run("resume", "r", cwd=here).err.strip().endswith("is done; see `raysft results`")
+
+
+def test_a_run_is_stopped_from_another_terminal_and_its_log_followed(no_ray, here):
+    process = subprocess.Popen([RAYSFT, "submit", QUICKSTART, "--name", "r"], cwd=here, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert any(line.startswith("data kept") for line in process.stdout)
+    following = subprocess.Popen([RAYSFT, "logs", "r", "--follow"], cwd=here, text=True, stdout=subprocess.PIPE)
+    answer = run("stop", "r", cwd=here)
+    assert answer.out == "stopped r: `raysft resume r` takes it up again\n"
+    assert process.wait(30) == 130
+    shown, _ = following.communicate(timeout=30)
+    assert "Dataset" in shown
+    assert "not running" in run("stop", "r", cwd=here).out

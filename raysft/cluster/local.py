@@ -63,9 +63,12 @@ def local_ray(node: Node) -> Iterator[Path]:
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short
     keep = False
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
                  logging_level=logging.WARNING, include_dashboard=True, _temp_dir=str(folder))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)  # Ray's own ends the process without a clean-up
         yield folder
     except Exception as error:
         keep = not isinstance(error, UserError)

@@ -34,6 +34,11 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     return validate_job(tree, str(path))
 
 
+def load_text(text: str, where: str) -> Job:
+    """The validated job of a stored job.yaml; raises JobError."""
+    return validate_job(_mapping(text, where), where)
+
+
 def validate_job(tree: Mapping[str, Any], where: str) -> Job:
     """The job of a parsed tree; raises JobErrors."""
     problems: list[JobError] = []
@@ -86,9 +91,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise JobError(str(path), "no such job file", "give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(str(path), f"cannot be read ({error})") from None
-    tree = _parse(text, str(path))
+    return _mapping(text, str(path))
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    tree = _parse(text, where)
     if not isinstance(tree, dict):
-        raise JobError(str(path), "is not a job: a mapping of keys is expected", "see jobs/quickstart.yaml")
+        raise JobError(where, "is not a job: a mapping of keys is expected", "see jobs/quickstart.yaml")
     return tree
 
 

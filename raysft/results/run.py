@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 import tempfile
@@ -14,12 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from raysft.errors import UserError
-from raysft.job import Job, dump_job
+from raysft.job import Job, dump_job, load_text
 from raysft.job.spec import order
 from raysft.storage import Place, make_folder, place, remove, write_text
 
-INFO, TRIAL = "run.json", "trial.json"
+INFO, TRIAL, RESULTS = "run.json", "trial.json", "results.json"
 LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -36,6 +39,13 @@ class TrialRecord:
     seconds: float = 0.0
     error: str | None = None
     trace: str | None = None
+    host: str | None = None
+    """Address of the node that rank 0 of its team trained on last."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the trial is over, however it ended."""
+        return self.status not in ("pending", "running")
 
     def best(self, metric: str) -> dict[str, Any] | None:
         """The epoch with the best metric."""
@@ -48,7 +58,7 @@ class TrialRecord:
         best = self.best(metric)
         return {"trial": self.trial, "status": self.status, "config": self.config, "epochs": len(self.history),
                 "val_accuracy": best["val_accuracy"] if best else None, "val_loss": best["val_loss"] if best else None,
-                "seconds": round(self.seconds, 2), "error": self.error}
+                "seconds": round(self.seconds, 2), "host": self.host, "error": self.error}
 
 
 class Run:
@@ -58,16 +68,24 @@ class Run:
         self.folder, self.job = folder, job
         self.log = folder / LOG if isinstance(folder, Path) else Path(tempfile.gettempdir()) / f"{folder.name}.log"
         self.metric = job.search.metric if job.search else "val_accuracy"
+        self.known: dict[str, TrialRecord] = {}
         self.info: dict[str, Any] = {"run": folder.name, "status": "starting", "started": _now(), "ended": None,
-                                     "versions": versions(), "git": git_revision()}
+                                     "versions": versions(), "git": git_revision(),
+                                     "host": platform.node(), "pid": os.getpid()}
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raise UserError unless `name` can be that of a folder."""
+        if Path(name).name != name or name in (".", ".."):
+            raise UserError(f"--name {name}", "is not a plain name", "give a name without slashes")
 
     @classmethod
     def create(cls, job: Job, name: str | None) -> Run:
         """A new directory below the job's storage; raises UserError when it is there already or cannot be made."""
-        if name is not None and (Path(name).name != name or name in (".", "..")):
-            raise UserError(f"--name {name}", "is not a plain name", "give a name without slashes")
+        name = name or new_name(job)
+        cls.check_name(name)
         storage = place(job.storage)
-        folder = storage / (name or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = storage / name
         try:
             make_folder(folder)
         except FileExistsError:
@@ -82,6 +100,26 @@ class Run:
         except BaseException:
             remove(folder)
             raise
+        return run
+
+    @classmethod
+    def reopen(cls, folder: Place) -> Run:
+        """A run that has stopped or failed, with what its trials had come to; raises UserError for any other."""
+        info = read_json(folder / INFO)
+        if info["status"] == "done":
+            raise UserError(str(folder), "is done", "see `raysft results`")
+        if is_alive(info):
+            raise UserError(str(folder), f"is still running on {info['host']} as process {info['pid']}",
+                            "stop it first with `raysft stop`")
+        job = load_text((folder / "job.yaml").read_text(encoding="utf-8"), str(folder / "job.yaml"))
+        run = cls(folder, job)
+        for row in read_trials(folder):
+            record = TrialRecord(row["trial"], row["config"], row["status"], row["history"], None, row["seconds"],
+                                 row["error"], row["trace"], row["host"])
+            if not record.ended:
+                record.status = "pending"
+            run.known[record.trial] = record
+        run.info |= {"started": info["started"], "resumed": [*info.get("resumed", []), _now()]}
         return run
 
     def discard(self) -> None:
@@ -111,7 +149,12 @@ class Run:
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""
-        _write_json(self.folder / "results.json", results)
+        _write_json(self.folder / RESULTS, results)
+
+
+def new_name(job: Job) -> str:
+    """A name for a run of a job: the job's and the time."""
+    return f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def leaderboard(records: list[TrialRecord], metric: str) -> list[TrialRecord]:
@@ -130,6 +173,31 @@ def find_run(name: str, storage: str = "runs") -> Place:
         if (folder / INFO).is_file():
             return folder
     raise UserError(name, "is not a run", f"give a run directory, or a name in {storage}/ (`raysft list`)")
+
+
+def status_of(name: str) -> dict[str, Any]:
+    """The run.json of a run with its trials; raises UserError."""
+    folder = find_run(name)
+    info = read_json(folder / INFO)
+    if info["status"] in ("starting", "running") and not is_alive(info) and info.get("host") == platform.node():
+        info["status"] = "lost"  # its process died without a word
+    return info | {"trials": [{k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder)]}
+
+
+def results_of(name: str) -> dict[str, Any]:
+    """The results.json of a run; raises UserError while there is none."""
+    folder = find_run(name)
+    if not (folder / RESULTS).is_file():
+        raise UserError(str(folder), f"has no results: its status is {status_of(name)['status']}",
+                        "see `raysft status`")
+    return read_json(folder / RESULTS)
+
+
+def is_alive(info: dict[str, Any]) -> bool:
+    """Whether the process of a run is still there, as far as this machine can know."""
+    if info["status"] not in ("starting", "running") or info.get("host") != platform.node():
+        return False
+    return psutil.pid_exists(info["pid"])
 
 
 def all_runs(storage: str) -> list[dict[str, Any]]:

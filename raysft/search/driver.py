@@ -51,14 +51,14 @@ class Listener(Protocol):
         """A trial finished, was stopped by the search, or failed."""
 
 
-def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scratch: Path, own_ray: bool,
+def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scratch: Path, wait_for_end: bool,
             datasets: Place | None = None) -> dict[str, Any]:
     """Run a job on the Ray this process is connected to; returns what results.json holds.
 
     `scratch` is a folder that the caller removes when no thread of Ray writes there any more; `datasets` is where
-    imported images are kept, the user's cache without it. Where Ray is not the caller's own, it is
-    left without any worker of the run. Raises UserError for what a person has to correct, RunError when no trial came
-    to an end.
+    imported images are kept, the user's cache without it. `wait_for_end` leaves Ray without any worker of the
+    run; not needed where this process ends. A run that was reopened goes on where it was. Raises UserError for what a
+    person has to correct, RunError when no trial came to an end.
     """
     begun = time.time()
     folder = dataset_of(job.data, listener.progress, datasets)
@@ -82,7 +82,7 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         conductor.follow()
         return conductor.deliver(sources["test"])
     finally:
-        conductor.close(wait=not own_ray)
+        conductor.close(wait_for_end)
 
 
 def _note_missing(folder: Place, manifest: Manifest, val: SplitSource, listener: Listener) -> None:
@@ -115,9 +115,11 @@ class _Conductor:
         self.inside: dict[str, float] = {}
         configs = configurations(job)
         width = len(str(len(configs) - 1))
-        self.records = {f"t{i:0{width}d}": TrialRecord(f"t{i:0{width}d}", config) for i, config in enumerate(configs)}
+        names = [f"t{i:0{width}d}" for i in range(len(configs))]
+        self.records = {name: run.known.get(name) or TrialRecord(name, config)
+                        for name, config in zip(names, configs, strict=True)}
         self.tasks = [Task("train", trial, str(run.trial_folder(trial)), recipe_of(job, record.config))
-                      for trial, record in self.records.items()]
+                      for trial, record in self.records.items() if not record.ended]
         self.total_epochs = len(configs) * job.train.epochs
         self.tune_error: BaseException | None = None
         self.tune = threading.Thread(target=self._search, name="tune", daemon=True)
@@ -146,8 +148,9 @@ class _Conductor:
     def _search(self) -> None:
         scheduler = self.job.search.scheduler if self.job.search else Scheduler(name="none")
         try:
-            search(self.tasks, self.queue, self.plan.teams, self.job.train.epochs, self.run.metric, scheduler,
-                   self.scratch)
+            if self.tasks:
+                search(self.tasks, self.queue, self.plan.teams, self.job.train.epochs, self.run.metric, scheduler,
+                       self.scratch)
         except BaseException as error:
             self.tune_error = error
 
@@ -170,7 +173,7 @@ class _Conductor:
             if not self.tune.is_alive():
                 if self.tune_error is not None:
                     raise RunError("search", f"Ray Tune failed ({_first_line(self.tune_error)})", f"see {self._log}")
-                if all(r.status not in ("pending", "running") for r in self.records.values()):
+                if all(r.ended for r in self.records.values()):
                     return
                 over_since = over_since or time.monotonic()
                 if time.monotonic() - over_since > WIND_DOWN_SECONDS:
@@ -211,11 +214,13 @@ class _Conductor:
         elif event.kind == "progress":
             self.inside[record.trial] = event.payload["step"] / event.payload["steps"]
         elif event.kind == "epoch":
-            record.history.append({k: v for k, v in event.payload.items() if k != "last"})
+            known = [m for m in record.history if m["epoch"] < event.payload["epoch"]]
+            record.history = [*known, {k: v for k, v in event.payload.items() if k != "last"}]
             self.inside[record.trial] = 0.0
         else:
             record.status = event.kind
             record.error, record.trace = event.payload.get("error"), event.payload.get("trace")
+            record.host = event.payload.get("host")
             self.last_trial = event.at
         record.seconds = event.at - record.started if record.started else 0.0
         if event.kind != "progress":
@@ -223,7 +228,7 @@ class _Conductor:
         self._tell(record, event)
 
     def _tell(self, record: TrialRecord, event: Event) -> None:
-        ended = [r for r in self.records.values() if r.status not in ("pending", "running")]
+        ended = [r for r in self.records.values() if r.ended]
         running = sum(len(r.history) + self.inside.get(r.trial, 0) for r in self.records.values() if r not in ended)
         self.listener.epochs(running + len(ended) * self.job.train.epochs, self.total_epochs,
                              list(self.records.values()))

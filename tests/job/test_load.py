@@ -151,8 +151,10 @@ def test_an_override_reaches_into_the_search_space(write):
     assert job.search.space == {"train.batch_size": {"choice": [8, 16]}}
 
 
-@pytest.mark.parametrize("text", ["train: {optimizer: {name: [sgd]}}", "train: {optimizer: {weight_decay: .nan}}", "data: {[1]: 2}",
-                                  "search: {space: {1: {choice: [1]}}}", "data: {mean: [.inf, 0.5, 0.5]}"])
+@pytest.mark.parametrize("text", [
+    "train: {optimizer: {name: [sgd]}}", "train: {optimizer: {weight_decay: .nan}}", "data: {[1]: 2}",
+    "search: {space: {1: {choice: [1]}}}", "data: {mean: [.inf, 0.5, 0.5]}",
+])
 def test_odd_values_are_refused_and_never_a_traceback(write, text):
     with pytest.raises(JobError):
         load_job(write(text))

@@ -53,7 +53,7 @@ def go(dataset, tmp_path):
         job = Job.model_validate({"storage": str(tmp_path / "runs"), "train": train, "data": data, "model": model}
                                  | sections)
         run, listener = Run.create(job, f"r{next(number)}"), Silent()
-        return execute(job, run, [Node(2)], listener, tmp_path / "scratch", own_ray=False), listener, run
+        return execute(job, run, [Node(2)], listener, tmp_path / "scratch", wait_for_end=True), listener, run
 
     return _go
 

@@ -1,0 +1,123 @@
+"""The nodes of the cluster this process is connected to: what each has, and that each reaches the storage."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raysft.errors import UserError
+from raysft.job.plan import Node
+from raysft.storage import Place, Remote, place, remove, write_text
+
+T = TypeVar("T")
+ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """One living node."""
+
+    id: str
+    address: str
+    node: Node
+    store_bytes: float
+    head: bool
+
+
+def hosts() -> list[Host]:
+    """All living nodes, the head first."""
+    found = []
+    for info in ray.nodes():
+        if info["Alive"]:
+            has = info["Resources"]
+            found.append(Host(info["NodeID"], info["NodeManagerAddress"], Node(has.get("CPU", 0), has.get("GPU", 0)),
+                              has.get("object_store_memory", 0), "node:__internal_head__" in has))
+    return sorted(found, key=lambda host: (not host.head, host.address))
+
+
+def on_every(all_hosts: Sequence[Host], function: Callable[..., T], *arguments: Any) -> list[T | Exception]:
+    """The result of a function on each node, or why there is none."""
+    calls = [call_on(host, function, *arguments) for host in all_hosts]
+    return [call() for call in calls]
+
+
+def call_on(host: Host, function: Callable[..., T], *arguments: Any) -> Callable[[], T | Exception]:
+    """Start a function on a node; what is returned waits for its result, or tells why there is none.
+
+    Nothing is reserved, so nothing has to wait.
+    """
+    where = NodeAffinitySchedulingStrategy(host.id, soft=False)
+    task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where)  # type: ignore
+    reference = task.remote(*arguments)
+
+    def wait() -> T | Exception:
+        try:
+            return ray.get(reference, timeout=ANSWER_SECONDS)
+        except Exception as error:  # a task may raise anything; what it was is told
+            return error
+
+    return wait
+
+
+def check_storage(storage: str, all_hosts: Sequence[Host]) -> None:
+    """Raise UserError unless every node can read what this one wrote there, and this one what every node wrote."""
+    problems = [(host, problem) for host, problem in zip(all_hosts, storage_problems(storage, all_hosts), strict=True)
+                if problem is not None]
+    if problems:
+        host, problem = problems[0]
+        more = f" (and {len(problems) - 1} more nodes)" if len(problems) > 1 else ""
+        raise UserError(f"storage: {storage}", f"cannot be used from node {host.address}{more}: {problem}",
+                        "give a folder that all nodes share, or s3://… or gs://… with access for all nodes")
+
+
+def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None]:
+    """For each node, what is wrong with the storage there."""
+    folder = place(storage) / f".raysft-check-{uuid.uuid4().hex[:8]}"
+    try:
+        _write(folder / "driver", "driver")
+    except Exception as error:
+        return [_line(error)] * len(all_hosts)
+    try:
+        names = [f"node-{number}" for number in range(len(all_hosts))]
+        answers = [on_every([host], _touch, str(folder), name)[0]
+                   for host, name in zip(all_hosts, names, strict=True)]
+        return [_line(answer) if isinstance(answer, Exception) else answer or _unseen(folder / name, name)
+                for answer, name in zip(answers, names, strict=True)]
+    finally:
+        remove(folder)
+
+
+def _touch(folder: str, name: str) -> str | None:
+    """On a node: read what the driver wrote, write something of one's own."""
+    try:
+        if (place(folder) / "driver").read_text() != "driver":
+            return "it reads something else than was written"
+        write_text(place(folder) / name, name)
+    except FileNotFoundError:
+        return "what the head wrote is not there"
+    except Exception as error:
+        return _line(error)
+    return None
+
+
+def _unseen(file: Place, name: str) -> str | None:
+    try:
+        return None if file.read_text() == name else "the head reads something else than was written"
+    except (OSError, UserError):
+        return "what it wrote is not seen by the head"
+
+
+def _write(file: Place, text: str) -> None:
+    if not isinstance(file, Remote):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+
+
+def _line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no reason given'}"

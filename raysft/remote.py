@@ -1,0 +1,171 @@
+"""What the commands do that work against a cluster: submit, follow, list, look, stop, resume."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raysft.cluster.jobs import Cluster, ClusterRun
+from raysft.cluster.wire import Message, Seen, decode, summary
+from raysft.console import Output, Watcher, show_outcome
+from raysft.errors import JobErrors, UserError
+from raysft.job import load_job, load_text
+from raysft.results.run import Run, TrialRecord, new_name
+
+
+def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool,
+              output: Output) -> None:
+    """Run a job on a cluster, and follow it unless told not to."""
+    job = load_job(job_file, overrides)
+    name = name or new_name(job)
+    Run.check_name(name)
+    cluster = Cluster(address)
+    run_id = cluster.submit(job, name)
+    _go(cluster, name, run_id, detach, output)
+
+
+def resume_on(address: str, name: str, detach: bool, output: Output) -> None:
+    """Take up a run that stopped or failed, from its run directory in the cluster's storage."""
+    cluster = Cluster(address)
+    run = cluster.run(name)
+    if run.status in ("starting", "running"):
+        raise UserError(name, f"is {run.status}", f"follow it with `raysft logs {name} --follow`")
+    if run.status == "done":
+        raise UserError(name, "is done", f"see `raysft results {name}`")
+    job = summary(cluster.messages(run)).job
+    if job is None:
+        raise UserError(name, "had not begun, there is nothing to resume", "submit it again under another name")
+    run_id = cluster.submit(load_text(job, name), name, resume=True)
+    _go(cluster, name, run_id, detach, output)
+
+
+def _go(cluster: Cluster, name: str, run_id: str, detach: bool, output: Output) -> None:
+    if detach:
+        output.line(name)
+        return
+    output.line(f"run      {name} on the cluster at {cluster.address}; it goes on without this terminal")
+    follow(cluster, name, run_id, output)
+
+
+def follow(cluster: Cluster, name: str, run_id: str, output: Output) -> None:
+    """Show a run as it goes on, until it has ended; raises what it ended with."""
+    seen = Seen()
+    try:
+        with Watcher(output, "val_accuracy") as watcher:
+            watcher.starting()
+            for line in cluster.follow(run_id, lambda why: output.warning(f"connection lost ({why}); trying again")):
+                if (message := decode(line)) is not None:
+                    seen.take(message)
+                    _show(message, seen, watcher)
+    except KeyboardInterrupt:
+        output.warning(f"no longer following {name}, which goes on: `raysft logs {name} --follow` shows the rest, "
+                       f"`raysft stop {name}` ends it")
+        raise
+    _end(cluster, name, run_id, seen, output)
+
+
+def _show(message: Message, seen: Seen, watcher: Watcher) -> None:
+    payload = message.payload
+    if message.kind == "plan":
+        watcher.metric = seen.metric
+        for line in seen.plan:
+            watcher.note(line)
+    elif message.kind == "note":
+        watcher.note(payload["text"])
+    elif message.kind == "progress":
+        watcher.progress(payload["what"], payload["done"], payload["total"])
+    elif message.kind == "epochs":
+        watcher.epochs(payload["done"], payload["total"], [])
+    elif message.kind == "trial":
+        watcher.trial_ended(TrialRecord(**payload["record"]), payload["ended"], payload["total"])
+
+
+def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -> None:
+    if seen.errors:
+        raise seen.errors[0] if len(seen.errors) == 1 else JobErrors(seen.errors)  # type: ignore[arg-type]
+    if seen.results is not None:
+        folder = seen.folder
+        show_outcome(seen.results, output, [f"raysft results {name} --address {cluster.address}",
+                                            f"raysft evaluate {folder}/model DATA",
+                                            f"raysft predict {folder}/model IMAGE…"])
+        return
+    if seen.status == "stopped" or cluster.exit_code(run_id) == 130:
+        output.warning(f"stopped: `raysft resume {name}` takes it up again")
+        raise KeyboardInterrupt
+    raise cluster.failure(run_id)
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+def run_rows(address: str) -> list[dict[str, Any]]:
+    """The runs of a cluster, oldest first."""
+    return [{"run": run.name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended)}
+            for run in Cluster(address).runs()]
+
+
+def run_status(address: str, name: str) -> dict[str, Any]:
+    """How far a run of a cluster is, with its trials."""
+    cluster = Cluster(address)
+    run = cluster.run(name)
+    seen = summary(cluster.messages(run))
+    trials = [record.row(seen.metric) for record in seen.trials.values()]
+    done, total = seen.epochs
+    return {"run": name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
+            "folder": seen.folder, "epochs": {"done": done, "total": total}, "trials": trials,
+            "errors": [str(error) for error in seen.errors]}
+
+
+def examine(address: str, storage: str) -> list[dict[str, Any]]:
+    """What the doctor finds on a cluster."""
+    return Cluster(address).ask(f"raysft.cluster.doctor {shlex.quote(storage)}", {}, "doctor")["findings"]
+
+
+def run_results(address: str, name: str) -> dict[str, Any]:
+    """The results.json of a run of a cluster; raises UserError while there is none."""
+    cluster = Cluster(address)
+    run = cluster.run(name)
+    results = summary(cluster.messages(run)).results
+    if results is None:
+        raise UserError(name, f"has no results: its status is {run.status}", f"see `raysft status {name}`")
+    return results
+
+
+def show_logs(address: str, name: str, following: bool, output: Output) -> None:
+    """What a run of a cluster has written; `following` shows the rest as it comes, and ends as the run does."""
+    cluster = Cluster(address)
+    run = cluster.run(name)
+    if following:
+        follow(cluster, name, run.id, output)
+        return
+    for line in cluster.log(run).rstrip("\n").split("\n"):
+        output.line(_told(line))
+
+
+def stop_run(address: str, name: str, output: Output) -> None:
+    """Stop a run of a cluster; what it has trained stays, and it can be resumed."""
+    cluster = Cluster(address)
+    run = cluster.run(name)
+    if cluster.stop(run):
+        output.line(f"stopped {name}: `raysft resume {name}` takes it up again")
+    else:
+        output.line(f"{name} had ended already: {_status_of(cluster, run)}")
+
+
+def _status_of(cluster: Cluster, run: ClusterRun) -> str:
+    return cluster.run(run.name).status
+
+
+def _told(line: str) -> str:
+    """A line of a log as a person reads it: an event in words, anything else as it is."""
+    message = decode(line)
+    if message is None:
+        return line
+    words = " ".join(f"{key}={value}" for key, value in message.payload.items() if not isinstance(value, (dict, list)))
+    return f"raysft: {message.kind} {words}".rstrip()
+
+
+def _clock(seconds: float | None) -> str | None:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds)) if seconds else None

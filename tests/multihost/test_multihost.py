@@ -1,0 +1,216 @@
+"""A real cluster on three hosts of our own: `ray up cluster/onprem.yaml`, a job through SSH, a host that dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.multihost.hosts import Network, missing
+
+WHY_NOT = missing()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PORT = 8465
+ADDRESS = f"http://127.0.0.1:{PORT}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("multihost")
+
+
+@pytest.fixture(scope="module")
+def network(folder):
+    import ray
+
+    ray.shutdown()
+    made = Network(folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def hosts(network):
+    return [network.add() for _ in range(3)]
+
+
+@pytest.fixture(scope="module")
+def environment(folder) -> dict[str, str]:
+    """That of a person outside the cluster, with a home folder and a token."""
+    home = folder / "person"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("b" * 64)
+    return os.environ | {"HOME": str(home), "RAY_AUTH_MODE": "token", "PATH": f"{BIN}:{os.environ['PATH']}",
+                         "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="module")
+def cluster_file(folder, network, hosts) -> Path:
+    """cluster/onprem.yaml with the hosts' addresses, and start and set-up commands for hosts without internet."""
+    tree = yaml.safe_load((REPOSITORY / "cluster/onprem.yaml").read_text())
+    head, *workers = hosts
+    tree["provider"] |= {"head_ip": head.address, "worker_ips": [w.address for w in workers]}
+    tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(network.key)}
+    tree["min_workers"] = tree["max_workers"] = len(workers)
+    tree["setup_commands"] = tree["setup_commands"][:1]  # the hosts share this machine's Python environment
+    for key, cpus in (("head_start_ray_commands", 0), ("worker_start_ray_commands", 2)):
+        commands = [c.replace("~/raysft-env", str(BIN.parent)).replace("$HOME/raysft-env", str(BIN.parent))
+                    for c in tree[key]]
+        tree[key] = [*commands[:-1], f"{commands[-1]} --num-cpus={cpus}"]
+    path = folder / "onprem.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster(folder, hosts, cluster_file, environment):
+    """The cluster, up, with a tunnel to its dashboard."""
+    done = subprocess.run([BIN / "ray", "up", "--yes", "--no-config-cache", str(cluster_file)], cwd=REPOSITORY,
+                          env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    connect = subprocess.Popen([BIN / "raysft", "connect", str(cluster_file), "--port", str(PORT)], cwd=folder,
+                               env=environment, text=True, stdout=subprocess.PIPE)
+    try:
+        assert connect.stdout is not None
+        assert connect.stdout.readline().startswith(f"connected: {ADDRESS}")
+        deadline = time.monotonic() + 240
+        while len(nodes(folder, environment)) < 3 and time.monotonic() < deadline:
+            time.sleep(3)
+        yield ADDRESS
+    finally:
+        connect.terminate()
+        connect.wait(20)
+        shutil.rmtree("/tmp/ray/cluster-raysft.state", ignore_errors=True)
+
+
+def raysft(folder: Path, environment: dict[str, str], *words: object, timeout: float = 400):
+    return subprocess.run([BIN / "raysft", *map(str, words)], cwd=folder, env=environment, capture_output=True,
+                          text=True, timeout=timeout)
+
+
+def nodes(folder: Path, environment: dict[str, str]) -> list[dict]:
+    done = raysft(folder, environment, "doctor", "--address", ADDRESS, "--storage", folder / "runs", "--json")
+    return [f for f in json.loads(done.stdout or "[]") if f["check"] == "node"]
+
+
+def test_the_doctor_sees_every_host_its_storage_and_the_network(cluster, folder, environment):
+    done = raysft(folder, environment, "doctor", "--address", cluster, "--storage", folder / "runs", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert {f["state"] for f in found} == {"ok"}
+    assert [len([f for f in found if f["check"] == check]) for check in ("node", "storage", "versions")] == [3, 3, 3]
+    (network,) = [f for f in found if f["check"] == "network"]
+    assert "all-reduce of 16 MB over 3 nodes" in network["text"]
+
+
+def test_a_storage_that_one_host_alone_sees_is_refused(cluster, folder, environment):
+    done = raysft(folder, environment, "submit", REPOSITORY / "jobs/quickstart.yaml", "--address", cluster,
+                  "--set", "storage=/tmp/ray/alone")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "cannot be used from node 10.77.0.12 (and 1 more" in line
+    done = raysft(folder, environment, "submit", REPOSITORY / "jobs/quickstart.yaml", "--address", cluster)
+    assert "is a folder of one node, and the cluster has several" in done.stderr
+
+
+def test_the_quickstart_trains_on_both_workers(cluster, folder, environment, hosts):
+    done = raysft(folder, environment, "submit", REPOSITORY / "jobs/quickstart.yaml", "--address", cluster, "--name",
+                  "both", "--set", f"storage={folder / 'runs'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 team of 2 workers; 1 team of 2 workers" in done.stdout
+    results = json.loads((folder / "runs/both/results.json").read_text())
+    assert results["best"]["test_accuracy"] > 0.9
+    places = {t["host"] for t in results["trials"]}
+    assert places == {hosts[1].address, hosts[2].address}
+
+
+def test_without_the_token_a_client_is_refused(cluster, folder, environment):
+    (folder / "stranger").mkdir()
+    done = raysft(folder, environment | {"HOME": str(folder / "stranger")}, "list", "--address", cluster)
+    assert done.returncode == 2
+    assert "refuses this client" in done.stderr
+
+
+def test_behind_the_rule_of_gpu_yaml_a_stranger_finds_ssh_alone(cluster, network, hosts):
+    head, *workers = hosts
+    stranger = network.add(sshd=False)
+    listening = ports_of(head)
+    assert {22, 6379} <= listening
+    assert open_ports(stranger, head.address, listening) >= {22, 6379}  # without the rule there is more to find
+    inside = ", ".join(h.address for h in hosts)
+    head.execute("nft", f"""
+        add table inet raysft
+        add chain inet raysft input {{ type filter hook input priority 0; policy drop; }}
+        add rule inet raysft input iif lo accept
+        add rule inet raysft input ct state established,related accept
+        add rule inet raysft input ip saddr {{ {inside} }} accept
+        add rule inet raysft input tcp dport 22 accept""")
+    assert open_ports(stranger, head.address, listening | set(range(1, 1025))) == {22}
+    assert 6379 in open_ports(workers[0], head.address, {6379})
+
+
+def ports_of(host) -> set[int]:
+    lines = host.execute("ss", "-Hltn").splitlines()
+    return {int(line.split()[3].rpartition(":")[2]) for line in lines}
+
+
+def open_ports(host, address: str, ports: set[int]) -> set[int]:
+    """The ports of `address` that answer when they are tried from `host`."""
+    code = ("import asyncio, sys\n"
+            "async def one(p):\n"
+            "    try:\n"
+            "        _, w = await asyncio.wait_for(asyncio.open_connection(sys.argv[1], p), 2)\n"
+            "        w.close()\n"
+            "        return p\n"
+            "    except (OSError, asyncio.TimeoutError):\n"
+            "        return None\n"
+            "async def main():\n"
+            "    print(*filter(None, await asyncio.gather(*map(one, map(int, sys.argv[2:])))))\n"
+            "asyncio.run(main())\n")
+    return set(map(int, host.execute(sys.executable, "-c", code, address, *sorted(ports)).split()))
+
+
+def test_a_host_that_dies_costs_its_trials_a_restart_and_not_the_run(cluster, folder, environment, hosts):
+    name, trials = "dies", folder / "runs/dies/trials"
+    process = subprocess.Popen([BIN / "raysft", "submit", str(REPOSITORY / "jobs/quickstart.yaml"), "--address",
+                                cluster, "--name", name, "--set", f"storage={folder / 'runs'}", "--set", "train.epochs=60",
+                                "--set", "search.scheduler.name=none", "--set", "search.trials=4"],
+                               cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and len(begun(trials)) < 2:
+        time.sleep(0.5)
+    assert len(begun(trials)) >= 2
+    hosts[2].kill()
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, out + err
+    results = json.loads((folder / "runs/dies/results.json").read_text())
+    assert [t["status"] for t in results["trials"]] == ["finished"] * 4
+    assert [t["epochs"] for t in results["trials"]] == [60] * 4
+    assert "its trials go to the other slots" in out
+
+
+def begun(trials: Path) -> list[Path]:
+    """Trials that have an epoch behind them."""
+    found = []
+    for path in trials.glob("*/trial.json"):
+        with contextlib.suppress(ValueError):
+            if json.loads(path.read_text())["epochs"] > 0:
+                found.append(path)
+    return found
+
+
+def test_the_address_of_the_tunnel_is_this_machines_own(cluster):
+    with socket.create_connection(("127.0.0.1", PORT), 2):
+        pass

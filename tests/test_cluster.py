@@ -1,0 +1,244 @@
+"""Runs on a real cluster, through its dashboard: submitted, followed, stopped, resumed; and what the client sends."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.conftest import make_images, processes_of
+
+RAY = str(Path(sys.executable).parent / "ray")
+RAYSFT = str(Path(sys.executable).parent / "raysft")
+PORT, GCS = 8965, 6979
+ADDRESS = f"http://127.0.0.1:{PORT}"
+
+
+def environment(**more: str) -> dict[str, str]:
+    # The cluster's jobs call `python`; the repository is there for tests.tiny alone, raysft itself is sent.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "COLUMNS": "120"} | more
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home folder with a token, the cluster's and the client's."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".ray").mkdir()
+    (folder / ".ray/auth_token").write_text("a" * 64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(home, tmp_path_factory):
+    """A head with two CPUs, as `ray start` makes it."""
+    import ray
+
+    ray.shutdown()
+    scratch = Path("/tmp") / f"rc{os.getpid()}"  # Ray's sockets lie in it, and their paths must be short
+    env = environment(HOME=str(home), RAYSFT_TEST_MARK=scratch.name)
+    command = [RAY, "start", "--head", f"--port={GCS}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
+               f"--dashboard-port={PORT}", "--dashboard-agent-listen-port=52965", "--disable-usage-stats",
+               f"--temp-dir={scratch}", "--block"]
+    with (tmp_path_factory.mktemp("ray") / "log").open("w") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        wait_for_port(PORT, process)
+        yield ADDRESS
+    finally:
+        for left in processes_of(scratch.name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait(30)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def wait_for_port(port: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.2)
+    pytest.fail("the cluster did not start")
+
+
+@pytest.fixture
+def call(home, tmp_path):
+    """Run raysft in an empty folder; returns the finished process."""
+    (tmp_path / "here").mkdir()
+
+    def _call(*words: object, **more: str) -> subprocess.CompletedProcess:
+        env = environment(HOME=str(home)) | more
+        return subprocess.run([RAYSFT, *map(str, words)], cwd=tmp_path / "here", env=env, capture_output=True,
+                              text=True, timeout=180)
+
+    return _call
+
+
+@pytest.fixture
+def job(tmp_path) -> Path:
+    images = make_images(tmp_path / "images", {"ant": 100, "bee": 100})
+    tree = {"name": "j", "data": {"source": "imagefolder", "path": str(images)}, "storage": str(tmp_path / "storage"),
+            "model": {"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
+            "train": {"epochs": 3, "batch_size": 50}, "search": {"trials": 2, "scheduler": {"name": "none"}},
+            "resources": {"workers": 2}}
+    path = tmp_path / "j.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+class Proxy:
+    """A way to a port that counts what is sent, and can be cut and mended."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.sent, self.open = target, 0, True
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.open = False
+        for pair in self._pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        self._server.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                if not self.open:
+                    client.close()
+                    continue
+                pair = client, socket.create_connection(("127.0.0.1", self.target))
+                self._pairs.append(pair)
+                threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        with client, server, contextlib.suppress(OSError):
+            while True:
+                for end in select.select([client, server], [], [])[0]:
+                    block = end.recv(1 << 16)
+                    if not block:
+                        return
+                    self.sent += len(block) if end is client else 0
+                    (server if end is client else client).sendall(block)
+
+
+@pytest.fixture
+def proxy(cluster):
+    found = Proxy(PORT)
+    yield found
+    found.close()
+
+
+def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_path, proxy):
+    with (tmp_path / "here/large").open("wb") as file:
+        file.truncate(300_000_000)  # what lies in the current folder must not travel
+    done = call("submit", job, "--address", f"http://127.0.0.1:{proxy.port}", "--name", "first")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert proxy.sent < 2_000_000
+    assert "[2/2]" in done.stdout
+    assert "test accuracy" in done.stdout
+
+    assert list((tmp_path / "storage/datasets").glob("imagefolder-*/dataset.json"))  # where all nodes can read it
+
+    results = json.loads(call("results", "first", "--address", cluster, "--json").stdout)
+    assert results == json.loads((tmp_path / "storage/first/results.json").read_text())
+    rows = json.loads(call("list", "--json", RAY_ADDRESS=cluster).stdout)
+    assert [row["status"] for row in rows if row["run"] == "first"] == ["done"]
+    status = json.loads(call("status", "first", "--address", cluster, "--json").stdout)
+    assert [trial["status"] for trial in status["trials"]] == ["finished"] * 2
+    assert "raysft: results" in call("logs", "first", "--address", cluster).stdout
+    again = call("submit", job, "--address", cluster, "--name", "first")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+
+
+def test_a_lost_connection_does_not_touch_the_run_and_following_goes_on(cluster, call, job, home, tmp_path, proxy):
+    process = subprocess.Popen([RAYSFT, "submit", str(job), "--address", f"http://127.0.0.1:{proxy.port}", "--name",
+                                "cut", "--set", "train.epochs=12"], cwd=tmp_path, env=environment(HOME=str(home)),
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith("data kept"):
+            break
+    proxy.cut()
+    assert process.stderr is not None
+    assert "connection lost" in process.stderr.readline()
+    proxy.open = True
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    everything = "".join(seen) + rest
+    assert everything.count("data kept") == 1  # nothing twice
+    assert [everything.count(f"[{n}/2]") for n in (1, 2)] == [1, 1]  # and nothing missing
+    assert "test accuracy" in rest
+
+
+def test_a_stopped_run_is_resumed_where_it_was(cluster, call, job, tmp_path):
+    long = ["--set", "train.epochs=400", "--set", "search.trials=2"]
+    started = call("submit", job, "--address", cluster, "--name", "long", "--detach", *long)
+    assert (started.returncode, started.stdout) == (0, "long\n")
+    trial = tmp_path / "storage/long/trials/t0/trial.json"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (trial.is_file() and json.loads(trial.read_text())["epochs"] > 2):
+        time.sleep(0.5)
+    assert call("stop", "long", "--address", cluster).returncode == 0
+    assert json.loads((tmp_path / "storage/long/run.json").read_text())["status"] == "stopped"
+    before = json.loads(trial.read_text())
+    stored = tmp_path / "storage/long/job.yaml"
+    stored.write_text(stored.read_text().replace("epochs: 400", f"epochs: {before['epochs'] + 2}"))
+    resumed = call("resume", "long", "--address", cluster)
+    assert resumed.returncode == 0, resumed.stderr
+    after = json.loads(trial.read_text())
+    assert after["history"][:before["epochs"]] == before["history"]
+    assert after["epochs"] == before["epochs"] + 2
+    assert after["status"] == "finished"
+    assert call("resume", "long", "--address", cluster).stderr.startswith("error: long: is done")
+
+
+def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
+    wrong = {
+        "resources.workers=9": "a trial of 9 workers needs 9 CPUs, the cluster has 2 CPUs",
+        "storage=/proc/none": "storage: /proc/none: cannot be used from node",
+        "data={source: imagefolder, path: /none}": "/none: does not exist",
+    }
+    for number, (override, expected) in enumerate(wrong.items()):
+        done = call("submit", job, "--address", cluster, "--name", f"wrong-{number}", "--set", override)
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert expected in line
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_client_without_the_token_is_refused(cluster, call, tmp_path):
+    (tmp_path / "nohome").mkdir()
+    done = call("list", "--address", cluster, HOME=str(tmp_path / "nohome"))
+    assert done.returncode == 2
+    assert "refuses this client" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_address_where_nothing_is_says_so(call):
+    done = call("list", "--address", "http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stderr == ("error: http://127.0.0.1:9: cannot be reached; is the cluster up, and the tunnel "
+                           "(`raysft connect`) open?\n")
+    assert "is not the address of a dashboard" in call("list", "--address", "ray://127.0.0.1:10001").stderr
