@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check bench lock
+.PHONY: run test check bench multihost lock
 
 run: $(STAMP)  ## install what is needed, then run the quickstart
 	$(BIN)/raysft submit jobs/quickstart.yaml
@@ -14,6 +14,11 @@ test: $(STAMP)  ## install what is needed, then run all tests
 check: $(STAMP)  ## linter and type checker
 	$(BIN)/ruff check raysft tests
 	$(BIN)/mypy
+
+multihost: $(STAMP)  ## a real cluster of three hosts in network namespaces; needs root
+	command -v nft rsync && test -x /usr/sbin/sshd || \
+		{ apt-get update -q && apt-get install -qy iproute2 nftables openssh-server openssh-client rsync; }
+	$(BIN)/python -m pytest tests/multihost
 
 bench: $(STAMP)  ## benchmarks, all or BENCH=name
 	$(BIN)/python -m tests.benchmarks $(BENCH)

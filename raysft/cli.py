@@ -70,18 +70,23 @@ def submit(job_file: JobFile, overrides: Overrides = None, address: Address = No
 
 
 @app.command(epilog="Example: raysft plan jobs/resnet18_tune.yaml --set resources.workers=2")
-def plan(job_file: JobFile, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def plan(job_file: JobFile, overrides: Overrides = None, address: Address = None, as_json: AsJson = False,
+         debug: Debug = False) -> None:
     """Show what a job would run, on what, how often. Nothing starts."""
-    from raysft.console import plan_json, plan_lines
-    from raysft.submit import WHERE, look_ahead
+    if address:
+        from raysft.remote import plan_on
 
-    ahead = look_ahead(job_file, overrides or [])
-    output, results = _output(), f"{ahead.job.storage}/{ahead.job.name}-TIME"
+        planned = plan_on(address, job_file, overrides or [])
+        document, lines = planned["document"], planned["lines"]
+    else:
+        from raysft.submit import plan_here
+
+        document, lines = plan_here(job_file, overrides or [])
     if as_json:
-        output.json(plan_json(ahead.job, ahead.plan, results))
+        _output().json(document)
         return
-    for line in plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, results):
-        output.line(line)
+    for line in lines:
+        _output().line(line)
 
 
 @app.command(name="list", epilog="Example: raysft list --storage runs")

@@ -12,7 +12,7 @@ from raysft.cluster.jobs import Cluster, ClusterRun
 from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
-from raysft.job import load_job, load_text
+from raysft.job import dump_job, load_job, load_text
 from raysft.results.run import Run, TrialRecord, new_name
 
 
@@ -116,6 +116,12 @@ def run_status(address: str, name: str) -> dict[str, Any]:
     return {"run": name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
             "folder": seen.folder, "epochs": {"done": done, "total": total}, "trials": trials,
             "errors": [str(error) for error in seen.errors]}
+
+
+def plan_on(address: str, job_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What a job would run on a cluster: its plan as a document and as lines."""
+    job = load_job(job_file, overrides)
+    return Cluster(address).ask("raysft.cluster.planner job.yaml", {"job.yaml": dump_job(job)}, "planned")
 
 
 def examine(address: str, storage: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.console import Output, Watcher, plan_lines, show_outcome, table_of
+from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, table_of
 from raysft.errors import UserError
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
@@ -38,6 +38,14 @@ def look_ahead(job_file: Path, overrides: Sequence[str]) -> Ahead:
     known = _outline(job)
     node = this_node()
     return Ahead(job, known, make_plan(job, known, [node]), node)
+
+
+def plan_here(job_file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a job would run on this machine, as a document and as lines."""
+    ahead = look_ahead(job_file, overrides)
+    results = f"{ahead.job.storage}/{ahead.job.name}-TIME"
+    return (plan_json(ahead.job, ahead.plan, results),
+            plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, results))
 
 
 def _outline(job: Job) -> Outline:

@@ -228,6 +228,16 @@ def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
     assert not (tmp_path / "storage").exists()
 
 
+def test_a_plan_on_the_cluster_and_what_would_not_fit(cluster, call, job, tmp_path):
+    planned = json.loads(call("plan", job, "--address", cluster, "--json").stdout)
+    assert planned["slots"] == [{"teams": 1, "workers": 2}]
+    assert len(planned["nodes"]) == 1
+    assert "search   2 trials, 1 at a time" in call("plan", job, RAY_ADDRESS=cluster).stdout
+    wrong = call("plan", job, "--address", cluster, "--set", "resources.gpus_per_worker=1")
+    assert "needs 2 GPUs, the cluster has 2 CPUs and 0 GPUs" in wrong.stderr
+    assert not (tmp_path / "storage").exists()
+
+
 def test_a_client_without_the_token_is_refused(cluster, call, tmp_path):
     (tmp_path / "nohome").mkdir()
     done = call("list", "--address", cluster, HOME=str(tmp_path / "nohome"))

@@ -114,6 +114,9 @@ def all_reduce(rank: int, nodes: int, head: str, port: int, own: str) -> float:
     import torch
     import torch.distributed as dist
 
+    from raysft.train.interface import use_interface_of
+
+    use_interface_of(own)
     limit = datetime.timedelta(seconds=MEETING_SECONDS)
     store = dist.TCPStore(head, port, nodes, is_master=rank == 0, timeout=limit)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=nodes, timeout=limit)

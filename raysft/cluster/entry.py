@@ -89,7 +89,7 @@ def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
     ray.init(address="auto", log_to_driver=False)
     signal.signal(signal.SIGTERM, _as_interrupt)  # how Ray stops a job; ray.init has put a handler of its own there
     job = job.model_copy(update={"storage": shared_storage(job.storage, len(hosts()))})
-    known = _outline(job)
+    known = outline_of(job)
     plan, nodes = _wait_for_room(job, known, reporter)
     check_storage(job.storage, hosts())
     run = Run.reopen(place(job.storage) / name) if resume else Run.create(job, name)
@@ -132,7 +132,8 @@ def shared_storage(storage: str, nodes: int) -> str:
                     f"--set storage=s3://… or a folder that all share, or set {STORAGE_VARIABLE} on the head")
 
 
-def _outline(job: Job) -> Outline:
+def outline_of(job: Job) -> Outline:
+    """What is known of a job's data before it is read; raises DataError."""
     from raysft.data.imports import cache_folder
     from raysft.data.sources import outline
 

@@ -164,7 +164,9 @@ def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Pr
     if waiting:
         tasks = ray.data.from_items(waiting, override_num_blocks=len(waiting))
         where = {} if listing.everywhere else {"scheduling_strategy": _here()}
-        written = tasks.map(partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image), **where)
+        at_once = ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1))))
+        written = tasks.map(partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image), num_cpus=0,
+                            compute=at_once, **where)
         for row in written.iter_rows():
             note = json.loads(row["note"])
             if note["fatal"]:
@@ -178,7 +180,7 @@ def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Pr
 
 
 def _here() -> Any:
-    """This node: what was downloaded lies on its disk alone."""
+    """This node: what was downloaded lies on its disk alone. It may be a head that has no CPUs to give."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -14,6 +14,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import nn
 
+from raysft.train.interface import use_interface_of
+
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 MEETING_TIMEOUT = datetime.timedelta(seconds=60)
 
@@ -28,6 +30,7 @@ class Team:
         """Form the process group. `meet` hands the address of rank 0 to all: it takes it there, returns it here."""
         if self.workers == 1:
             return
+        use_interface_of(host)
         if self.rank == 0:
             store = dist.TCPStore(host, 0, self.workers, is_master=True, timeout=MEETING_TIMEOUT,
                                   wait_for_workers=False)

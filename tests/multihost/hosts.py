@@ -113,7 +113,7 @@ class Network:
         kept = {p for p in map(Path, (sys.base_prefix, sys.prefix, Path(__file__).parents[2]))
                 if p.resolve().is_relative_to(home)}
         script = ["set -e", "mount --make-rprivate /", "mount -t proc proc /proc",
-                  "mkdir -p /tmp/ray", "mount -t tmpfs tmpfs /tmp/ray", "mount -t tmpfs -o size=2g tmpfs /dev/shm",
+                  "mkdir -p /tmp/ray", "mount -t tmpfs tmpfs /tmp/ray", "mount -t tmpfs -o size=3g tmpfs /dev/shm",
                   "mount -t tmpfs tmpfs /run", "mkdir -p /run/sshd"]
         for path in sorted(kept):
             inside = shlex.quote(str(host.home / path.relative_to(home)))
@@ -140,9 +140,12 @@ class Network:
                 "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=2"]
 
     def _clean(self) -> None:
-        """Remove what an earlier, killed test left behind."""
+        """Remove what is left, also of an earlier test that was killed."""
+        for line in run("ip", "-o", "link").splitlines():
+            name = line.split(": ")[1].partition("@")[0]
+            if name.startswith(PREFIX):
+                subprocess.run(["ip", "link", "del", name], capture_output=True)
         for line in run("ip", "netns", "list").splitlines():
             name = line.split()[0]
             if name.startswith(PREFIX):
                 run("ip", "netns", "del", name)
-        subprocess.run(["ip", "link", "del", f"{PREFIX}br"], capture_output=True)

@@ -1,0 +1,112 @@
+"""Data and runs on a real S3-compatible server instead of a disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysft.data.imports import import_dataset
+from raysft.data.shards import read_manifest, verify
+from raysft.errors import DataError, UserError
+from raysft.results.run import Run
+from raysft.storage import place, put_folder, remove, scratch_beside, write_text
+from tests.conftest import make_images
+
+RAYSFT = str(Path(sys.executable).parent / "raysft")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """Where a bucket of a local S3 server is; the environment points pyarrow and boto3 to it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key",
+                            "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+                            "AWS_EC2_METADATA_DISABLED": "true"}.items():
+            patch.setenv(name, value)
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+def test_a_folder_is_complete_once_its_last_file_is_there(s3, tmp_path):
+    target = place(f"{s3}/folder/model")
+    with scratch_beside(target) as scratch:
+        (scratch / "a.json").write_text("{}")
+        (scratch / "weights").write_bytes(b"123")
+        put_folder(scratch, target, last="a.json")
+    assert {p.name for p in target.iterdir()} == {"a.json", "weights"}
+    assert (target / "weights").read_bytes() == b"123"
+    remove(target)
+    assert not target.exists()
+
+
+def test_a_bucket_that_is_not_there_is_one_line(s3):
+    from raysft.job import Job
+
+    with pytest.raises(UserError, match="cannot be written"):
+        Run.create(Job(storage="s3://nobody/runs"), "r")
+    with pytest.raises(UserError, match="is not a place that can be reached"):
+        place("nothing://x/y").exists()
+
+
+def test_a_data_set_is_imported_restarted_and_read(s3, ray_local, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("raysft.data.sources.SHARD_ROWS", 10)
+    out = place(f"{s3}/data/D")
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(what, done, total):
+        if done >= 20:
+            raise Stop
+
+    with pytest.raises(Stop):
+        import_dataset("imagefolder", str(images), out, None, "fail", interrupt)
+    with pytest.raises(DataError, match="is not a data set"):
+        read_manifest(out)
+    manifest = import_dataset("imagefolder", str(images), out, None, "fail", lambda *a: None)
+    assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (60, 15)
+    verify(out, manifest)
+    assert {p.name for p in out.iterdir()} == {"dataset.json", "train", "test"}
+    with pytest.raises(DataError, match="is there already"):
+        import_dataset("imagefolder", str(images), out, None, "fail", lambda *a: None)
+    write_text(out / manifest.splits["test"].files[0].path, "torn")
+    with pytest.raises(DataError, match="does not have the checksum"):
+        verify(out, manifest)
+
+
+def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
+    make_images(tmp_path / "images", {"ant": 30, "bee": 30})
+    tree = {"name": "j", "data": {"source": "shards", "path": f"{s3}/run/D"}, "storage": f"{s3}/run/runs",
+            "model": {"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
+            "train": {"epochs": 2, "batch_size": 12}, "search": {"trials": 2, "scheduler": {"name": "none"}}}
+    (tmp_path / "j.yaml").write_text(yaml.safe_dump(tree))
+
+    def call(*words: str) -> str:
+        done = subprocess.run([RAYSFT, *words], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call("data", "import", "imagefolder", "images", "--out", f"{s3}/run/D")
+    call("submit", "j.yaml", "--name", "r")
+    run = f"{s3}/run/runs/r"
+    results = json.loads(call("results", run, "--json"))
+    assert len(results["trials"]) == 2
+    scores = json.loads(call("evaluate", run, f"{s3}/run/D", "--json"))
+    assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
+    assert json.loads(call("list", "--storage", f"{s3}/run/runs", "--json"))[0]["status"] == "done"
+    left = {p.name for t in ("t0", "t1") for p in (place(run) / f"trials/{t}/checkpoints").iterdir()}
+    assert left  # those of the best trial alone
+    other = next(t["trial"] for t in results["trials"] if t["trial"] != results["best"]["trial"])
+    assert not (place(run) / f"trials/{other}/checkpoints").exists()
