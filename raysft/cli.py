@@ -70,18 +70,20 @@ def submit(job_file: JobFile, overrides: Overrides = None, address: Address = No
 
 
 @app.command(epilog="Example: raysft plan jobs/resnet18_tune.yaml --set resources.workers=2")
-def plan(job_file: JobFile, overrides: Overrides = None, address: Address = None, as_json: AsJson = False,
-         debug: Debug = False) -> None:
-    """Show what a job would run, on what, how often. Nothing starts."""
+def plan(job_file: JobFile, overrides: Overrides = None, address: Address = None,
+         measure: Annotated[bool, typer.Option("--measure", help="Train a few steps, and tell the hours and, with "
+                                                                 "cluster.price_per_hour, the cost.")] = False,
+         as_json: AsJson = False, debug: Debug = False) -> None:
+    """Show what a job would run, on what, how often. Nothing starts, unless steps are to be measured."""
     if address:
         from raysft.remote import plan_on
 
-        planned = plan_on(address, job_file, overrides or [])
+        planned = plan_on(address, job_file, overrides or [], measure)
         document, lines = planned["document"], planned["lines"]
     else:
         from raysft.submit import plan_here
 
-        document, lines = plan_here(job_file, overrides or [])
+        document, lines = plan_here(job_file, overrides or [], measure, _output())
     if as_json:
         _output().json(document)
         return

@@ -118,10 +118,11 @@ def run_status(address: str, name: str) -> dict[str, Any]:
             "errors": [str(error) for error in seen.errors]}
 
 
-def plan_on(address: str, job_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def plan_on(address: str, job_file: Path, overrides: Sequence[str], timed: bool) -> dict[str, Any]:
     """What a job would run on a cluster: its plan as a document and as lines."""
     job = load_job(job_file, overrides)
-    return Cluster(address).ask("raysft.cluster.planner job.yaml", {"job.yaml": dump_job(job)}, "planned")
+    command = "raysft.cluster.planner job.yaml" + (" --measure" if timed else "")
+    return Cluster(address).ask(command, {"job.yaml": dump_job(job)}, "planned")
 
 
 def examine(address: str, storage: str) -> list[dict[str, Any]]:

@@ -40,12 +40,22 @@ def look_ahead(job_file: Path, overrides: Sequence[str]) -> Ahead:
     return Ahead(job, known, make_plan(job, known, [node]), node)
 
 
-def plan_here(job_file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """What a job would run on this machine, as a document and as lines."""
+def plan_here(job_file: Path, overrides: Sequence[str], timed: bool,
+              output: Output) -> tuple[dict[str, Any], list[str]]:
+    """What a job would run on this machine, as a document and as lines; `timed` trains a few steps of it first."""
     ahead = look_ahead(job_file, overrides)
     results = f"{ahead.job.storage}/{ahead.job.name}-TIME"
-    return (plan_json(ahead.job, ahead.plan, results),
-            plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, results))
+    document = plan_json(ahead.job, ahead.plan, results)
+    lines = plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, results)
+    if not timed:
+        return document, lines
+    with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
+        output.send_others_to(Path(log.name))
+    with local_ray(ahead.node) as scratch:
+        from raysft.search.measure import measure, measured_json
+
+        estimate = measure(ahead.job, ahead.plan, [ahead.node], place(ahead.job.storage), scratch, None)
+    return document | measured_json(estimate), [*lines, estimate.line()]
 
 
 def _outline(job: Job) -> Outline:

@@ -170,26 +170,28 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
 
 
-def test_a_lost_connection_does_not_touch_the_run_and_following_goes_on(cluster, call, job, home, tmp_path, proxy):
-    process = subprocess.Popen([RAYSFT, "submit", str(job), "--address", f"http://127.0.0.1:{proxy.port}", "--name",
-                                "cut", "--set", "train.epochs=12"], cwd=tmp_path, env=environment(HOME=str(home)),
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith("data kept"):
-            break
+def test_neither_a_killed_client_nor_a_lost_connection_touches_the_run(cluster, call, job, home, tmp_path, proxy):
+    address = f"http://127.0.0.1:{proxy.port}"
+
+    def start(*words: str) -> subprocess.Popen:
+        return subprocess.Popen([RAYSFT, *words, "--address", address], cwd=tmp_path, env=environment(HOME=str(home)),
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    client = start("submit", str(job), "--name", "cut", "--set", "train.epochs=12")
+    assert client.stdout is not None
+    assert any(line.startswith("results ") for line in client.stdout)
+    client.kill()
+    follower = start("logs", "cut", "--follow")
+    assert follower.stdout is not None
+    assert follower.stderr is not None
+    first = follower.stdout.readline()
     proxy.cut()
-    assert process.stderr is not None
-    assert "connection lost" in process.stderr.readline()
+    assert "connection lost" in follower.stderr.readline()
     proxy.open = True
-    rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    everything = "".join(seen) + rest
-    assert everything.count("data kept") == 1  # nothing twice
-    assert [everything.count(f"[{n}/2]") for n in (1, 2)] == [1, 1]  # and nothing missing
-    assert "test accuracy" in rest
+    rest, _ = follower.communicate(timeout=120)
+    assert follower.returncode == 0
+    everything = first + rest
+    assert [everything.count(line) for line in ("data kept", "[1/2]", "[2/2]", "test accuracy")] == [1, 1, 1, 1]
 
 
 def test_a_stopped_run_is_resumed_where_it_was(cluster, call, job, tmp_path):
@@ -229,13 +231,16 @@ def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
 
 
 def test_a_plan_on_the_cluster_and_what_would_not_fit(cluster, call, job, tmp_path):
-    planned = json.loads(call("plan", job, "--address", cluster, "--json").stdout)
+    planned = json.loads(call("plan", job, "--address", cluster, "--json", "--measure", "--set",
+                              "cluster.price_per_hour=2").stdout)
     assert planned["slots"] == [{"teams": 1, "workers": 2}]
     assert len(planned["nodes"]) == 1
+    assert planned["measured"]["images_per_s"] > 0
+    assert planned["measured"]["cost"] == pytest.approx(2 * planned["measured"]["hours"])
+    assert [p.name for p in (tmp_path / "storage").iterdir()] == ["datasets"]  # nothing else is left of it
     assert "search   2 trials, 1 at a time" in call("plan", job, RAY_ADDRESS=cluster).stdout
     wrong = call("plan", job, "--address", cluster, "--set", "resources.gpus_per_worker=1")
     assert "needs 2 GPUs, the cluster has 2 CPUs and 0 GPUs" in wrong.stderr
-    assert not (tmp_path / "storage").exists()
 
 
 def test_a_client_without_the_token_is_refused(cluster, call, tmp_path):

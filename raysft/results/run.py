@@ -91,14 +91,15 @@ class Run:
         except FileExistsError:
             raise UserError(str(folder), "is there already", "give another --name") from None
         except OSError as error:
-            raise UserError(f"storage: {storage}", f"cannot be written ({error.strerror or error})",
-                            "give a folder that can") from None
+            raise _unwritable(storage, error) from None
         try:
             run = cls(folder, job)
             write_text(folder / "job.yaml", dump_job(job))
             run.save()
-        except BaseException:
+        except BaseException as error:
             remove(folder)
+            if isinstance(error, OSError):
+                raise _unwritable(storage, error) from None
             raise
         return run
 
@@ -150,6 +151,11 @@ class Run:
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""
         _write_json(self.folder / RESULTS, results)
+
+
+def _unwritable(storage: Place, error: OSError) -> UserError:
+    reason = error.strerror or str(error).partition(" (Request ID")[0]
+    return UserError(f"storage: {storage}", f"cannot be written ({reason})", "give a folder or bucket that can")
 
 
 def new_name(job: Job) -> str:

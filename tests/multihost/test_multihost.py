@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.multihost.hosts import Network, missing
+from tests.multihost.hosts import NETWORK, Network, missing
 
 WHY_NOT = missing()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
@@ -56,7 +56,28 @@ def environment(folder) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def cluster_file(folder, network, hosts) -> Path:
+def s3(network):
+    """An S3 server on this machine that the hosts reach, as environment variables."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address=f"{NETWORK}.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    variables = {"AWS_ENDPOINT_URL": f"http://{NETWORK}.1:{port}", "AWS_ACCESS_KEY_ID": "key",
+                 "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+                 "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield variables
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster_file(folder, network, hosts, s3) -> Path:
     """cluster/onprem.yaml with the hosts' addresses, and start and set-up commands for hosts without internet."""
     tree = yaml.safe_load((REPOSITORY / "cluster/onprem.yaml").read_text())
     head, *workers = hosts
@@ -68,7 +89,8 @@ def cluster_file(folder, network, hosts) -> Path:
         commands = [c.replace("~/raysft-env", str(BIN.parent)).replace("$HOME/raysft-env", str(BIN.parent))
                     for c in tree[key]]
         limits = f"--num-cpus={cpus} --object-store-memory=500000000"  # three hosts share one machine
-        tree[key] = [*commands[:-1], f"{commands[-1]} {limits}"]
+        exports = " ".join(f"{name}={value}" for name, value in s3.items())
+        tree[key] = [*commands[:-1], f"export {exports}; {commands[-1]} {limits}"]
     path = folder / "onprem.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -125,12 +147,12 @@ def test_a_storage_that_one_host_alone_sees_is_refused(cluster, folder, environm
     assert "is a folder of one node, and the cluster has several" in done.stderr
 
 
-def test_the_quickstart_trains_on_both_workers(cluster, folder, environment, hosts):
+def test_the_quickstart_trains_on_both_workers_with_data_and_runs_on_s3(cluster, folder, environment, hosts, s3):
     done = raysft(folder, environment, "submit", REPOSITORY / "jobs/quickstart.yaml", "--address", cluster, "--name",
-                  "both", "--set", f"storage={folder / 'runs'}")
+                  "both", "--set", "storage=s3://bucket/runs")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 team of 2 workers; 1 team of 2 workers" in done.stdout
-    results = json.loads((folder / "runs/both/results.json").read_text())
+    results = json.loads(raysft(folder, environment | s3, "results", "s3://bucket/runs/both", "--json").stdout)
     assert results["best"]["test_accuracy"] > 0.9
     places = {t["host"] for t in results["trials"]}
     assert places == {hosts[1].address, hosts[2].address}
@@ -186,7 +208,7 @@ def test_a_host_that_dies_costs_its_trials_a_restart_and_not_the_run(cluster, fo
     name, trials = "dies", folder / "runs/dies/trials"
     process = subprocess.Popen([BIN / "raysft", "submit", str(REPOSITORY / "jobs/quickstart.yaml"), "--address",
                                 cluster, "--name", name, "--set", f"storage={folder / 'runs'}", "--set",
-                                "train.epochs=60", "--set", "search.scheduler.name=none", "--set", "search.trials=4"],
+                                "train.epochs=25", "--set", "search.scheduler.name=none", "--set", "search.trials=4"],
                                cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and len(begun(trials)) < 2:
@@ -197,7 +219,7 @@ def test_a_host_that_dies_costs_its_trials_a_restart_and_not_the_run(cluster, fo
     assert process.returncode == 0, out + err
     results = json.loads((folder / "runs/dies/results.json").read_text())
     assert [t["status"] for t in results["trials"]] == ["finished"] * 4
-    assert [t["epochs"] for t in results["trials"]] == [60] * 4
+    assert [t["epochs"] for t in results["trials"]] == [25] * 4
     assert "its trials go to the other slots" in out
 
 
