@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raysft.cluster.jobs import Cluster, ClusterRun
+from raysft.cluster.jobs import Cluster
 from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
@@ -158,11 +158,7 @@ def stop_run(address: str, name: str, output: Output) -> None:
     if cluster.stop(run):
         output.line(f"stopped {name}: `raysft resume {name}` takes it up again")
     else:
-        output.line(f"{name} had ended already: {_status_of(cluster, run)}")
-
-
-def _status_of(cluster: Cluster, run: ClusterRun) -> str:
-    return cluster.run(run.name).status
+        output.line(f"{name} had ended already: {cluster.run(name).status}")
 
 
 def _told(line: str) -> str:

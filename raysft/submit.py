@@ -14,6 +14,7 @@ from typing import Any, Literal
 from raysft.cluster.local import local_ray, this_node
 from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, table_of
 from raysft.errors import UserError
+from raysft.inputs import outline_of
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json
@@ -35,7 +36,7 @@ class Ahead:
 def look_ahead(job_file: Path, overrides: Sequence[str]) -> Ahead:
     """Load a job and plan it on this machine; raises UserError for whatever can be known to be wrong by now."""
     job = load_job(job_file, overrides)
-    known = _outline(job)
+    known = outline_of(job)
     node = this_node()
     return Ahead(job, known, make_plan(job, known, [node]), node)
 
@@ -58,15 +59,6 @@ def plan_here(job_file: Path, overrides: Sequence[str], timed: bool,
     return document | measured_json(estimate), [*lines, estimate.line()]
 
 
-def _outline(job: Job) -> Outline:
-    from raysft.data.imports import cache_folder
-    from raysft.data.sources import outline
-    from raysft.train.setup import weights_file
-
-    weights_file(job.model)
-    return outline(job.data, cache_folder())
-
-
 def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, output: Output) -> None:
     """Run a job on a Ray of this machine, from plan to leaderboard."""
     ahead = look_ahead(job_file, overrides)
@@ -77,7 +69,7 @@ def resume_here(name: str, output: Output) -> None:
     """Take up a run of this machine that was stopped or died: finished trials stay, others go on from checkpoints."""
     run = Run.reopen(find_run(name))
     node = this_node()
-    known = _outline(run.job)
+    known = outline_of(run.job)
     _run_to_the_end(Ahead(run.job, known, make_plan(run.job, known, [node]), node), run, output)
 
 
@@ -121,26 +113,17 @@ def examine_here(storage: str, output: Output) -> list[dict[str, Any]]:
 
 
 def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
-    try:
-        output.line("no cluster given: Ray starts on this machine "
-                    f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)")
-        for line in plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, _short(run.folder)):
-            output.line(line)
-        results = _run(ahead, run, output)
-    except UserError:
-        if run.known:
-            run.save(status="failed")
-        else:
-            run.discard()  # nothing was trained; what is wrong is on the console
-        raise
-    except KeyboardInterrupt:
-        run.save(status="stopped")
-        output.warning(f"stopped: `raysft resume {_short(run.folder)}` takes it up again")
-        raise
-    except BaseException:
-        run.save(status="failed")
-        raise
     folder = _short(run.folder)
+    try:
+        with run.recorded():
+            output.line("no cluster given: Ray starts on this machine "
+                        f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)")
+            for line in plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, folder):
+                output.line(line)
+            results = _run(ahead, run, output)
+    except KeyboardInterrupt:
+        output.warning(f"stopped: `raysft resume {folder}` takes it up again")
+        raise
     show_outcome(results, output, [f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
                                    f"raysft predict {folder}/model IMAGE…"])
 

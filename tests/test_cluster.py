@@ -16,8 +16,10 @@ import psutil
 import pytest
 import yaml
 
+from raysft.cluster.wire import decode, messages, summary
 from tests.conftest import make_images, processes_of
 
+REPOSITORY = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 RAYSFT = str(Path(sys.executable).parent / "raysft")
 PORT, GCS = 8965, 6979
@@ -257,3 +259,29 @@ def test_an_address_where_nothing_is_says_so(call):
     assert done.stderr == ("error: http://127.0.0.1:9: cannot be reached; is the cluster up, and the tunnel "
                            "(`raysft connect`) open?\n")
     assert "is not the address of a dashboard" in call("list", "--address", "ray://127.0.0.1:10001").stderr
+
+
+def test_a_run_waits_for_the_nodes_of_an_autoscaler(home, job, tmp_path, monkeypatch):
+    """Two raylets on this machine; the second, with the CPUs, comes when the run has asked for it."""
+    from ray.cluster_utils import Cluster
+
+    for name, value in environment(HOME=str(tmp_path), RAY_AUTH_MODE="disabled").items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "ray_bootstrap_config.yaml").touch()  # what `ray up` leaves on a head with an autoscaler
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        run = subprocess.Popen([sys.executable, "-m", "raysft.cluster.entry", str(job), "zero"], cwd=tmp_path,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env=os.environ | {"RAY_ADDRESS": machines.address, "PYTHONPATH": str(REPOSITORY)})
+        assert run.stdout is not None
+        first = decode(run.stdout.readline())
+        assert first is not None
+        assert first.payload["text"] == ("a trial of 2 workers needs 2 CPUs, the cluster has 0 CPUs and 0 GPUs; "
+                                         "waiting up to 15 minutes for more nodes")
+        machines.add_node(num_cpus=2)
+        rest, _ = run.communicate(timeout=180)
+    finally:
+        machines.shutdown()
+    seen = summary(messages(rest))
+    assert (seen.status, seen.errors) == ("done", [])
+    assert seen.results is not None

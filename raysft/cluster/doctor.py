@@ -5,17 +5,14 @@ On a cluster it runs as a Ray job (`python -m raysft.cluster.doctor STORAGE`) th
 
 from __future__ import annotations
 
-import platform
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy")
 REDUCED_BYTES, ROUNDS = 16_000_000, 5
 MEETING_SECONDS = 60
 
@@ -49,15 +46,14 @@ def examine(storage: str) -> list[Finding]:
 
 def describe_node() -> dict[str, Any]:
     """On a node: versions, host name, GPUs, and the weights that are in torch's cache."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "missing"
+    from raysft.results.run import PACKAGES, versions
+
+    # raysft itself is sent along with every run.
+    found = {name: "missing" for name in PACKAGES} | versions()
+    found.pop("raysft")
     cache = Path.home() / ".cache/torch/hub/checkpoints"
     weights = sorted(p.name for p in cache.glob("*") if p.suffix in (".pth", ".safetensors"))
-    return {"host": socket.gethostname(), "versions": versions, "weights": weights}
+    return {"host": socket.gethostname(), "versions": found, "weights": weights}
 
 
 def _node(host: Any, answer: Any) -> Finding:

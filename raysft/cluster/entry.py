@@ -21,6 +21,7 @@ from typing import Any
 from raysft.cluster.wire import Reporter
 from raysft.console import count_text, plan_lines
 from raysft.errors import RaysftError, ResourceError, RunError, UserError
+from raysft.inputs import outline_of
 from raysft.job import Job, dump_job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.storage import place
@@ -94,25 +95,14 @@ def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
     check_storage(job.storage, hosts())
     run = Run.reopen(place(job.storage) / name) if resume else Run.create(job, name)
     addresses = ", ".join(h.address for h in hosts())
-    try:
-        where = f"{count_text(len(nodes), 'node')} ({addresses})"
-        lines = plan_lines(job, known, plan, where, str(run.folder))
-        reporter.tell("plan", lines=lines, folder=str(run.folder), metric=run.metric, job=dump_job(run.job))
+    where = f"{count_text(len(nodes), 'node')} ({addresses})"
+    with run.recorded(), tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
+        reporter.tell("plan", lines=plan_lines(job, known, plan, where, str(run.folder)), folder=str(run.folder),
+                      metric=run.metric, job=dump_job(run.job))
         fetch(job.data, reporter.progress)
-        with tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
-            results = execute(run.job, run, nodes, reporter, Path(scratch), wait_for_end=False,
-                              datasets=place(job.storage) / DATASETS)
+        results = execute(run.job, run, nodes, reporter, Path(scratch), wait_for_end=False,
+                          datasets=place(job.storage) / DATASETS)
         run.save(status="done")
-    except UserError:
-        if not resume:
-            run.discard()
-        raise
-    except KeyboardInterrupt:
-        run.save(status="stopped")
-        raise
-    except BaseException:
-        run.save(status="failed")
-        raise
     reporter.tell("results", results=results)
 
 
@@ -130,14 +120,6 @@ def shared_storage(storage: str, nodes: int) -> str:
         return str(Path.home() / storage)
     raise UserError(f"storage: {storage}", "is a folder of one node, and the cluster has several",
                     f"--set storage=s3://… or a folder that all share, or set {STORAGE_VARIABLE} on the head")
-
-
-def outline_of(job: Job) -> Outline:
-    """What is known of a job's data before it is read; raises DataError."""
-    from raysft.data.imports import cache_folder
-    from raysft.data.sources import outline
-
-    return outline(job.data, cache_folder())
 
 
 def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[Plan, list[Node]]:

@@ -11,11 +11,12 @@ def main(job_file: str, timed: bool) -> int:
     """Tell the plan of a job on the nodes that are there, as one event; `timed` trains a few steps of it first."""
     import ray
 
-    from raysft.cluster.entry import DATASETS, outline_of, shared_storage, to_stream
+    from raysft.cluster.entry import DATASETS, shared_storage, to_stream
     from raysft.cluster.nodes import check_storage, hosts
     from raysft.cluster.wire import Reporter
     from raysft.console import plan_json, plan_lines
     from raysft.errors import RaysftError
+    from raysft.inputs import outline_of
     from raysft.job import load_job
     from raysft.job.plan import make_plan
     from raysft.search.measure import measure, measured_json

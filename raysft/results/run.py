@@ -9,7 +9,8 @@ import platform
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -122,6 +123,24 @@ class Run:
             run.known[record.trial] = record
         run.info |= {"started": info["started"], "resumed": [*info.get("resumed", []), _now()]}
         return run
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Write down how the run ended when something ends it early; one that never began leaves nothing behind."""
+        try:
+            yield
+        except UserError:
+            if self.known:
+                self.save(status="failed")
+            else:
+                self.discard()  # nothing was trained
+            raise
+        except KeyboardInterrupt:
+            self.save(status="stopped")
+            raise
+        except BaseException:
+            self.save(status="failed")
+            raise
 
     def discard(self) -> None:
         """Remove a run that never began."""
