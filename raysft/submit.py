@@ -80,7 +80,7 @@ def stop_here(name: str, output: Output) -> None:
     if not is_alive(info):
         output.line(f"{name} is not running on this machine: {info['status']}")
         return
-    os.kill(info["pid"], signal.SIGINT)
+    os.kill(info["pid"], signal.SIGTERM)  # started in the background, it may ignore Ctrl-C
     while is_alive(read_json(folder / INFO)):
         time.sleep(0.1)
     output.line(f"stopped {name}: `raysft resume {name}` takes it up again")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+
+# Started in the background, as a CI may do, a shell has its children ignore Ctrl-C, and theirs: tests send it to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
