@@ -35,6 +35,19 @@ def test_every_node_starts_with_the_token_and_the_dashboard_stays_on_the_loopbac
     assert "--dashboard-host=127.0.0.1" in tree["head_start_ray_commands"][-1]
 
 
+def test_rays_autoscaler_makes_a_valid_configuration_of_kuberay_yaml():
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.util import validate_config
+
+    (cluster,) = [d for d in yaml.safe_load_all((REPOSITORY / "cluster/kuberay.yaml").read_text())
+                  if d and d["kind"] == "RayCluster"]
+    cluster["metadata"].setdefault("namespace", "default")
+    derived = _derive_autoscaling_config_from_ray_cr(cluster)
+    validate_config(derived)
+    gpus = [t["resources"].get("GPU", 0) for t in derived["available_node_types"].values()]
+    assert sorted(gpus) == [0, 1]
+
+
 def test_kuberay_has_a_token_a_gpu_group_from_zero_and_an_autoscaler():
     (cluster,) = [d for d in yaml.safe_load_all((REPOSITORY / "cluster/kuberay.yaml").read_text())
                   if d and d["kind"] == "RayCluster"]

@@ -42,6 +42,7 @@ def _dataset(folder: Path) -> Manifest:
     splits = {}
     for name, rows in (("train", ROWS), ("test", SHARD)):
         files = []
+        (folder / name).mkdir()
         for index, start in enumerate(range(0, rows, SHARD)):
             images = rng.integers(0, 256, (SHARD, *spec.shape), np.uint8)
             labels = rng.integers(0, 10, SHARD).astype(np.int32)
