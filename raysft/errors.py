@@ -81,3 +81,9 @@ class RunError(RaysftError):
 
 class TrialError(RaysftError):
     """A trial that ended without a result; its run goes on."""
+
+
+def in_words(error: BaseException, line: int = 0) -> str:
+    """Kind and one line of an error of someone else: its first line, or its last (-1) where Ray carried it over."""
+    lines = [text for text in str(error).splitlines() if text.strip()]
+    return f"{type(error).__name__}: {lines[line].strip()}" if lines else type(error).__name__

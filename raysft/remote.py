@@ -13,7 +13,7 @@ from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
 from raysft.job import dump_job, load_job, load_text
-from raysft.results.run import Run, TrialRecord, new_name
+from raysft.results.run import Run, new_name
 
 
 def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool,
@@ -80,7 +80,7 @@ def _show(message: Message, seen: Seen, watcher: Watcher) -> None:
     elif message.kind == "epochs":
         watcher.epochs(payload["done"], payload["total"], [])
     elif message.kind == "trial":
-        watcher.trial_ended(TrialRecord(**payload["record"]), payload["ended"], payload["total"])
+        watcher.trial_ended(seen.trials[payload["record"]["trial"]], payload["ended"], payload["total"])
 
 
 def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -> None:

@@ -6,13 +6,14 @@ folder, the file that says it is complete is written last.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,24 @@ def scratch_beside(folder: Place) -> Iterator[Path]:
         made = Path(scratch) / folder.name
         made.mkdir()
         yield made
+
+
+@contextmanager
+def locked(lock: Path) -> Iterator[None]:
+    """Let one process of this machine at a time hold the file `lock`, which is gone afterwards; raises OSError."""
+    while True:
+        file = lock.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Whoever held it before has removed it: another process may hold a new file of that name by now.
+        with suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
+                break
+        file.close()
+    with file:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def sha256(file: Place) -> str:

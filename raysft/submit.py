@@ -133,7 +133,7 @@ def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
     with Watcher(output, run.metric) as watcher:
         from raysft.data.imports import fetch
 
-        fetch(ahead.job.data, watcher.progress)
+        fetch(ahead.job.data.source, ahead.job.data.path, watcher.progress)
         watcher.starting()
         with local_ray(ahead.node) as scratch:
             from raysft.search.driver import execute

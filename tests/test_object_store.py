@@ -60,7 +60,8 @@ def test_a_bucket_that_is_not_there_is_one_line(s3):
         place("nothing://x/y").exists()
 
 
-def test_a_data_set_is_imported_restarted_and_read(s3, ray_local, images, tmp_path, monkeypatch):
+def test_a_data_set_is_imported_restarted_and_read(s3, no_ray, ray_local, images, tmp_path, monkeypatch):
+    # A Ray that was started before does not know the server: its workers have the environment of its start.
     monkeypatch.setattr("raysft.data.sources.SHARD_ROWS", 10)
     out = place(f"{s3}/data/D")
 

@@ -45,7 +45,7 @@ def examine(storage: str) -> list[Finding]:
 
 
 def describe_node() -> dict[str, Any]:
-    """On a node: versions, host name, GPUs, and the weights that are in torch's cache."""
+    """On a node: versions, and the weights that are in torch's cache."""
     from raysft.results.run import PACKAGES, versions
 
     # raysft itself is sent along with every run.
@@ -53,7 +53,7 @@ def describe_node() -> dict[str, Any]:
     found.pop("raysft")
     cache = Path.home() / ".cache/torch/hub/checkpoints"
     weights = sorted(p.name for p in cache.glob("*") if p.suffix in (".pth", ".safetensors"))
-    return {"host": socket.gethostname(), "versions": found, "weights": weights}
+    return {"versions": found, "weights": weights}
 
 
 def _node(host: Any, answer: Any) -> Finding:

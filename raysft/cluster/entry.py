@@ -99,7 +99,7 @@ def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
     with run.recorded(), tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
         reporter.tell("plan", lines=plan_lines(job, known, plan, where, str(run.folder)), folder=str(run.folder),
                       metric=run.metric, job=dump_job(run.job))
-        fetch(job.data, reporter.progress)
+        fetch(job.data.source, job.data.path, reporter.progress)
         results = execute(run.job, run, nodes, reporter, Path(scratch), wait_for_end=False,
                           datasets=place(job.storage) / DATASETS)
         run.save(status="done")

@@ -20,10 +20,10 @@ from typing import Any
 
 import raysft
 from raysft.cluster.wire import Message, Seen, decode, messages
-from raysft.errors import RaysftError, RunError, UserError
+from raysft.errors import RaysftError, RunError, UserError, in_words
 from raysft.job import Job, dump_job
 
-RUN_KEY, ATTEMPT_KEY = "raysft_run", "raysft_attempt"
+RUN_KEY = "raysft_run"
 RECONNECT_SECONDS = 2.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _STATUS = {"PENDING": "starting", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
@@ -38,8 +38,6 @@ class ClusterRun:
     status: str
     started: float | None
     ended: float | None
-    exit_code: int | None
-    message: str
 
 
 class Cluster:
@@ -66,7 +64,7 @@ class Cluster:
             raise UserError(f"--name {name}", "is a run of this cluster already", "give another --name")
         command = f"raysft.cluster.entry job.yaml {shlex.quote(name)}" + (" --resume" if resume else "")
         return self._start(command, {"job.yaml": dump_job(job)}, f"{name}-{len(earlier)}" if earlier else name,
-                           {RUN_KEY: name, ATTEMPT_KEY: str(len(earlier)), "raysft": raysft.__version__})
+                           {RUN_KEY: name, "raysft": raysft.__version__})
 
     def ask(self, command: str, files: dict[str, str], kind: str) -> dict[str, Any]:
         """Run a module of raysft there and return the payload of its event `kind`; raises what it told instead."""
@@ -139,7 +137,7 @@ class Cluster:
                     return
             except Exception as error:  # aiohttp, requests and Ray raise kinds of their own for a broken connection
                 if not told:
-                    lost(_line(error))
+                    lost(in_words(error))
                 told = True
             time.sleep(RECONNECT_SECONDS)
 
@@ -190,7 +188,7 @@ def _explained(address: str, error: Exception) -> UserError:
                          "copy ~/.ray/auth_token from the head to the same place here")
     if isinstance(error, ConnectionError) or "onnect" in text:
         return UserError(address, "cannot be reached", "is the cluster up, and the tunnel (`raysft connect`) open?")
-    return UserError(address, f"did not do what it was asked ({_line(error)})")
+    return UserError(address, f"did not do what it was asked ({in_words(error)})")
 
 
 def _use_token() -> None:
@@ -216,10 +214,4 @@ def _chunks(client: Any, run_id: str) -> Iterator[str]:
 
 def _run_of(job: Any) -> ClusterRun:
     return ClusterRun(job.metadata[RUN_KEY], job.submission_id, _STATUS[str(job.status.value)],
-                      job.start_time / 1000 if job.start_time else None, job.end_time / 1000 if job.end_time else None,
-                      job.driver_exit_code, job.message or "")
-
-
-def _line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"
+                      job.start_time / 1000 if job.start_time else None, job.end_time / 1000 if job.end_time else None)

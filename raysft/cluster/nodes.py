@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysft.errors import UserError
+from raysft.errors import UserError, in_words
 from raysft.job.plan import Node
 from raysft.storage import Place, Remote, place, remove, write_text
 
@@ -81,12 +81,12 @@ def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None
     try:
         _write(folder / "driver", "driver")
     except Exception as error:
-        return [_line(error)] * len(all_hosts)
+        return [in_words(error, -1)] * len(all_hosts)
     try:
         names = [f"node-{number}" for number in range(len(all_hosts))]
-        answers = [on_every([host], _touch, str(folder), name)[0]
-                   for host, name in zip(all_hosts, names, strict=True)]
-        return [_line(answer) if isinstance(answer, Exception) else answer or _unseen(folder / name, name)
+        calls = [call_on(host, _touch, str(folder), name) for host, name in zip(all_hosts, names, strict=True)]
+        answers = [call() for call in calls]
+        return [in_words(answer, -1) if isinstance(answer, Exception) else answer or _unseen(folder / name, name)
                 for answer, name in zip(answers, names, strict=True)]
     finally:
         remove(folder)
@@ -101,7 +101,7 @@ def _touch(folder: str, name: str) -> str | None:
     except FileNotFoundError:
         return "what the head wrote is not there"
     except Exception as error:
-        return _line(error)
+        return in_words(error, -1)
     return None
 
 
@@ -116,8 +116,3 @@ def _write(file: Place, text: str) -> None:
     if not isinstance(file, Remote):
         file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
-
-
-def _line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no reason given'}"

@@ -23,7 +23,7 @@ _ERRORS = {kind.__name__: kind for kind in (UserError, JobError, DataError, Mode
 
 @dataclass(frozen=True)
 class Message:
-    """One event: plan, note, progress, epochs, trial, results, error or end."""
+    """One event: plan, note, progress, epochs, trial, results, error or end; planned and doctor answer a question."""
 
     kind: str
     payload: dict[str, Any]

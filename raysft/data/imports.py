@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial as partial_of
 from pathlib import Path
@@ -30,7 +29,7 @@ from raysft.data.shards import (
 from raysft.data.sources import Listing, list_source, pixel_sums
 from raysft.errors import DataError
 from raysft.job.spec import Data
-from raysft.storage import Place, Remote, place, remove, remove_file, sha256, write_text
+from raysft.storage import Place, Remote, locked, place, remove, remove_file, sha256, write_text
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,16 +69,15 @@ def check_out(out: Place) -> None:
         raise DataError(str(out), "is there already", "remove it or give another --out")
 
 
-def fetch(data: Data, progress: Progress) -> None:
-    """Download what a job names and what is not here yet; raises DataError. Needs no Ray."""
-    if data.source == "cifar10" and data.path is None:
+def fetch(kind: str, path: str | None, progress: Progress) -> None:
+    """Download a source that has no path and is not here yet; raises DataError. Needs no Ray."""
+    if kind == "cifar10" and path is None:
         cifar.download(cifar.locate(None, cache_folder()), progress)
 
 
 def listing_of(kind: str, path: str | None, test: str | None, progress: Progress) -> Listing:
     """The listing of a source, downloaded first where that is needed; raises DataError."""
-    if kind == "cifar10" and path is None:
-        cifar.download(cifar.locate(None, cache_folder()), progress)
+    fetch(kind, path, progress)
     return list_source(kind, path, test, cache_folder())
 
 
@@ -99,18 +97,13 @@ def _one_at_a_time(out: Place) -> Iterator[None]:
     if isinstance(out, Remote):
         yield
         return
-    lock = out.with_name(f".{out.name}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise DataError(str(out), f"cannot be made ({error.strerror})", "give a folder that can") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as stack:
         try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out.with_name(f".{out.name}.lock")))
+        except OSError as error:
+            raise DataError(str(out), f"cannot be made ({error.strerror})", "give a folder that can") from None
+        yield
 
 
 def _import(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:

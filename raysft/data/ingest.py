@@ -67,6 +67,8 @@ class SplitSource:
     ids: np.ndarray
     height: int
     width: int
+    present: frozenset[int]
+    """Labels of which there is a row."""
 
     @property
     def nbytes(self) -> int:
@@ -88,14 +90,17 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
                   image_size: int | None) -> dict[SplitName, SplitSource]:
     """The three splits of a data set; validation is taken from train, test stays as it is."""
     height, width = decoded_size(manifest.image, image_size)
-    train_ids, val_ids = choose_rows(*read_labels(folder, manifest.splits["train"]), val_rows, limit, seed)
-    test_ids, _ = read_labels(folder, manifest.splits["test"])
+    train, test = read_labels(folder, manifest.splits["train"]), read_labels(folder, manifest.splits["test"])
+    train_ids, val_ids = choose_rows(*train, val_rows, limit, seed)
 
-    def source(split: Split, ids: np.ndarray) -> SplitSource:
-        return SplitSource(folder, split.files, manifest.image, np.sort(ids), height, width)
+    def source(split: Split, known: tuple[np.ndarray, np.ndarray], chosen: np.ndarray) -> SplitSource:
+        ids, labels = known
+        present = frozenset(labels[np.isin(ids, chosen)].tolist())
+        return SplitSource(folder, split.files, manifest.image, np.sort(chosen), height, width, present)
 
-    return {"train": source(manifest.splits["train"], train_ids), "val": source(manifest.splits["train"], val_ids),
-            "test": source(manifest.splits["test"], test_ids)}
+    return {"train": source(manifest.splits["train"], train, train_ids),
+            "val": source(manifest.splits["train"], train, val_ids),
+            "test": source(manifest.splits["test"], test, test[0])}
 
 
 def decoded_size(spec: ImageSpec, image_size: int | None) -> tuple[int, int]:

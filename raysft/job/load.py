@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raysft.errors import JobError, JobErrors
-from raysft.job.describe import section_of
+from raysft.job.describe import fields, section_of
 from raysft.job.ranges import FORMS, check_range, is_range, values_to_check
 from raysft.job.spec import Job, Optimizer, Train
 
@@ -160,7 +160,7 @@ def space_problems(space: Mapping[str, Any], base_train: Mapping[str, Any]) -> I
 
 def searchable() -> list[str]:
     """Every key that a search space may hold."""
-    return ["optimizer", *(f"train.{k}" for k in _leaves(Train) if f"train.{k}" not in NOT_SEARCHABLE)]
+    return ["optimizer", *(f.key for f in fields(Train, "train.") if f.key not in NOT_SEARCHABLE)]
 
 
 def _optimizer_problems(options: Any) -> Iterator[tuple[str, str]]:
@@ -201,8 +201,7 @@ def _option_problems(key: str, option: dict[str, Any], shown: dict[str, Any]) ->
 
 def _field_problems(key: str, value: Any, base_train: Mapping[str, Any]) -> Iterator[str]:
     _, *path = key.split(".")
-    known = _leaves(Train)
-    if ".".join(path) not in known:
+    if key not in [f.key for f in fields(Train, "train.")]:
         yield f"is not a field that can be searched{_did_you_mean(key, searchable())}"
         return
     for probe in values_to_check(value):
@@ -216,15 +215,6 @@ def _field_problems(key: str, value: Any, base_train: Mapping[str, Any]) -> Iter
         except ValidationError as error:
             yield from (_what(e, Train, list(e["loc"])) for e in error.errors())
             return
-
-
-def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a model that hold no further model."""
-    found = []
-    for name, field in model.model_fields.items():
-        nested = section_of(field.annotation)
-        found += _leaves(nested, f"{prefix}{name}.") if nested else [prefix + name]
-    return found
 
 
 # --- problems as lines -----------------------------------------------------------------------------------------------

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources
-from raysft.data.shards import Manifest, read_labels, read_manifest, verify
-from raysft.errors import DataError, RunError, UserError
+from raysft.data.shards import Manifest, read_manifest, verify
+from raysft.errors import DataError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.job.spec import Scheduler
@@ -69,7 +68,7 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
     plan = make_plan(job, _outline(folder, manifest), nodes)
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.model.image_size)
-    _note_missing(folder, manifest, sources["val"], listener)
+    _note_missing(manifest, sources["val"], listener)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
     run.save(status="running", trials=plan.trials,
@@ -85,10 +84,9 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         conductor.close(wait_for_end)
 
 
-def _note_missing(folder: Place, manifest: Manifest, val: SplitSource, listener: Listener) -> None:
+def _note_missing(manifest: Manifest, val: SplitSource, listener: Listener) -> None:
     """Say which classes no validation image judges."""
-    ids, labels = read_labels(folder, manifest.splits["train"])
-    missing = set(range(len(manifest.classes))) - set(labels[np.isin(ids, val.ids)].tolist())
+    missing = set(range(len(manifest.classes))) - val.present
     if missing:
         names = ", ".join(manifest.classes[label] for label in sorted(missing)[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -172,7 +170,7 @@ class _Conductor:
             self._check_slots()
             if not self.tune.is_alive():
                 if self.tune_error is not None:
-                    raise RunError("search", f"Ray Tune failed ({_first_line(self.tune_error)})", f"see {self._log}")
+                    raise RunError("search", f"Ray Tune failed ({_cause(self.tune_error)})", f"see {self._log}")
                 if all(r.ended for r in self.records.values()):
                     return
                 over_since = over_since or time.monotonic()
@@ -189,7 +187,7 @@ class _Conductor:
         for slot in ended:
             self._take_in(0)
             self.slots.remove(slot)
-            cause = f"({_first_line(slot.error)})" if slot.error else "before the trials were done"
+            cause = f"({_cause(slot.error)})" if slot.error else "before the trials were done"
             if not self.slots:
                 raise RunError(f"slot {slot.number}", f"its worker group ended {cause}", f"see {self._log}")
             self.listener.note(f"slot {slot.number} ended {cause}: its trials go to the other slots")
@@ -298,8 +296,5 @@ class _Conductor:
             thread.join(WIND_DOWN_SECONDS)
 
 
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+def _cause(error: BaseException) -> str:
+    return str(error) if isinstance(error, UserError) else in_words(error, -1)

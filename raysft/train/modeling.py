@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import importlib
 import socket
 import urllib.error
@@ -15,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysft.errors import ModelError
+from raysft.errors import ModelError, in_words
 from raysft.job.spec import Model
-from raysft.storage import local_copy
+from raysft.storage import local_copy, locked
 from raysft.train.setup import weights_file
 
 # Networks whose auxiliary training heads are left out: one loss, on the main head.
@@ -56,20 +55,16 @@ def _from_factory(name: str, classes: int) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the module does when it is imported
-        raise ModelError(f"model.name: {name}", f"cannot be imported ({_first_line(error)})",
+        raise ModelError(f"model.name: {name}", f"cannot be imported ({in_words(error)})",
                          "give package.module:factory, importable where raysft runs") from None
     try:
         net = factory(num_classes=classes)
     except Exception as error:  # whatever the factory does
-        raise ModelError(f"model.name: {name}", f"cannot make a network ({_first_line(error)})",
+        raise ModelError(f"model.name: {name}", f"cannot make a network ({in_words(error)})",
                          "it is called as factory(num_classes=N)") from None
     if not isinstance(net, nn.Module):
         raise ModelError(f"model.name: {name}", f"made a {type(net).__name__}, not a torch.nn.Module")
     return net
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
 
 
 def _from_torchvision(name: str) -> nn.Module:
@@ -145,7 +140,7 @@ def read_state_dict(path: Path, shown: str | None = None) -> Mapping[str, torch.
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise their own kinds for a torn or foreign file
-        raise ModelError(where, f"cannot be read ({_first_line(error)})",
+        raise ModelError(where, f"cannot be read ({in_words(error)})",
                          "give a .safetensors file or a plain state dict") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -165,7 +160,8 @@ def _torchvision_weights(spec: Model) -> Mapping[str, torch.Tensor]:
                          f"give {', '.join(names)}, a file, or none") from None
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     try:
-        with _one_at_a_time(cached), _time_limit():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with locked(cached.with_name(f"{cached.name}.lock")), _time_limit():  # one worker fetches, the others find it
             return weights.get_state_dict(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ModelError(f"model.weights: {spec.weights}", f"cannot be downloaded ({error})",
@@ -181,12 +177,3 @@ def _time_limit() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-@contextmanager
-def _one_at_a_time(target: Path) -> Iterator[None]:
-    """Let one process of this machine fetch `target`; the others wait and then find it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{target}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
