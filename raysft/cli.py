@@ -205,7 +205,8 @@ def evaluate(model: ModelPath,
                                                   show_default=False)],
              split: Annotated[str, typer.Option(help="The split of a data set of shards.")] = "test",
              as_json: AsJson = False, debug: Debug = False) -> None:
-    """Score a delivered model on labelled images."""
+    """Score a delivered model on labelled images: the whole, each class, and what was taken for what."""
+    from raysft.console import show_scores
     from raysft.results.predict import Classifier
     from raysft.storage import place
 
@@ -213,7 +214,7 @@ def evaluate(model: ModelPath,
     if as_json:
         _output().json({"model": model, "data": data} | scores)
     else:
-        _output().line(f"accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f} on {scores['images']:,} images")
+        show_scores(scores, _output())
 
 
 @app.command(epilog="Example: raysft predict runs/NAME/model cat.jpg dog.png --json")

@@ -173,12 +173,14 @@ def show_outcome(results: dict[str, Any], output: Output, commands: Sequence[str
 
 def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
     """The best trials of a results.json."""
+    metrics = list(dict.fromkeys([results["metric"], "val_accuracy", "val_loss"]))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("", "right"), ("trial", "left"), ("status", "left"), ("val acc", "right"),
-                          ("val loss", "right"), ("epochs", "right"), ("seconds", "right"), ("config", "left")):
+    for name, justify in (("", "right"), ("trial", "left"), ("status", "left"),
+                          *((metric_text(m), "right") for m in metrics), ("epochs", "right"), ("seconds", "right"),
+                          ("config", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for place, row in enumerate(results["trials"][:most], 1):
-        scores = score_text(row["val_accuracy"]), score_text(row["val_loss"])
+        scores = [score_text(row.get(metric)) for metric in metrics]
         table.add_row(str(place), row["trial"], row["status"], *scores, str(row["epochs"]), f"{row['seconds']:.1f}",
                       config_text(row["config"]))
     return table
@@ -190,8 +192,12 @@ def result_lines(results: dict[str, Any]) -> list[str]:
     hidden = len(results["trials"]) - 10
     lines = [f"… and {hidden} more"] if hidden > 0 else []
     if best is not None:
-        lines.append(f"best     {best['trial']}, epoch {best['epoch']}: val accuracy {best['val_accuracy']:.4f}, "
-                     f"test accuracy {best['test_accuracy']:.4f}")
+        shown = list(dict.fromkeys([results["metric"], "val_accuracy", "test_accuracy"]))
+        scores = ", ".join(f"{metric_text(m, short=False)} {best[m]:.4f}" for m in shown)
+        lines.append(f"best     {best['trial']}, epoch {best['epoch']}: {scores}")
+        if (again := best.get("confirmed")) is not None:
+            lines.append(f"confirm  {metric_text(again['metric'], short=False)} {again['mean']:.4f} ± "
+                         f"{again['std']:.4f} over {count_text(len(again['seeds']), 'seed')}")
     rate = f", {timing['images_per_s']:,.0f} images/s" if timing["images_per_s"] else ""
     waited = timing["data_wait_fraction"]
     wait = f", {100 * waited:.1f} % of it waiting for data" if waited is not None else ""
@@ -200,12 +206,35 @@ def result_lines(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def metric_text(metric: str, short: bool = True) -> str:
+    """A metric as people write it: val acc, val top5 accuracy."""
+    words = metric.replace("_", " ")
+    return {"val accuracy": "val acc"}.get(words, words) if short else words
+
+
+def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
+    """What `raysft evaluate` found: the whole, then each class, then the confusion matrix where it can be read."""
+    whole = ", ".join(f"{metric_text(k, short=False)} {v:.4f}" for k, v in scores.items() if isinstance(v, float))
+    output.line(f"{whole} on {scores['images']:,} images")
+    output.line()
+    output.show(table_of(scores["classes"], ("class", "precision", "recall", "f1", "support"),
+                         lambda v: f"{v:.4f}" if isinstance(v, float) else str(v)))
+    names = [row["class"] for row in scores["classes"]]
+    if len(names) <= most:
+        output.line()
+        output.line("images of a class (row) by what they were taken for (column):")
+        rows = [{"": name, **dict(zip(names, counts, strict=True))}
+                for name, counts in zip(names, scores["confusion"], strict=True)]
+        output.show(table_of(rows, ("", *names)))
+
+
 def config_text(config: dict[str, Any]) -> str:
     """A configuration in one line: sgd lr=0.01 momentum=0.9 batch_size=64."""
     words = []
     for key, value in config.items():
-        if key == "optimizer":
-            words += [str(value["name"]), *(f"{k}={_short(v)}" for k, v in value.items() if k != "name")]
+        if isinstance(value, dict):  # a section, such as the optimizer
+            named = [str(value["name"])] if "name" in value else []
+            words += [*named, *(f"{k}={_short(v)}" for k, v in value.items() if k != "name")]
         else:
             words.append(f"{key.removeprefix('train.')}={_short(value)}")
     return " ".join(words) or "as in the job"

@@ -1,8 +1,11 @@
 """One local Ray for the whole test session, and tiny data to run on."""
 
+import contextlib
 import logging
 import os
+import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +56,41 @@ def make_images(root: Path, counts: dict[str, int], size=(8, 8), seed: int = 0, 
     return root
 
 
+MARK = "RAYSFT_TEST_MARK"
+
+
 def processes_of(mark: str) -> list[psutil.Process]:
-    """Processes that were started with RAYSFT_TEST_MARK=mark in their environment, and theirs."""
-    found = []
+    """Processes that were started with MARK=mark in their environment, and theirs."""
+    return [process for process in living() if _environment(process).get(MARK) == mark]
+
+
+def processes_of_ray(since: float) -> list[psutil.Process]:
+    """Processes of any Ray on this machine that began at `since` (seconds of the epoch) or later, by their titles.
+
+    Those that set a title overwrite their environment with it, and with that any mark.
+    """
+    named = re.compile(r"^ray::|(^|/)(raylet|gcs_server)$")
+    return [process for process in living() if process.create_time() >= since and named.search(_title(process))]
+
+
+def living() -> Iterator[psutil.Process]:
+    """All processes but those that are dead and only not yet waited for."""
     for process in psutil.process_iter():
-        try:
-            if process.environ().get("RAYSFT_TEST_MARK") == mark:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return found
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    with contextlib.suppress(psutil.Error):
+        return process.environ()
+    return {}
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return (process.cmdline() or [process.name()])[0]
+    return ""
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ import pytest
 import yaml
 
 from raysft import cli
-from raysft.data.imports import import_dataset
-from tests.conftest import make_images, processes_of
+from tests.conftest import MARK, make_images, processes_of, processes_of_ray
 
 REPOSITORY = Path(__file__).parents[1]
 RAYSFT = str(Path(sys.executable).parent / "raysft")
@@ -220,13 +219,6 @@ def _truncated_image(root: Path) -> dict:
     return {"data": {"source": "imagefolder", "path": str(root / "images")}}
 
 
-def _torn_shard(root: Path) -> dict:
-    import_dataset("digits", None, root / "D", None, "fail", lambda *a: None)
-    shard = root / "D/train/0000.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    return {"data": {"source": "shards", "path": str(root / "D")}}
-
-
 def _foreign_weights(root: Path) -> dict:
     from safetensors.torch import save_file
 
@@ -238,14 +230,10 @@ def _foreign_weights(root: Path) -> dict:
 
 @pytest.mark.parametrize(("prepare", "expected"), [
     (_truncated_image, "bee/003.png: is not a readable image"),
-    (_torn_shard, "0000.parquet: does not have the checksum of its manifest"),
     (_foreign_weights, "another architecture than tests.tiny:tiny: 1 of 4 tensors fit"),
 ])
-def test_wrong_data_and_weights_are_one_line_and_nothing_written(request, here, tmp_path, prepare, expected):
-    request.getfixturevalue("ray_local" if prepare is _torn_shard else "no_ray")
-    path = job_file(tmp_path, **prepare(tmp_path))
-    request.getfixturevalue("no_ray")
-    answer = run("submit", path, cwd=here)
+def test_wrong_data_and_weights_are_one_line_and_nothing_written(no_ray, here, tmp_path, prepare, expected):
+    answer = run("submit", job_file(tmp_path, **prepare(tmp_path)), cwd=here)
     assert answer.status == 2
     (line,) = answer.lines
     assert expected in line
@@ -298,23 +286,42 @@ def test_in_a_terminal_nobody_but_raysft_speaks(no_ray, here):
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("said", ["results ", "data kept", "[1/6]"])
+SHORT = ["--set", "search.trials=3", "--set", "train.epochs=2", "--set", "data.limit=300"]
+
+
+def start_marked(here: Path, mark: str) -> subprocess.Popen:
+    """A search of three trials in a session of its own, as a shell starts it."""
+    env = os.environ | {MARK: mark, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([RAYSFT, "submit", QUICKSTART, "--name", "r", *SHORT], cwd=here, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def await_line(process: subprocess.Popen, beginning: str) -> None:
+    assert process.stdout is not None
+    assert any(line.startswith(beginning) for line in process.stdout)
+
+
+def assert_nothing_is_left(mark: str, since: float) -> None:
+    """Within 15 seconds no process is there that was started with `mark`, nor one of a Ray that began `since` then."""
+    deadline = time.monotonic() + 15
+    while (left := processes_of(mark) + processes_of_ray(since)) and time.monotonic() < deadline:
+        psutil.wait_procs(left, timeout=0.2)
+    assert not left
+
+
+@pytest.mark.parametrize("said", ["results ", "[1/3]"])
 def test_ctrl_c_stops_the_run_and_leaves_no_process(no_ray, here, said):
     mark = f"{os.getpid()}-{said}"
-    env = os.environ | {"RAYSFT_TEST_MARK": mark, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([RAYSFT, "submit", QUICKSTART, "--name", "r"], cwd=here, env=env, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
-    assert any(line.startswith(said) for line in process.stdout)
+    begun = time.time()
+    process = start_marked(here, mark)
+    await_line(process, said)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-    at = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert json.loads((here / "runs/r/run.json").read_text())["status"] == "stopped"
-    _, alive = psutil.wait_procs(processes_of(mark), timeout=max(0, 15 - (time.monotonic() - at)))
-    assert not alive
-    if said == "[1/6]":
+    assert_nothing_is_left(mark, begun)
+    if said == "[1/3]":
         _resumed_to_the_end(here)
 
 
@@ -322,22 +329,23 @@ def _resumed_to_the_end(here: Path) -> None:
     first = json.loads((here / "runs/r/trials/t0/trial.json").read_text())
     answer = run("resume", "r", cwd=here)
     assert answer.status == 0, answer.err
-    assert "[6/6]" in answer.out
+    assert "[3/3]" in answer.out
     results = json.loads((here / "runs/r/results.json").read_text())
-    assert len(results["trials"]) == 6
+    assert len(results["trials"]) == 3
     assert json.loads((here / "runs/r/trials/t0/trial.json").read_text()) == first  # not trained again
     assert run("resume", "r", cwd=here).err.strip().endswith("is done; see `raysft results`")
 
 
 def test_a_run_is_stopped_from_another_terminal_and_its_log_followed(no_ray, here):
-    process = subprocess.Popen([RAYSFT, "submit", QUICKSTART, "--name", "r"], cwd=here, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert any(line.startswith("data kept") for line in process.stdout)
+    mark = f"{os.getpid()}-other"
+    begun = time.time()
+    process = start_marked(here, mark)
+    await_line(process, "data kept")
     following = subprocess.Popen([RAYSFT, "logs", "r", "--follow"], cwd=here, text=True, stdout=subprocess.PIPE)
     answer = run("stop", "r", cwd=here)
     assert answer.out == "stopped r: `raysft resume r` takes it up again\n"
     assert process.wait(30) == 130
+    assert_nothing_is_left(mark, begun)
     shown, _ = following.communicate(timeout=30)
     assert "Dataset" in shown
     assert "not running" in run("stop", "r", cwd=here).out

@@ -16,7 +16,9 @@ import psutil
 import pytest
 import yaml
 
+from raysft.cluster.entry import shared_storage
 from raysft.cluster.wire import decode, messages, summary
+from raysft.errors import UserError
 from tests.conftest import make_images, processes_of
 
 REPOSITORY = Path(__file__).parents[1]
@@ -172,45 +174,39 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
 
 
-def test_neither_a_killed_client_nor_a_lost_connection_touches_the_run(cluster, call, job, home, tmp_path, proxy):
-    address = f"http://127.0.0.1:{proxy.port}"
-
+def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, call, job, home, tmp_path, proxy):
     def start(*words: str) -> subprocess.Popen:
-        return subprocess.Popen([RAYSFT, *words, "--address", address], cwd=tmp_path, env=environment(HOME=str(home)),
-                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen([RAYSFT, *words, "--address", f"http://127.0.0.1:{proxy.port}"], cwd=tmp_path,
+                                env=environment(HOME=str(home)), text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
 
-    client = start("submit", str(job), "--name", "cut", "--set", "train.epochs=12")
+    client = start("submit", str(job), "--name", "long", "--set", "train.epochs=400")
     assert client.stdout is not None
     assert any(line.startswith("results ") for line in client.stdout)
     client.kill()
-    follower = start("logs", "cut", "--follow")
+    follower = start("logs", "long", "--follow")
     assert follower.stdout is not None
     assert follower.stderr is not None
     first = follower.stdout.readline()
     proxy.cut()
     assert "connection lost" in follower.stderr.readline()
     proxy.open = True
-    rest, _ = follower.communicate(timeout=120)
-    assert follower.returncode == 0
-    everything = first + rest
-    assert [everything.count(line) for line in ("data kept", "[1/2]", "[2/2]", "test accuracy")] == [1, 1, 1, 1]
-
-
-def test_a_stopped_run_is_resumed_where_it_was(cluster, call, job, tmp_path):
-    long = ["--set", "train.epochs=400", "--set", "search.trials=2"]
-    started = call("submit", job, "--address", cluster, "--name", "long", "--detach", *long)
-    assert (started.returncode, started.stdout) == (0, "long\n")
     trial = tmp_path / "storage/long/trials/t0/trial.json"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (trial.is_file() and json.loads(trial.read_text())["epochs"] > 2):
-        time.sleep(0.5)
+        time.sleep(0.2)
+
     assert call("stop", "long", "--address", cluster).returncode == 0
     assert json.loads((tmp_path / "storage/long/run.json").read_text())["status"] == "stopped"
+    rest, _ = follower.communicate(timeout=60)
+    assert (first + rest).count("data kept") == 1
+
     before = json.loads(trial.read_text())
     stored = tmp_path / "storage/long/job.yaml"
     stored.write_text(stored.read_text().replace("epochs: 400", f"epochs: {before['epochs'] + 2}"))
     resumed = call("resume", "long", "--address", cluster)
     assert resumed.returncode == 0, resumed.stderr
+    assert [resumed.stdout.count(line) for line in ("[1/2]", "[2/2]", "test accuracy")] == [1, 1, 1]
     after = json.loads(trial.read_text())
     assert after["history"][:before["epochs"]] == before["history"]
     assert after["epochs"] == before["epochs"] + 2
@@ -220,7 +216,6 @@ def test_a_stopped_run_is_resumed_where_it_was(cluster, call, job, tmp_path):
 
 def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
     wrong = {
-        "resources.workers=9": "a trial of 9 workers needs 9 CPUs, the cluster has 2 CPUs",
         "storage=/proc/none": "storage: /proc/none: cannot be used from node",
         "data={source: imagefolder, path: /none}": "/none: does not exist",
     }
@@ -240,9 +235,25 @@ def test_a_plan_on_the_cluster_and_what_would_not_fit(cluster, call, job, tmp_pa
     assert planned["measured"]["images_per_s"] > 0
     assert planned["measured"]["cost"] == pytest.approx(2 * planned["measured"]["hours"])
     assert [p.name for p in (tmp_path / "storage").iterdir()] == ["datasets"]  # nothing else is left of it
-    assert "search   2 trials, 1 at a time" in call("plan", job, RAY_ADDRESS=cluster).stdout
-    wrong = call("plan", job, "--address", cluster, "--set", "resources.gpus_per_worker=1")
+    wrong = call("plan", job, "--set", "resources.gpus_per_worker=1", RAY_ADDRESS=cluster)
+    assert wrong.returncode == 2
     assert "needs 2 GPUs, the cluster has 2 CPUs and 0 GPUs" in wrong.stderr
+
+
+@pytest.mark.parametrize(("storage", "nodes", "base", "expected"), [
+    ("s3://b/runs", 3, None, "s3://b/runs"), ("/mnt/runs", 3, "s3://b", "/mnt/runs"), ("runs", 3, "s3://b/", "s3://b/runs"),
+    ("runs", 1, None, str(Path.home() / "runs"))])
+def test_where_the_runs_of_a_cluster_go(monkeypatch, storage, nodes, base, expected):
+    monkeypatch.delenv("RAYSFT_STORAGE", raising=False)
+    if base:
+        monkeypatch.setenv("RAYSFT_STORAGE", base)
+    assert shared_storage(storage, nodes) == expected
+
+
+def test_a_folder_of_one_of_many_nodes_is_no_storage(monkeypatch):
+    monkeypatch.delenv("RAYSFT_STORAGE", raising=False)
+    with pytest.raises(UserError, match="is a folder of one node, and the cluster has several"):
+        shared_storage("runs", 3)
 
 
 def test_a_client_without_the_token_is_refused(cluster, call, tmp_path):

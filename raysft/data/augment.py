@@ -1,22 +1,31 @@
-"""Random flips and crops of whole batches, on the device of the worker, on uint8.
+"""Random changes to whole batches of training images, on the device of the worker.
 
 The random numbers are drawn for the global batch from (seed, epoch, batch) and then cut to the worker's share, so an
-image is changed the same way however many workers there are.
+image is changed the same way however many workers there are. Mixup and cutmix are the exception: an image is mixed
+with its neighbour in the worker's share. RandAugment and TrivialAugment are torchvision's; they draw one change a call
+and not one an image, so they are called image by image.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from raysft.job.spec import Augment
+from raysft.job.recipe import Augment
 
-_STREAM = 7  # keeps these draws apart from the order of the epoch, which has the same seed
+Key = tuple[int, int, int]
+
+# Keeps these draws apart from each other and from the order of the epoch, which has the same seed.
+_STREAM, _COLOR, _AUTO, _ERASE, _MIX = 7, 8, 9, 10, 11
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+_ERASED_SHARE, _ERASED_LOG_RATIO = (0.02, 1 / 3), (np.log(0.3), np.log(1 / 0.3))
 
 
-def augment(images: torch.Tensor, recipe: Augment, key: tuple[int, int, int], first: int, size: int) -> torch.Tensor:
-    """Flip and crop a worker's share of a batch.
+def augment(images: torch.Tensor, recipe: Augment, key: Key, first: int, size: int) -> torch.Tensor:
+    """Change a worker's share of a batch of pixels.
 
     images: (n, height, width, 3) uint8; key: (seed, epoch, batch number); the share starts at row `first` of the
     `size` rows of the global batch. Returns images of the same shape and type. The crop is the classic one of He et
@@ -30,6 +39,12 @@ def augment(images: torch.Tensor, recipe: Augment, key: tuple[int, int, int], fi
     if recipe.flip:
         flipped = torch.from_numpy(rng.random(size)[mine] < 0.5).to(images.device)
         images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+    if recipe.auto != "none":
+        seeds = np.random.default_rng([*key, _AUTO]).integers(0, 2**31, size)[mine]
+        images = _by_policy(images, recipe.auto, seeds.tolist())
+    if recipe.color_jitter:
+        factors = np.random.default_rng([*key, _COLOR]).uniform(-1, 1, (3, size))[:, mine] * recipe.color_jitter + 1
+        images = _jitter(images, torch.from_numpy(factors).to(images.device, torch.float32))
     return images
 
 
@@ -41,13 +56,67 @@ def _crop(images: torch.Tensor, padding: int, offsets: torch.Tensor) -> torch.Te
     return windows[rows, offsets[0], offsets[1]].permute(0, 2, 3, 1)
 
 
-def normalise(images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """(n, height, width, 3) uint8 to (n, 3, height, width) float32 in channels_last memory: x · scale + shift."""
-    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
+def _by_policy(images: torch.Tensor, name: str, seeds: list[int]) -> torch.Tensor:
+    """RandAugment (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158), with torchvision's defaults."""
+    from torchvision.transforms import v2
+
+    policy: Any = v2.RandAugment() if name == "randaugment" else v2.TrivialAugmentWide()
+    changed = []
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(images.permute(0, 3, 1, 2), seeds, strict=True):
+            torch.manual_seed(seed)
+            changed.append(policy(image.contiguous()))
+    return torch.stack(changed).permute(0, 2, 3, 1)
 
 
-def scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...],
-                    device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, shift), each (1, 3, 1, 1), such that uint8 · scale + shift is (x / 255 - mean) / std."""
-    m, s = (torch.tensor(v, dtype=torch.float32, device=device).view(1, 3, 1, 1) for v in (mean, std))
-    return 1 / (255 * s), -m / s
+def _jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Brightness, contrast and saturation of each image times its three factors, in this order."""
+    brightness, contrast, saturation = factors[:, :, None, None, None]
+    grey = torch.tensor(_GREY, device=images.device)
+    pixels = (images.float() * brightness).clamp_(0, 255)
+    mean = (pixels @ grey).mean((1, 2))[:, None, None, None]
+    pixels = (mean + (pixels - mean) * contrast).clamp_(0, 255)
+    luma = (pixels @ grey)[..., None]
+    return (luma + (pixels - luma) * saturation).clamp_(0, 255).round_().to(torch.uint8)
+
+
+def erase(images: torch.Tensor, probability: float, key: Key, first: int, size: int) -> torch.Tensor:
+    """Set a rectangle of some images to the mean. images: (n, 3, height, width), normalised; changed in place.
+
+    Random erasing after Zhong et al. 2017 (arXiv 1708.04896): 2 to 33 % of the area, sides of 0.3 to 3.3 to one.
+    """
+    if not probability:
+        return images
+    rng = np.random.default_rng([*key, _ERASE])
+    height, width = images.shape[2:]
+    area = rng.uniform(*_ERASED_SHARE, size) * height * width
+    ratio = np.exp(rng.uniform(*_ERASED_LOG_RATIO, size))
+    tall = np.clip(np.sqrt(area * ratio).round(), 1, height)
+    wide = np.clip(np.sqrt(area / ratio).round(), 1, width)
+    top, left = np.floor(rng.random(size) * (height - tall + 1)), np.floor(rng.random(size) * (width - wide + 1))
+    chosen = rng.random(size) < probability
+    bounds = np.stack([top, top + tall, left, left + wide, chosen])[:, first:first + len(images)]
+    y0, y1, x0, x1, on = torch.from_numpy(bounds).to(images.device)[:, :, None]
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows, columns = (y >= y0) & (y < y1) & (on > 0), (x >= x0) & (x < x1)
+    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def mix(images: torch.Tensor, labels: torch.Tensor, recipe: Augment, classes: int,
+        key: Key) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each image with its neighbour, by mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899), as torchvision does.
+
+    images: (n, 3, height, width); labels: (n,) int64. Returns images of the same shape and labels (n, classes)
+    float32, or both as they are where the recipe has neither.
+    """
+    if not recipe.mixup and not recipe.cutmix:
+        return images, labels
+    from torchvision.transforms import v2
+
+    seed, chance = np.random.default_rng([*key, _MIX]).integers(0, 2**31, 2)
+    use_mixup = bool(recipe.mixup) and (not recipe.cutmix or chance % 2 == 0)
+    transform = v2.MixUp(alpha=recipe.mixup, num_classes=classes) if use_mixup else v2.CutMix(
+        alpha=recipe.cutmix, num_classes=classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return transform(images, labels)

@@ -29,7 +29,10 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Decoded rows: ids (n,), images (n, height, width, 3) uint8, labels (n,) int64. Kept splits are read-only."""
+    """Decoded rows: ids (n,), images (n, height, width, 3) uint8, labels (n,) int64. Kept splits are read-only.
+
+    In place of images there may be features of them, float32 of any shape.
+    """
 
     ids: np.ndarray
     images: np.ndarray
@@ -67,8 +70,8 @@ class SplitSource:
     ids: np.ndarray
     height: int
     width: int
-    present: frozenset[int]
-    """Labels of which there is a row."""
+    class_rows: tuple[int, ...]
+    """Rows of each class."""
 
     @property
     def nbytes(self) -> int:
@@ -95,8 +98,8 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
 
     def source(split: Split, known: tuple[np.ndarray, np.ndarray], chosen: np.ndarray) -> SplitSource:
         ids, labels = known
-        present = frozenset(labels[np.isin(ids, chosen)].tolist())
-        return SplitSource(folder, split.files, manifest.image, np.sort(chosen), height, width, present)
+        counts = np.bincount(labels[np.isin(ids, chosen)], minlength=len(manifest.classes))
+        return SplitSource(folder, split.files, manifest.image, np.sort(chosen), height, width, tuple(counts.tolist()))
 
     return {"train": source(manifest.splits["train"], train, train_ids),
             "val": source(manifest.splits["train"], train, val_ids),
@@ -104,10 +107,15 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
 
 
 def decoded_size(spec: ImageSpec, image_size: int | None) -> tuple[int, int]:
-    """(height, width) of decoded images: as stored unless the job says otherwise, 224 for mixed sizes."""
-    if image_size is not None:
-        return image_size, image_size
-    return spec.shape[:2] if spec.encoding == "raw" else (MIXED_SIZE, MIXED_SIZE)
+    """(height, width) of decoded images, of which the workers make what their network sees.
+
+    As stored, where that is no larger than the largest size that a network sees, which saves memory; 224 for images of
+    mixed sizes where nothing says more.
+    """
+    if spec.encoding != "raw":
+        return (image_size or MIXED_SIZE,) * 2
+    height, width = spec.shape[:2]
+    return (height, width) if image_size is None else (min(image_size, height, width),) * 2
 
 
 # --- reading with Ray Data -------------------------------------------------------------------------------------------
@@ -195,7 +203,7 @@ class Kept:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.pixels = rows.images.shape[1] * rows.images.shape[2]
+        self.pixels = math.prod(rows.images.shape[1:-1])  # 1 where features are kept in place of images
 
     def __len__(self) -> int:
         return len(self.rows)

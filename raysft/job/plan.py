@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysft.errors import DataError, ResourceError
-from raysft.job.ranges import is_range
+from raysft.job.space import count_trials
 from raysft.job.spec import Job, Resources
 
 
@@ -67,6 +67,9 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
     if limit < 2 * classes or train < classes:
         raise DataError(outline.where, f"{train} training and {val} validation images for {classes} classes",
                         "give at least one for training and one for validation in each class")
+    if job.search is not None and "top5" in job.search.metric and classes <= 5:
+        raise DataError(outline.where, f"has {classes} classes, too few for search.metric {job.search.metric}",
+                        "choose another metric")
     trials = count_trials(job)
     slots = make_slots(job.resources, nodes, trials)
     for size in job.batch_sizes():
@@ -116,26 +119,3 @@ def _shortage(resources: Resources, nodes: Sequence[Node]) -> str:
     short = [f"{need:g} {kind}{'s' * (need != 1)}" for kind, need, have in needs if need > have]
     asked = " and ".join(short) or f"{need_cpus:g} CPUs and {need_gpus:g} GPUs on nodes of that size"
     return f"a trial of {resources.workers} workers needs {asked}, the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
-
-
-def count_trials(job: Job) -> int:
-    """Trials of a job: 1 without a search, whole passes over the combinations of a grid, at least one.
-
-    Where nothing is drawn at random, more than one pass would train the same again.
-    """
-    if job.search is None:
-        return 1
-    combinations, has_grid, has_random = grid_size(job.search.space)
-    if not has_random:
-        return combinations
-    return combinations * max(1, job.search.trials // combinations) if has_grid else job.search.trials
-
-
-def grid_size(space: dict) -> tuple[int, bool, bool]:
-    """(combinations of optimizers and grids, whether there is a grid, whether anything is drawn at random)."""
-    options = space.get("optimizer", [{}])
-    option_sizes = [math.prod(len(v["grid"]) for v in o.values() if is_range(v) and "grid" in v) for o in options]
-    others = [v for k, v in space.items() if k != "optimizer"]
-    others_size = math.prod(len(v["grid"]) for v in others if "grid" in v)
-    ranges = [v for o in options for v in o.values() if is_range(v)] + others
-    return sum(option_sizes) * others_size, any("grid" in r for r in ranges), any("grid" not in r for r in ranges)

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raysft.job.ranges import check_range, is_range, values_to_check
+from raysft.job.recipe import Train
+from raysft.job.section import Section
 
-MetricName = Literal["val_accuracy", "val_loss"]
-OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+MetricName = Literal["val_accuracy", "val_loss", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy",
+                     "val_calibration_error"]
 
-DEFAULT_LR = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3}
-DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
+METRICS: tuple[str, ...] = get_args(MetricName)
 
-DEFAULT_OPTIMIZERS: list[dict[str, Any]] = [
-    {"name": "sgd", "lr": {"loguniform": [1e-3, 1e-1]}, "momentum": 0.9},
-    {"name": "adamw", "lr": {"loguniform": [1e-5, 3e-3]}},
-    {"name": "rmsprop", "lr": {"loguniform": [1e-5, 3e-3]}},
-]
+DEFAULT_OPTIMIZERS = ["sgd", "adamw", "rmsprop"]  # each with its usual range of learning rates
 
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-
-class Section(BaseModel):
-    """A part of the job file: immutable, typed strictly, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True,
-                              allow_inf_nan=False)
 
 
 class Data(Section):
@@ -49,9 +39,9 @@ class Data(Section):
     verify: bool = True
     """Compare every shard with its SHA-256 before training."""
     mean: Triple | None = None
-    """Mean of each channel (0 to 1) for normalising; null: the data set's own."""
+    """Mean of each channel (0 to 1) for normalising; null: that of the weights, without weights the data set's."""
     std: Triple | None = None
-    """Standard deviation of each channel (0 to 1) for normalising; null: the data set's own."""
+    """Standard deviation of each channel (0 to 1) for normalising; null: as for the mean."""
     budget_gb: float = Field(4.0, gt=0)
     """Decoded images up to this many gigabytes (10^9 bytes) are kept in memory, more are streamed every epoch."""
 
@@ -70,11 +60,13 @@ class Model(Section):
     """The network and where its weights come from."""
 
     name: str = Field("resnet18", min_length=1)
-    """A torchvision classifier (resnet18, mobilenet_v3_small, ...) or package.module:factory."""
+    """A torchvision classifier (resnet18, mobilenet_v3_small, ...), timm:NAME, or package.module:factory."""
     weights: str = "DEFAULT"
-    """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a .safetensors file or a state dict, or none."""
+    """The library's weights (DEFAULT, IMAGENET1K_V1, ...), a file or URI (.safetensors or a state dict), or none."""
     image_size: int | None = Field(None, ge=8, le=1024)
     """Height and width in pixels that the network sees; null: as stored, 224 for images of mixed sizes."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    """How images are brought to image_size; null: as the weights were trained, else bilinear."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -82,87 +74,15 @@ class Model(Section):
         return "none" if value is None else value
 
 
-class Optimizer(Section):
-    """The optimizer and its settings."""
-
-    name: OptimizerName = "sgd"
-    """sgd | adam | adamw | rmsprop"""
-    lr: float = Field(DEFAULT_LR["sgd"], gt=0, le=100)
-    """Highest learning rate; default 0.01 for sgd, 0.001 for the others."""
-    momentum: float | None = Field(None, ge=0, lt=1)
-    """Momentum of sgd (default 0.9) and rmsprop (default 0)."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Weight decay, decoupled for adamw."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_by_name(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        name = given.get("name", "sgd")
-        if not isinstance(name, str):
-            return given
-        filled = {"lr": DEFAULT_LR.get(name, 0.01)} | given
-        if name in DEFAULT_MOMENTUM and filled.get("momentum") is None:
-            filled["momentum"] = DEFAULT_MOMENTUM[name]
-        return filled
-
-    @model_validator(mode="after")
-    def _momentum_where_it_exists(self) -> Optimizer:
-        if self.momentum is not None and self.name not in DEFAULT_MOMENTUM:
-            raise ValueError(f"{self.name} has no momentum; only {' and '.join(DEFAULT_MOMENTUM)} have")
-        return self
-
-
-class Schedule(Section):
-    """How the learning rate changes with the step."""
-
-    name: Literal["cosine", "constant"] = "cosine"
-    """cosine (down to zero at the last step) | constant"""
-    warmup_epochs: float = Field(0.0, ge=0)
-    """Epochs over which the learning rate first rises linearly."""
-
-
-class Augment(Section):
-    """Random changes to training images."""
-
-    flip: bool = True
-    """Mirror every other image left to right."""
-    crop_padding: int = Field(4, ge=0, le=64)
-    """Pixels of zero padding around the image before a random crop back to its size; 0: no crop."""
-
-
-class Train(Section):
-    """The recipe of one trial."""
-
-    epochs: int = Field(10, ge=1)
-    """Passes over the training images."""
-    batch_size: int = Field(128, ge=1)
-    """Images a step over all workers together: the same result on 1 or 8 workers."""
-    optimizer: Optimizer = Field(default_factory=lambda: Optimizer.model_validate({}))
-    """The optimizer; search.space.optimizer takes its place in a search."""
-    schedule: Schedule = Field(default_factory=Schedule)
-    """The learning rate over the steps."""
-    augment: Augment = Field(default_factory=Augment)
-    """Random changes to training images, drawn anew every epoch."""
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Train:
-        if self.schedule.warmup_epochs > self.epochs:
-            raise ValueError(f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, more than the "
-                             f"{self.epochs} epochs there are")
-        return self
-
-
 class Scheduler(Section):
     """Which trials end early."""
 
-    name: Literal["asha", "none"] = "asha"
-    """asha (stop the weaker trials at each rung) | none"""
+    name: Literal["asha", "median", "none"] = "asha"
+    """asha (stop the weaker trials at each rung) | median (stop what is below the median of the others) | none"""
     grace_epochs: int = Field(1, ge=1)
     """Epochs every trial may train before it can be stopped."""
     reduction_factor: int = Field(3, ge=2)
-    """At each rung about one trial in this many goes on."""
+    """asha: at each rung about one trial in this many goes on."""
 
 
 class Search(Section):
@@ -170,10 +90,18 @@ class Search(Section):
 
     trials: int = Field(16, ge=1)
     """Configurations to try; a space with {grid: [...]} tries each combination at least once."""
+    algorithm: Literal["random", "tpe"] = "random"
+    """random (and grids) | tpe (Optuna's: what did well so far guides what is tried next)"""
     metric: MetricName = "val_accuracy"
-    """What picks the best trial and epoch: val_accuracy (highest) | val_loss (lowest)"""
+    """What picks the best trial and epoch: val_ and accuracy | loss | top5_accuracy | macro_f1 | balanced_accuracy | calibration_error"""  # noqa: E501
+    target: float | None = None
+    """Stop the whole search when a trial's metric reaches this; null: never."""
     space: dict[str, Any] = Field(default_factory=lambda: {"optimizer": DEFAULT_OPTIMIZERS})
-    """optimizer: a list of optimizers, each with its own ranges; and dotted train.* keys with a range each."""
+    """Dotted train.* and model.* keys, a range each; optimizer (or a section): a list of alternatives with ranges."""
+    start_with: list[dict[str, Any]] = Field(default_factory=list)
+    """Known configurations to try first, each with keys as in `space` and a value for each."""
+    confirm: int = Field(0, ge=0, le=100)
+    """Train the best configuration again with this many other seeds, and tell mean and standard deviation."""
     scheduler: Scheduler = Field(default_factory=Scheduler)
     """Which trials end early, decided at every epoch."""
 
@@ -244,6 +172,9 @@ class Job(Section):
         if smallest < self.resources.workers:
             raise ValueError(f"train.batch_size is {smallest}, less than one image for each of the "
                              f"{self.resources.workers} workers of resources.workers")
+        if smallest // self.resources.workers < self.train.accumulate:
+            raise ValueError(f"train.accumulate is {self.train.accumulate}, more than the images of a worker's share "
+                             f"of a batch of {smallest}")
         return self
 
     def batch_sizes(self) -> list[int]:
@@ -254,10 +185,24 @@ class Job(Section):
         sizes = [v for v in values_to_check(searched) if isinstance(v, int)]
         return sizes or [self.train.batch_size]
 
+    def largest_image_size(self) -> int | None:
+        """The largest model.image_size that trials may have; None where it is nowhere given."""
+        space = self.search.space if self.search else {}
+        options = space["model"] if isinstance(space.get("model"), list) else []
+        given = [self.model.image_size, space.get("model.image_size"),
+                 *(o.get("image_size") for o in options if isinstance(o, dict))]
+        sizes = [v for g in given if g is not None for v in values_to_check(g) if isinstance(v, int)]
+        return max(sizes, default=None)
+
 
 def metric_mode(metric: str) -> Literal["min", "max"]:
     """The direction in which a metric is better."""
-    return "min" if metric.endswith("loss") else "max"
+    return "min" if metric.endswith(("loss", "calibration_error")) else "max"
+
+
+def reached(value: float, target: float, metric: str) -> bool:
+    """Whether a metric is as good as a target."""
+    return value <= target if metric_mode(metric) == "min" else value >= target
 
 
 def order(metrics: Mapping[str, Any], metric: str) -> tuple[float, ...]:

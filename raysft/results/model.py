@@ -8,10 +8,11 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raysft.data.preparation import Preparation
 from raysft.errors import UserError
 from raysft.storage import Place, local_copy, put_file, put_folder, scratch_beside, write_text
 
-FORMAT = 1
+FORMAT = 2  # 2: images may be resized for the network
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
@@ -22,12 +23,21 @@ class ModelCard:
     architecture: str
     classes: tuple[str, ...]
     height: int
+    """Height that images are cropped and scaled to when they are decoded."""
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scores: dict[str, float]
     provenance: dict[str, Any]
+    image_size: int | None = None
+    """Height and width that the network sees; None: as decoded."""
+    interpolation: str = "bilinear"
     format: int = FORMAT
+
+    @property
+    def preparation(self) -> Preparation:
+        """What images go through between decoding and the network."""
+        return Preparation(self.mean, self.std, self.image_size, self.interpolation)
 
 
 def deliver(folder: Place, checkpoint: Place, card: ModelCard) -> None:
@@ -49,7 +59,7 @@ def read_card(folder: Place) -> ModelCard:
                             "use a newer raysft")
         return ModelCard(stored["architecture"], tuple(stored["classes"]), stored["height"], stored["width"],
                          tuple(stored["mean"]), tuple(stored["std"]), stored["scores"], stored["provenance"],
-                         stored["format"])
+                         stored.get("image_size"), stored.get("interpolation", "bilinear"), stored["format"])
     except FileNotFoundError:
         raise UserError(str(folder), f"is not a model: it has no {CARD}", "give RUN/model") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -63,12 +73,13 @@ def model_folder(path: Place) -> Place:
 
 def load_model(folder: Place) -> tuple[Any, ModelCard]:
     """(torch module in eval mode, card) of a delivered model; raises UserError or ModelError."""
-    from raysft.train.modeling import network, read_state_dict
+    from raysft.train.modeling import network
+    from raysft.train.weights import read_state_dict
 
     card = read_card(folder)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where package.module:factory was importable when the model was trained
-    net = network(card.architecture, len(card.classes))
+    net = network(card.architecture, len(card.classes), card.image_size)
     with local_copy(model_folder(folder) / WEIGHTS) as weights:
         state = read_state_dict(weights)
     try:

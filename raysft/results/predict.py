@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from raysft.data.augment import normalise, scale_and_shift
 from raysft.data.images import fit, open_rgb
+from raysft.data.pixels import Preparer
 from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
 from raysft.data.sources import Folders
 from raysft.errors import DataError
 from raysft.results.model import ModelCard, load_model
 from raysft.storage import Place
+from raysft.train.metrics import Sums
 
 BATCH = 256
 TOP = 3
@@ -37,12 +38,12 @@ class Classifier:
 
     def __init__(self, folder: Place) -> None:
         self.net, self.card = load_model(folder)
-        self._scale_shift = scale_and_shift(self.card.mean, self.card.std)
+        self._prepare = Preparer(self.card.preparation)
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> torch.Tensor:
         """(n, classes) float32 for (n, height, width, 3) uint8 of the card's size."""
-        return self.net(normalise(torch.from_numpy(images), *self._scale_shift))
+        return self.net(self._prepare(torch.from_numpy(images)))
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
@@ -57,14 +58,32 @@ class Classifier:
         return found
 
     def evaluate(self, data: Place, split: str) -> dict[str, Any]:
-        """Accuracy and mean loss on a split of a data set, or on a folder with one folder of images a class."""
-        loss, correct, count = 0.0, 0, 0
+        """Metrics on a split of a data set, or on a folder with one folder of images a class.
+
+        Returns images, the metrics of the whole, `classes` (name, precision, recall, f1, support of each), and
+        `confusion`: images of a class (row) by what they were taken for (column), in the order of the classes.
+        """
+        sums = Sums(len(self.card.classes), torch.device("cpu"))
+        guessed: list[np.ndarray] = []
+        actual: list[np.ndarray] = []
         for images, labels in labelled_batches(data, split, self.card):
-            outputs, target = self.logits(images), torch.from_numpy(labels)
-            loss += F.cross_entropy(outputs, target, reduction="sum").item()
-            correct += int((outputs.argmax(1) == target).sum())
-            count += len(labels)
-        return {"images": count, "accuracy": correct / count, "loss": loss / count}
+            outputs = self.logits(images)
+            sums.add(outputs, torch.from_numpy(labels))
+            guessed.append(outputs.argmax(1).numpy())
+            actual.append(labels)
+        return {"images": sum(map(len, actual)), **sums.metrics(),
+                **by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes)}
+
+
+def by_class(actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """scikit-learn's precision, recall, F1 and support of every class, and the confusion matrix."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    numbers = np.arange(len(classes))
+    scores = precision_recall_fscore_support(actual, guessed, labels=numbers, zero_division=0.0)
+    rows = [{"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for name, p, r, f, n in zip(classes, *scores, strict=True)]
+    return {"classes": rows, "confusion": confusion_matrix(actual, guessed, labels=numbers).tolist()}
 
 
 def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:

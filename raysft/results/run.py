@@ -56,10 +56,10 @@ class TrialRecord:
 
     def row(self, metric: str) -> dict[str, Any]:
         """The trial's entry in results.json."""
-        best = self.best(metric)
+        best = self.best(metric) or dict.fromkeys(("val_accuracy", "val_loss", metric))
+        scores = {key: value for key, value in best.items() if key.startswith("val_")}
         return {"trial": self.trial, "status": self.status, "config": self.config, "epochs": len(self.history),
-                "val_accuracy": best["val_accuracy"] if best else None, "val_loss": best["val_loss"] if best else None,
-                "seconds": round(self.seconds, 2), "host": self.host, "error": self.error}
+                **scores, "seconds": round(self.seconds, 2), "host": self.host, "error": self.error}
 
 
 class Run:

@@ -6,6 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,15 +20,18 @@ from raysft.data.shards import Manifest, read_manifest, verify
 from raysft.errors import DataError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Outline, Plan, make_plan
-from raysft.job.spec import Scheduler
-from raysft.results.model import ModelCard, deliver
-from raysft.results.run import Run, TrialRecord, leaderboard, versions
-from raysft.search.space import configurations, recipe_of
+from raysft.job.space import recipe_of
+from raysft.job.spec import Scheduler, reached
+from raysft.results.model import deliver
+from raysft.results.run import Run, TrialRecord, leaderboard
+from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
+from raysft.search.propose import searcher
+from raysft.search.space import configurations
 from raysft.search.tuner import search
 from raysft.storage import Place, remove
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
-from raysft.train.setup import Setup, weights_file
+from raysft.train.setup import Setup, absolute
 from raysft.train.slots import SlotThread
 
 POLL_SECONDS = 1.0
@@ -67,28 +72,29 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
     if manifest.skipped:
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
     plan = make_plan(job, _outline(folder, manifest), nodes)
-    sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.model.image_size)
+    sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.largest_image_size())
     _note_missing(manifest, sources["val"], listener)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
     run.save(status="running", trials=plan.trials,
              data={"fingerprint": manifest.fingerprint, "path": str(folder), "classes": len(manifest.classes),
                    "rows": {name: len(source.ids) for name, source in sources.items()}, "read": how})
-    conductor = _Conductor(job, run, plan, manifest, listener, str(scratch), begun)
+    conductor = _Conductor(job, run, plan, manifest, sources, listener, str(scratch), begun)
     conductor.start()
     try:
-        conductor.hand_out(sources, how)
+        conductor.hand_out(how)
         conductor.follow()
-        return conductor.deliver(sources["test"])
+        conductor.confirm()
+        return conductor.deliver()
     finally:
         conductor.close(wait_for_end)
 
 
 def _note_missing(manifest: Manifest, val: SplitSource, listener: Listener) -> None:
     """Say which classes no validation image judges."""
-    missing = set(range(len(manifest.classes))) - val.present
+    missing = [label for label, rows in enumerate(val.class_rows) if not rows]
     if missing:
-        names = ", ".join(manifest.classes[label] for label in sorted(missing)[:5])
+        names = ", ".join(manifest.classes[label] for label in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         listener.note(f"no validation image of {names}{more}: raise data.val_fraction or data.limit")
 
@@ -100,25 +106,38 @@ def _outline(folder: Place, manifest: Manifest) -> Outline:
     return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))
 
 
+def task_of(job: Job, names: Sequence[str], trials: Place, number: int, config: dict[str, Any]) -> Task:
+    """The task of trial `number` with its configuration; `trials` is the folder of all of them."""
+    recipe = recipe_of(job, config)
+    return Task("train", names[number], str(trials / names[number]), absolute(recipe.model), recipe.train, job.seed,
+                config)
+
+
 class _Conductor:
     """The parts of a run that live at the same time: queue, slots, Tune, and the records of the trials."""
 
-    def __init__(self, job: Job, run: Run, plan: Plan, manifest: Manifest, listener: Listener, scratch: str,
-                 begun: float) -> None:
-        self.job, self.run, self.plan, self.manifest = job, run, plan, manifest
+    def __init__(self, job: Job, run: Run, plan: Plan, manifest: Manifest, sources: dict[SplitName, SplitSource],
+                 listener: Listener, scratch: str, begun: float) -> None:
+        self.job, self.run, self.plan, self.manifest, self.sources = job, run, plan, manifest, sources
         self.listener, self.scratch, self.begun = listener, scratch, begun
         self.first_trial: float | None = None
         self.last_trial = begun
         self.seen = 0
+        self.over = False
         self.inside: dict[str, float] = {}
-        configs = configurations(job)
-        width = len(str(len(configs) - 1))
-        names = [f"t{i:0{width}d}" for i in range(len(configs))]
-        self.records = {name: run.known.get(name) or TrialRecord(name, config)
-                        for name, config in zip(names, configs, strict=True)}
-        self.tasks = [Task("train", trial, str(run.trial_folder(trial)), recipe_of(job, record.config))
-                      for trial, record in self.records.items() if not record.ended]
-        self.total_epochs = len(configs) * job.train.epochs
+        self.built: dict[str, Any] = {}
+        self.repeats: dict[str, TrialRecord] = {}
+        proposed = job.search is not None and job.search.algorithm != "random"
+        configs = [dict(c) for c in job.search.start_with] if proposed and job.search else configurations(job)
+        width = len(str(plan.trials - 1))
+        self.names = [f"t{i:0{width}d}" for i in range(plan.trials)]
+        known = dict(zip(self.names, configs, strict=False))  # others are proposed when their trial begins
+        self.records = {name: run.known.get(name) or TrialRecord(name, known.get(name, {})) for name in self.names}
+        self.make_task = partial(task_of, job, self.names, run.folder / "trials")
+        numbers = [i for i, name in enumerate(self.names) if not self.records[name].ended]
+        past = [(r.config, r.status, r.history) for r in self.records.values() if r.ended]
+        self.proposals = searcher(job, numbers, configs, past)
+        self.total_epochs = plan.trials * job.train.epochs
         self.tune_error: BaseException | None = None
         self.tune = threading.Thread(target=self._search, name="tune", daemon=True)
 
@@ -129,35 +148,34 @@ class _Conductor:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.queue: Any = ray.remote(TrialQueue).options(  # type: ignore[attr-defined]
             num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
-        self.slots = [SlotThread(i, slot, self.job.resources, self._setup(), self.queue, self.scratch,
-                                 restarts=MAX_ATTEMPTS * len(self.tasks))
+        shared = {"setup": self._setup(), "queue": self.queue, "model": absolute(self.job.model),
+                  "seed": self.job.seed}
+        self.slots = [SlotThread(i, slot, self.job.resources, self.scratch, MAX_ATTEMPTS * self.plan.trials, shared)
                       for i, slot in enumerate(self.plan.slots)]
         for thread in (*self.slots, self.tune):
             thread.start()
 
     def _setup(self) -> Setup:
-        mean = tuple(self.job.data.mean or self.manifest.mean)
-        std = tuple(self.job.data.std or self.manifest.std)
-        weights = weights_file(self.job.model)  # workers have another current folder
-        model = self.job.model.model_copy(update={"weights": str(weights)}) if weights else self.job.model
-        return Setup(model, len(self.manifest.classes), self.job.seed, mean, std, self.run.metric,
-                     self.job.resources, os.getcwd())
+        data = self.job.data
+        return Setup(self.sources["train"].class_rows, self.manifest.mean, self.manifest.std,
+                     tuple(data.mean) if data.mean else None, tuple(data.std) if data.std else None, self.run.metric,
+                     self.job.resources, os.getcwd(), 1e9 * data.budget_gb)
 
     def _search(self) -> None:
         scheduler = self.job.search.scheduler if self.job.search else Scheduler(name="none")
         try:
-            if self.tasks:
-                search(self.tasks, self.queue, self.plan.teams, self.job.train.epochs, self.run.metric, scheduler,
-                       self.scratch)
+            if self.proposals.waiting:
+                search(self.proposals, self.make_task, self.names.__getitem__, self.queue, self.plan.teams,
+                       self.job.train.epochs, self.run.metric, scheduler, self.scratch)
         except BaseException as error:
             self.tune_error = error
 
-    def hand_out(self, sources: dict[SplitName, SplitSource], how: str) -> None:
+    def hand_out(self, how: str) -> None:
         """Read the splits into the object store, or say where they are to be streamed from."""
         if how == "kept":
-            self.splits: dict[Any, Any] = {name: ray.put(read_split(source)) for name, source in sources.items()}
+            self.splits: dict[Any, Any] = {name: ray.put(read_split(source)) for name, source in self.sources.items()}
         else:
-            self.splits = {**sources}
+            self.splits = {**self.sources}
         ray.get(self.queue.set_data.remote(self.splits))
 
     # --- following ---
@@ -168,14 +186,20 @@ class _Conductor:
         while True:
             self._take_in(POLL_SECONDS)
             self._check_slots()
+            if self._all_ended:
+                self.tune.join(POLL_SECONDS)  # no trial has anything more to tell
             if not self.tune.is_alive():
                 if self.tune_error is not None:
                     raise RunError("search", f"Ray Tune failed ({_cause(self.tune_error)})", f"see {self._log}")
-                if all(r.ended for r in self.records.values()):
+                if self._all_ended:
                     return
                 over_since = over_since or time.monotonic()
                 if time.monotonic() - over_since > WIND_DOWN_SECONDS:
                     raise RunError("search", "is over, but a trial does not end", f"see {self._log}")
+
+    @property
+    def _all_ended(self) -> bool:
+        return all(record.ended for record in self.records.values())
 
     @property
     def _log(self) -> str:
@@ -199,12 +223,31 @@ class _Conductor:
         for event in events:
             if event.kind == "refused":
                 raise event.payload["error"]
-            if event.trial in self.records:
-                self._record(self.records[event.trial], event)
+            if event.kind == "built":
+                self._note_weights(event.payload)
+            record = self.records.get(event.trial) or self.repeats.get(event.trial)
+            if record is not None:
+                self._record(record, event)
         return events
 
+    def _note_weights(self, told: dict[str, Any]) -> None:
+        """Say once for each network what came from its weights, and keep it in run.json."""
+        name = f"{told['name']} {told['weights']}"
+        if name in self.built:
+            return
+        self.built[name] = told
+        self.run.save(weights=list(self.built.values()))
+        left = f"; left out {_some(told['unfit'])}" if told["unfit"] else ""
+        new = f"; new {_some(told['new'])}" if told["new"] else ""
+        self.listener.note(f"weights {told['name']}: {told['loaded']} tensors loaded{new}{left}")
+
     def _record(self, record: TrialRecord, event: Event) -> None:
-        if event.kind == "started":
+        if event.kind == "proposed":
+            record.config = event.payload["config"]
+        elif event.kind == "halved":
+            self.listener.note(f"{record.trial}: out of memory; goes on from its last checkpoint with each batch in "
+                               f"{event.payload['accumulate']} parts")
+        elif event.kind == "started":
             self.first_trial = self.first_trial or event.at
             record.status, record.started = "running", record.started or event.at
             if event.payload["attempt"]:
@@ -215,6 +258,7 @@ class _Conductor:
             known = [m for m in record.history if m["epoch"] < event.payload["epoch"]]
             record.history = [*known, {k: v for k, v in event.payload.items() if k != "last"}]
             self.inside[record.trial] = 0.0
+            self._reach(record, event.payload)
         else:
             record.status = event.kind
             record.error, record.trace = event.payload.get("error"), event.payload.get("trace")
@@ -225,7 +269,21 @@ class _Conductor:
             self.run.save_trial(record)
         self._tell(record, event)
 
+    def _reach(self, record: TrialRecord, epoch: dict[str, Any]) -> None:
+        """End the search when a trial is as good as the job wants it."""
+        target = self.job.search.target if self.job.search else None
+        if target is None or self.over or not reached(epoch[self.run.metric], target, self.run.metric):
+            return
+        self.over = True
+        self.listener.note(f"{record.trial} has reached search.target {target:g} with {self.run.metric} "
+                           f"{epoch[self.run.metric]:.4f}: the search ends")
+        ray.get(self.queue.finish_search.remote())
+
     def _tell(self, record: TrialRecord, event: Event) -> None:
+        if record.trial in self.repeats:
+            if record.ended:
+                self.listener.trial_ended(record, sum(r.ended for r in self.repeats.values()), len(self.repeats))
+            return
         ended = [r for r in self.records.values() if r.ended]
         running = sum(len(r.history) + self.inside.get(r.trial, 0) for r in self.records.values() if r not in ended)
         self.listener.epochs(running + len(ended) * self.job.train.epochs, self.total_epochs,
@@ -235,65 +293,73 @@ class _Conductor:
 
     # --- ending ---
 
-    def deliver(self, test: SplitSource) -> dict[str, Any]:
+    def confirm(self) -> None:
+        """Train the best configuration again with other seeds, as often as the job says."""
+        best = self._board()[0]
+        seeds = range(1, 1 + (self.job.search.confirm if self.job.search else 0))
+        if not seeds or best.best(self.run.metric) is None:
+            return
+        task = self.make_task(self.names.index(best.trial), best.config)
+        for i in seeds:
+            name = f"{best.trial}-seed{self.job.seed + i}"
+            self.repeats[name] = self.run.known.get(name) or TrialRecord(name, best.config)
+        self.listener.note(f"confirm  {best.trial} with {len(seeds)} other seeds")
+        for i, record in zip(seeds, self.repeats.values(), strict=True):
+            if not record.ended:
+                folder = str(self.run.trial_folder(record.trial))
+                again = replace(task, trial=record.trial, folder=folder, seed=self.job.seed + i,
+                                of_search=False)
+                ray.get(self.queue.put.remote(again))
+        while not all(record.ended for record in self.repeats.values()):
+            self._take_in(POLL_SECONDS)
+            self._check_slots()
+
+    def deliver(self) -> dict[str, Any]:
         """Score the best epoch of the best trial once on the test split and make the model folder of it."""
-        board = leaderboard(list(self.records.values()), self.run.metric)
+        board = self._board()
         best = board[0].best(self.run.metric)
+        timing = timing_of(board, self.begun, self.first_trial, self.last_trial)
         if best is None:
-            self.run.save_results(self._results(board, None))
+            self.run.save_results(results_of_run(self.run, board, None, None, timing))
             raise RunError("run", f"no trial came to an end; {board[0].trial}: {board[0].error}", f"see {self._log}")
         checkpoint = checkpoint_path(self.run.trial_folder(board[0].trial) / "checkpoints", best["epoch"])
-        score = self._score(checkpoint)
-        card = self._card(board[0], best, score, test)
-        deliver(self.run.folder / "model", checkpoint, card)
-        for record in board[1:]:  # only the delivered trial is worth the disk
+        scored = self._score(board[0], best, checkpoint)
+        deliver(self.run.folder / "model", checkpoint, card_of(self.run, self.manifest, self.sources["test"], scored))
+        for record in (*board[1:], *self.repeats.values()):  # only the delivered trial is worth the disk
             remove(self.run.trial_folder(record.trial) / "checkpoints")
-        results = self._results(board, {
-            "trial": board[0].trial, "config": board[0].config, "epoch": best["epoch"],
-            "val_accuracy": best["val_accuracy"], "test_accuracy": score["test_accuracy"],
-            "test_loss": score["test_loss"], "model": str(self.run.folder / "model")})
+        confirmed = confirmation(board[0], list(self.repeats.values()), self.run.metric, self.job.seed)
+        timing = timing_of(board, self.begun, self.first_trial, self.last_trial)
+        results = results_of_run(self.run, board, scored, confirmed, timing)
+        self.run.save(timing=timing)
         self.run.save_results(results)
         return results
 
-    def _score(self, checkpoint: Place) -> dict[str, float]:
-        ray.get(self.queue.put.remote(Task("score", SCORE, str(checkpoint))))
+    def _board(self) -> list[TrialRecord]:
+        return leaderboard(list(self.records.values()), self.run.metric)
+
+    def _score(self, record: TrialRecord, best: dict[str, Any], checkpoint: Place) -> Scored:
+        trained = self.make_task(self.names.index(record.trial), record.config)
+        ray.get(self.queue.put.remote(replace(trained, kind="score", trial=SCORE, folder=str(checkpoint),
+                                              of_search=False)))
         while True:
             self._check_slots()
             for event in self._take_in(POLL_SECONDS):
                 if event.trial == SCORE and event.kind == "scored":
-                    return event.payload
+                    scores = {f"test_{name}": value for name, value in event.payload["scores"].items()}
+                    return Scored(record, best, trained, scores, event.payload["preparation"])
                 if event.trial == SCORE and event.kind == "failed":
                     raise RunError("test score", event.payload["error"], f"see {self._log}")
-
-    def _card(self, record: TrialRecord, best: dict[str, Any], score: dict[str, float],
-              test: SplitSource) -> ModelCard:
-        setup = self._setup()
-        provenance = {"run": self.run.folder.name, "trial": record.trial, "epoch": best["epoch"],
-                      "config": record.config, "job": self.job.model_dump(), "versions": versions(),
-                      "git": self.run.info["git"], "data": self.manifest.fingerprint}
-        scores = {"val_accuracy": best["val_accuracy"], "val_loss": best["val_loss"], **score}
-        return ModelCard(self.job.model.name, self.manifest.classes, test.height, test.width, setup.mean, setup.std,
-                         scores, provenance)
-
-    def _results(self, board: list[TrialRecord], best: dict[str, Any] | None) -> dict[str, Any]:
-        epochs = [epoch for record in board for epoch in record.history]
-        busy = sum(e["train_seconds"] for e in epochs)
-        first = self.first_trial or self.last_trial
-        train_s = self.last_trial - first
-        timing = {"total_s": round(time.time() - self.begun, 2), "startup_s": round(first - self.begun, 2),
-                  "train_s": round(train_s, 2),
-                  "images_per_s": round(sum(e["images"] for e in epochs) / train_s, 1) if train_s else None,
-                  "data_wait_fraction": round(sum(e["data_wait_seconds"] for e in epochs) / busy, 4) if busy else None}
-        self.run.save(timing=timing)
-        return {"run": self.run.folder.name, "status": "done" if best else "failed", "metric": self.run.metric,
-                "mode": "min" if self.run.metric.endswith("loss") else "max", "best": best,
-                "trials": [record.row(self.run.metric) for record in board], "timing": timing}
 
     def close(self, wait: bool) -> None:
         """Send the teams home and end the search; `wait` until both have gone."""
         self.queue.close.remote()
         for thread in [*self.slots, self.tune] if wait else []:
             thread.join(WIND_DOWN_SECONDS)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _cause(error: BaseException) -> str:

@@ -1,71 +1,62 @@
-"""A search space to the configurations of its trials, a function of (seed, space) alone."""
+"""A search space to the configurations of its trials: drawn in advance, a function of (seed, space), or one by one."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from raysft.job.plan import count_trials
+from raysft.job import Job
 from raysft.job.ranges import is_range
-from raysft.job.spec import Job, Train
+from raysft.job.space import completed, count_trials
 
 Config = dict[str, Any]
+Draw = Callable[[str, dict[str, Any]], Any]
 
 
 def configurations(job: Job) -> list[Config]:
     """One configuration a trial: {"optimizer": {...}, "train.batch_size": 64, ...}; [{}] without a search.
 
-    Optimizers take turns, so that each gets its share of trials; a grid tries each of its combinations, as often as
-    the trials allow.
+    Those that the job wants to start with come first. Alternatives take turns, so that each gets its share of trials;
+    a grid tries each of its combinations, as often as the trials allow.
     """
     if job.search is None:
         return [{}]
-    cases = _cases(job.search.space)
+    known = [dict(config) for config in job.search.start_with]
+    count = count_trials(job) - len(known)
+    cases = _cases(completed(job.search.space))
     rng = np.random.RandomState(job.seed)
     turns: list[int] = []
-    while len(turns) < count_trials(job):
+    while len(turns) < count:
         turns += rng.permutation(len(cases)).tolist()
-    return [_sample(cases[turn], rng) for turn in turns[:count_trials(job)]]
+    return known + [fill(cases[turn], lambda name, given: _draw(given, rng)) for turn in turns[:count]]
 
 
-def recipe_of(job: Job, config: Config) -> Train:
-    """The recipe of a trial: the job's, with the configuration in its place."""
-    tree = job.train.model_dump()
-    for key, value in config.items():
-        if key == "optimizer":
-            tree["optimizer"] = value
-            continue
-        *parents, last = key.split(".")[1:]
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return Train.model_validate(tree)
+def fill(case: Config, draw: Draw) -> Config:
+    """`case` with every range replaced by what `draw(name, range)` says; names are unique within a case."""
+    drawn: Config = {}
+    for key, value in case.items():
+        if isinstance(value, dict) and not is_range(value):
+            drawn[key] = {k: draw(f"{key}.{k}", v) if is_range(v) else v for k, v in value.items()}
+        else:
+            drawn[key] = draw(key, value) if is_range(value) else value
+    return drawn
 
 
 def _cases(space: dict[str, Any]) -> list[Config]:
-    """Every combination of optimizers and grids; what is left in a case are constants and random ranges."""
-    others = {k: v for k, v in space.items() if k != "optimizer"}
-    options = [o for option in space.get("optimizer", [None]) for o in (_expand(option) if option else [None])]
-    return [({"optimizer": option} if option else {}) | rest for option in options for rest in _expand(others)]
+    """Every combination of alternatives and grids; what is left in a case are constants and random ranges."""
+    sections = {k: [e for option in v for e in _expand(option)] for k, v in space.items() if isinstance(v, list)}
+    others = {k: v for k, v in space.items() if not isinstance(v, list)}
+    chosen = itertools.product(*sections.values(), _expand(others))
+    return [dict(zip(sections, options, strict=False)) | rest for *options, rest in chosen]
 
 
 def _expand(values: dict[str, Any]) -> list[dict[str, Any]]:
     """One dictionary a combination of the {grid: [...]} among `values`."""
     grids = {k: v["grid"] for k, v in values.items() if is_range(v) and "grid" in v}
     return [values | dict(zip(grids, chosen, strict=True)) for chosen in itertools.product(*grids.values())]
-
-
-def _sample(case: Config, rng: np.random.RandomState) -> Config:
-    drawn: Config = {}
-    for key, value in case.items():
-        if key == "optimizer":
-            drawn[key] = {k: _draw(v, rng) if is_range(v) else v for k, v in value.items()}
-        else:
-            drawn[key] = _draw(value, rng) if is_range(value) else value
-    return drawn
 
 
 def _draw(value: dict[str, Any], rng: np.random.RandomState) -> Any:

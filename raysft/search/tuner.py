@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray import tune
 
-from raysft.job.spec import Scheduler, metric_mode
+from raysft.job.spec import METRICS, Scheduler, metric_mode
+from raysft.search.propose import InOrder
 from raysft.train.queue import Task
 
 # A stand-in reserves nothing that a worker could need, and stays on the head. Tune refuses an empty reservation.
@@ -19,11 +20,14 @@ _QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLE
           "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"}
 
 
+MakeTask = Callable[[int, dict[str, Any]], Task]
+
+
 class StandIn(tune.Trainable):
     """Hands a trial to the teams and returns its epochs to Tune, one a step."""
 
-    def setup(self, config: dict[str, Any], queue: Any = None, tasks: Sequence[Task] = ()) -> None:
-        self.queue, self.tasks = queue, tasks
+    def setup(self, config: dict[str, Any], queue: Any = None, make_task: MakeTask | None = None) -> None:
+        self.queue, self.make_task = queue, make_task
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -31,7 +35,8 @@ class StandIn(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.task = self.tasks[config["number"]]
+        assert self.make_task is not None
+        self.task = self.make_task(config["number"], config["config"])
         ray.get(self.queue.put.remote(self.task))
 
     def step(self) -> dict[str, Any]:
@@ -39,7 +44,7 @@ class StandIn(tune.Trainable):
         if event.kind == "epoch":
             return event.payload | {"done": event.payload["last"]}
         # Failed, or stopped from outside. An exception would cost Tune this actor, and the next trial its start.
-        return {"done": True, "val_accuracy": math.nan, "val_loss": math.nan}
+        return {"done": True, **dict.fromkeys(METRICS, math.nan)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the teams write the checkpoints."""
@@ -51,30 +56,33 @@ class StandIn(tune.Trainable):
 class _StopAtOnce(tune.Callback):
     """Tells the team when the scheduler ends a trial, before the stand-in gets its next one."""
 
-    def __init__(self, queue: Any, tasks: Sequence[Task]) -> None:
-        self.queue, self.tasks = queue, tasks
+    def __init__(self, queue: Any, name_of: Callable[[int], str]) -> None:
+        self.queue, self.name_of = queue, name_of
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.queue.stop.remote(self.tasks[trial.config["number"]].trial)
+        self.queue.stop.remote(self.name_of(trial.config["number"]))
 
 
-def search(tasks: Sequence[Task], queue: Any, teams: int, epochs: int, metric: str, scheduler: Scheduler,
-           storage: str) -> None:
-    """Run all trials, `teams` at a time; returns when Tune has ended the last one."""
+def search(proposals: InOrder, make_task: MakeTask, name_of: Callable[[int], str], queue: Any, teams: int, epochs: int,
+           metric: str, scheduler: Scheduler, storage: str) -> None:
+    """Run all trials that are proposed, `teams` at a time; returns when Tune has ended the last one."""
     os.environ.update(_QUIET)
-    trainable = tune.with_parameters(StandIn, queue=queue, tasks=list(tasks))
+    trials = len(proposals.waiting)
+    trainable = tune.with_parameters(StandIn, queue=queue, make_task=make_task)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory(_RESERVE)),
-        param_space={"number": tune.grid_search(list(range(len(tasks))))},
         tune_config=tune.TuneConfig(metric=metric, mode=metric_mode(metric), scheduler=_scheduler(scheduler, epochs),
-                                    max_concurrent_trials=min(teams, len(tasks)), reuse_actors=True),
+                                    search_alg=proposals, num_samples=trials,
+                                    max_concurrent_trials=min(teams, trials), reuse_actors=True),
         run_config=tune.RunConfig(name="search", storage_path=storage, verbose=0,
-                                  callbacks=[_StopAtOnce(queue, list(tasks))]))
+                                  callbacks=[_StopAtOnce(queue, name_of)]))
     tuner.fit()
 
 
 def _scheduler(spec: Scheduler, epochs: int) -> tune.schedulers.TrialScheduler:
     if spec.name == "none":
         return tune.schedulers.FIFOScheduler()
+    if spec.name == "median":
+        return tune.schedulers.MedianStoppingRule(time_attr="epoch", grace_period=spec.grace_epochs)
     return tune.schedulers.ASHAScheduler(time_attr="epoch", max_t=max(epochs, spec.grace_epochs),
                                          grace_period=spec.grace_epochs, reduction_factor=spec.reduction_factor)

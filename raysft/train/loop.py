@@ -10,17 +10,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from raysft.data.augment import augment, normalise, scale_and_shift
-from raysft.data.ingest import Batch, Reader
+from raysft.data.augment import augment, erase, mix
+from raysft.data.ingest import Batch, Kept, Reader
+from raysft.data.pixels import Preparer
+from raysft.data.preparation import Preparation
 from raysft.errors import TrialError
-from raysft.job.spec import Train, order
+from raysft.job.recipe import Train
+from raysft.job.spec import order
 from raysft.storage import Place
 from raysft.train.checkpoint import load_checkpoint, save_checkpoint
 from raysft.train.checkpoint_paths import last_checkpoint, prune
-from raysft.train.optim import build_optimizer, learning_rate, set_learning_rate
+from raysft.train.learner import Learner
+from raysft.train.metrics import Sums, prefixed
+from raysft.train.optim import learning_rate
 from raysft.train.team import Team
 
 EVAL_BATCH, EVAL_PIXELS = 256, 256 * 224 * 224  # at most so many images, and pixels, at once
@@ -30,6 +34,7 @@ T = TypeVar("T")
 Metrics = dict[str, Any]
 Report = Callable[[Metrics, bool], bool]
 Progress = Callable[[int, int], None]
+Features = Callable[[str], Kept | None]
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,11 @@ class Recipe:
 
     train: Train
     seed: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preparation: Preparation
+    class_rows: tuple[int, ...]
     metric: str
     folder: Place
+    head: str
 
 
 @dataclass
@@ -65,39 +71,45 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-def run_trial(recipe: Recipe, net: nn.Module, train: Reader, val: Reader, team: Team, report: Report,
-              progress: Progress) -> None:
+@dataclass(frozen=True)
+class Splits:
+    """The images of a trial, and where they can be had as features of its frozen backbone."""
+
+    train: Reader
+    val: Reader
+    features: Features = lambda split: None
+
+
+def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report: Report, progress: Progress) -> None:
     """Train `net` from where its last checkpoint left off, if there is one, to the last epoch or until told to stop.
 
     `report(metrics, last)` is called on rank 0 after every epoch and says whether to go on. Raises TrialError when the
     loss is not finite any more.
     """
-    net = team.place(net)
-    optimizer = build_optimizer(recipe.train.optimizer, net.parameters())
+    learner = Learner(net, recipe.head, recipe.train, recipe.class_rows, team)
     start = 0
     history: list[Metrics] = []
     if (checkpoint := last_checkpoint(recipe.folder)) is not None:
-        start, history = load_checkpoint(checkpoint, net, optimizer)
+        start, history = load_checkpoint(checkpoint, learner)
         if not _go_on(history, recipe, team, report):  # whoever wrote it may have died before it could report it
             return
-    parallel = team.parallel(net)
     for epoch in range(start, recipe.train.epochs):
-        metrics = _one_epoch(recipe, epoch, net, parallel, optimizer, train, val, team, progress)
-        history.append(metrics)
+        history.append(_one_epoch(recipe, epoch, learner, splits, progress))
         if team.rank == 0:
-            save_checkpoint(recipe.folder, epoch + 1, net, optimizer, history)
+            save_checkpoint(recipe.folder, epoch + 1, learner, history)
         if not _go_on(history, recipe, team, report):
             return
 
 
 def _go_on(history: list[Metrics], recipe: Recipe, team: Team, report: Report) -> bool:
     """Report the last epoch of `history`, drop the checkpoints that it made useless; whether to train another."""
-    done = history[-1]["epoch"]
-    last = done == recipe.train.epochs
+    done, best = history[-1]["epoch"], best_epoch(history, recipe.metric)
+    patience = recipe.train.patience
+    last = done == recipe.train.epochs or (patience is not None and done - best >= patience)
     go_on = not last
     if team.rank == 0:
         go_on = report(history[-1], last) and not last
-        prune(recipe.folder, {best_epoch(history, recipe.metric), done})
+        prune(recipe.folder, {best, done})
     return team.agree(go_on)
 
 
@@ -106,47 +118,50 @@ def best_epoch(history: list[Metrics], metric: str) -> int:
     return min(history, key=lambda m: order(m, metric))["epoch"]
 
 
-def _one_epoch(recipe: Recipe, epoch: int, net: nn.Module, parallel: nn.Module, optimizer: torch.optim.Optimizer,
-               train: Reader, val: Reader, team: Team, progress: Progress) -> Metrics:
+def _one_epoch(recipe: Recipe, epoch: int, learner: Learner, splits: Splits, progress: Progress) -> Metrics:
+    team = learner.team
     # Random numbers inside the network (dropout) depend on where training stands, not on how it got there.
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch, team.rank]).generate_state(1)[0]))
+    head_alone = recipe.train.freeze == "backbone" or epoch < recipe.train.head_epochs
+    known = [splits.features("train"), splits.features("val")] if head_alone and not recipe.train.augment.any else []
+    train, val = known if len([k for k in known if k is not None]) == 2 else (splits.train, splits.val)
+    assert train is not None
+    assert val is not None
+    learner.enter(head_alone, on_features=train is not splits.train)
     clock = Clock()
-    loss, correct, rows = _train_epoch(recipe, epoch, parallel, optimizer, train, team, clock, progress)
+    loss, accuracy, rows = _train_epoch(recipe, epoch, learner, train, clock, progress)
     seconds = clock.elapsed()
     if not math.isfinite(loss):
         raise TrialError(recipe.folder.parent.name, f"diverged: the training loss is {loss} in epoch {epoch + 1}")
-    team.share_buffers(net)
-    val_loss, val_accuracy = evaluate(net, val, team, recipe.mean, recipe.std)
-    if not math.isfinite(val_loss):
-        raise TrialError(recipe.folder.parent.name, f"diverged: the validation loss is {val_loss} in epoch {epoch + 1}")
-    return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": correct, "val_loss": val_loss,
-            "val_accuracy": val_accuracy, "seconds": clock.elapsed(), "train_seconds": seconds,
-            "data_wait_seconds": clock.waited, "images": rows}
+    learner.share_buffers()
+    prepare = Preparer(recipe.preparation, team.device)
+    judged = prefixed(evaluate(learner.part(learner.judged), val, team, prepare, len(recipe.class_rows)), "val")
+    if not math.isfinite(judged["val_loss"]):
+        raise TrialError(recipe.folder.parent.name,
+                         f"diverged: the validation loss is {judged['val_loss']} in epoch {epoch + 1}")
+    return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy, **judged, "seconds": clock.elapsed(),
+            "train_seconds": seconds, "data_wait_seconds": clock.waited, "images": rows}
 
 
-def _train_epoch(recipe: Recipe, epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, train: Reader,
-                 team: Team, clock: Clock, progress: Progress) -> tuple[float, float, int]:
+def _train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clock: Clock,
+                 progress: Progress) -> tuple[float, float, int]:
     """(mean loss, accuracy, images) over the whole team."""
-    recipe_train, scale_shift = recipe.train, scale_and_shift(recipe.mean, recipe.std, team.device)
-    steps = math.ceil(len(train) / recipe_train.batch_size)
+    spec, team = recipe.train, learner.team
+    prepare = Preparer(recipe.preparation, team.device)
+    steps = math.ceil(len(train) / spec.batch_size)
     totals = torch.zeros(3, dtype=torch.float64, device=team.device)
-    net.train()
     told = clock.started
-    batches = train.epoch(recipe.seed, epoch, recipe_train.batch_size, team.rank, team.workers)
+    batches = train.epoch(recipe.seed, epoch, spec.batch_size, team.rank, team.workers)
     for batch in clock.timed(batches):
-        images, labels = _to_device(batch, team.device)
-        changed = augment(images, recipe_train.augment, (recipe.seed, epoch, batch.number), batch.first, batch.size)
-        rate = learning_rate(epoch * steps + batch.number, recipe_train.optimizer.lr, recipe_train.schedule, steps,
-                             recipe_train.epochs)
-        set_learning_rate(optimizer, rate)
-        optimizer.zero_grad(set_to_none=True)
-        outputs = net(normalise(changed, *scale_shift))
-        loss = F.cross_entropy(outputs, labels, reduction="sum")
-        # The team averages gradients; this makes the average the gradient of the mean loss of the global batch,
-        # also where the shares of the workers differ by a row.
-        (loss * (team.workers / batch.size)).backward()
-        optimizer.step()
-        _count(totals, loss, outputs, labels)
+        inputs, labels = _to_device(batch, team.device)
+        targets = labels
+        if not learner.on_features:
+            inputs, targets = _changed(recipe, epoch, batch, inputs, labels, prepare)
+        rate = learning_rate(epoch * steps + batch.number, spec.optimizer.lr, spec.schedule, steps, spec.epochs)
+        loss, outputs = learner.step(inputs, targets, batch.size, rate)
+        totals[0] += loss
+        totals[1] += (outputs.argmax(1) == labels).sum()
+        totals[2] += len(labels)
         if team.rank == 0 and time.perf_counter() - told > PROGRESS_SECONDS:
             told = time.perf_counter()
             progress(batch.number + 1, steps)
@@ -154,27 +169,26 @@ def _train_epoch(recipe: Recipe, epoch: int, net: nn.Module, optimizer: torch.op
     return loss_sum / rows, correct / rows, int(rows)
 
 
+def _changed(recipe: Recipe, epoch: int, batch: Batch, images: torch.Tensor, labels: torch.Tensor,
+             prepare: Preparer) -> tuple[torch.Tensor, torch.Tensor]:
+    """(network inputs, targets) of a batch, changed at random as the recipe says."""
+    spec, key = recipe.train.augment, (recipe.seed, epoch, batch.number)
+    inputs = prepare(augment(images, spec, key, batch.first, batch.size))
+    inputs = erase(inputs, spec.erasing, key, batch.first, batch.size)
+    return mix(inputs, labels, spec, len(recipe.class_rows), key)
+
+
 @torch.inference_mode()
-def evaluate(net: nn.Module, split: Reader, team: Team, mean: tuple[float, ...],
-             std: tuple[float, ...]) -> tuple[float, float]:
-    """(mean loss, accuracy) of a split: sums over all workers, divided once."""
+def evaluate(net: nn.Module, split: Reader, team: Team, prepare: Preparer, classes: int) -> dict[str, float]:
+    """Metrics of a split, in float32 as the delivered model will be used; on features where `net` is a head alone."""
     net.eval()
-    scale_shift = scale_and_shift(mean, std, team.device)
-    totals = torch.zeros(3, dtype=torch.float64, device=team.device)
-    batch = max(1, min(EVAL_BATCH, EVAL_PIXELS // split.pixels))
+    sums = Sums(classes, team.device)
+    batch = max(1, min(EVAL_BATCH, EVAL_PIXELS // max(split.pixels, (prepare.how.image_size or 0) ** 2)))
     for rows in split.in_order(batch, team.rank, team.workers):
-        images = torch.from_numpy(rows.images).to(team.device)
-        labels = torch.from_numpy(rows.labels).to(team.device)
-        outputs = net(normalise(images, *scale_shift))
-        _count(totals, F.cross_entropy(outputs, labels, reduction="sum"), outputs, labels)
-    loss, correct, count = team.sums(totals).tolist()
-    return loss / count, correct / count
-
-
-def _count(totals: torch.Tensor, loss: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor) -> None:
-    totals[0] += loss.detach()
-    totals[1] += (outputs.detach().argmax(1) == labels).sum()
-    totals[2] += len(labels)
+        values, labels = (torch.from_numpy(v).to(team.device) for v in (rows.images, rows.labels))
+        sums.add(net(prepare(values) if values.dtype == torch.uint8 else values), labels)
+    team.sums(sums.values)
+    return sums.metrics()
 
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

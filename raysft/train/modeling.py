@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import socket
-import urllib.error
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,39 +13,74 @@ from torch import nn
 
 from raysft.errors import ModelError, in_words
 from raysft.job.spec import Model
-from raysft.storage import local_copy, locked
-from raysft.train.setup import weights_file
+from raysft.storage import locked
+from raysft.train import weights
+from raysft.train.weights import Pixels
 
 # Networks whose auxiliary training heads are left out: one loss, on the main head.
 _AUXILIARY = {"googlenet": {"aux_logits": False, "init_weights": True},
               "inception_v3": {"aux_logits": False, "init_weights": True}}
 _IMAGENET_CLASSES = 1000
-DOWNLOAD_SILENCE_S = 60
+TIMM = "timm:"
 
 
-def build_model(spec: Model, classes: int, seed: int) -> nn.Module:
+@dataclass(frozen=True)
+class Loaded:
+    """Which tensors of a network came from its weights."""
+
+    loaded: int
+    new: tuple[str, ...]
+    """Drawn at random: the head."""
+    unfit: tuple[str, ...]
+    """Tensors of the weights that were left out."""
+
+
+@dataclass
+class Network:
+    """A network ready to be trained."""
+
+    net: nn.Module
+    head: str
+    """Name of the last layer, which has one output a class."""
+    pixels: Pixels | None
+    """How its weights want their images; None where nothing says so."""
+    loaded: Loaded | None
+    """What came from pretrained weights; None without any."""
+
+
+def build_network(spec: Model, classes: int, seed: int) -> Network:
     """The network of `spec` with a new head of `classes` outputs, its new tensors drawn from `seed`.
 
     Raises ModelError for an unknown name, weights that are not there, cannot be fetched, or belong to another network.
     """
     torch.manual_seed(seed)
+    if spec.name.startswith(TIMM):
+        return _of_timm(spec, classes)
     if ":" in spec.name:
-        net = _from_factory(spec.name, classes)
-        head = ""
-    else:
-        net = _from_torchvision(spec.name)
-        head = replace_head(net, classes)
-    if spec.weights != "none":
-        load_weights(net, _state_dict(spec), head, spec)
-    return net
+        return _of_factory(spec, classes)
+    return _of_torchvision(spec, classes)
 
 
-def network(name: str, classes: int) -> nn.Module:
+def network(name: str, classes: int, image_size: int | None = None) -> nn.Module:
     """The network of a delivered model, before its weights are loaded; raises ModelError."""
-    return build_model(Model(name=name, weights="none"), classes, seed=0)
+    return build_network(Model(name=name, weights="none", image_size=image_size), classes, seed=0).net
 
 
 # --- architectures ---------------------------------------------------------------------------------------------------
+
+def _of_factory(spec: Model, classes: int) -> Network:
+    net = _from_factory(spec.name, classes)
+    layers = [name for name, m in net.named_modules() if _outputs(m) is not None]
+    head = layers[-1] if layers else ""
+    if spec.weights == "none":
+        return Network(net, head, None, None)
+    file = weights.file_of(spec)
+    if file is None:
+        raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has no weights by name",
+                         "give a file, or none")
+    loaded = load_weights(net, weights.read_fetched(file, spec.weights), head, spec)
+    return Network(net, head, weights.delivered_pixels(file), loaded)
+
 
 def _from_factory(name: str, classes: int) -> nn.Module:
     module_name, _, attribute = name.partition(":")
@@ -67,13 +99,25 @@ def _from_factory(name: str, classes: int) -> nn.Module:
     return net
 
 
+def _of_torchvision(spec: Model, classes: int) -> Network:
+    net = _from_torchvision(spec.name)
+    head = replace_head(net, classes)
+    if spec.weights == "none":
+        return Network(net, head, None, None)
+    file = weights.file_of(spec)
+    pixels = weights.delivered_pixels(file) or weights.torchvision_pixels(spec.name, spec.weights)
+    path = file or weights.torchvision_file(spec.name, spec.weights)
+    return Network(net, head, pixels, load_weights(net, weights.read_fetched(path, spec.weights), head, spec))
+
+
 def _from_torchvision(name: str) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, or package.module:factory"
+        others = "timm:NAME, or package.module:factory"
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, {others}"
         raise ModelError(f"model.name: {name}", "is not a torchvision classifier", hint)
     return models.get_model(name, weights=None, **_AUXILIARY.get(name, {}))
 
@@ -99,14 +143,62 @@ def _outputs(module: nn.Module) -> int | None:
     return module.out_channels if isinstance(module, nn.Conv2d) else None
 
 
+def _of_timm(spec: Model, classes: int) -> Network:
+    """A network of the library timm; by a weights name it fetches its own, tagged ones as timm:NAME.TAG."""
+    try:
+        import timm
+    except ImportError:
+        raise ModelError(f"model.name: {spec.name}", "needs the library timm", "pip install 'raysft[timm]'") from None
+    name = spec.name.removeprefix(TIMM)
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ModelError(f"model.name: {spec.name}", "is not a network of timm",
+                         f"did you mean {TIMM}{close[0]}?" if close else "see timm.list_models()")
+    file = weights.file_of(spec) if spec.weights != "none" else None
+    named = file is None and spec.weights != "none"
+    if named and spec.weights != "DEFAULT":
+        raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has none of that name",
+                         "give DEFAULT, a file, or none; other weights of timm are part of the name, timm:NAME.TAG")
+    net = _make_timm(timm, name, classes, named, spec)
+    how = net.pretrained_cfg
+    head = how["classifier"]
+    head = head if isinstance(head, str) else head[0]
+    pixels = Pixels(tuple(how["mean"]), tuple(how["std"]), how["interpolation"])
+    if file is not None:
+        loaded = load_weights(net, weights.read_fetched(file, spec.weights), head, spec)
+        return Network(net, head, weights.delivered_pixels(file) or pixels, loaded)
+    new = tuple(key for key in net.state_dict() if key.startswith(f"{head}."))
+    total = len(net.state_dict())
+    return Network(net, head, pixels, Loaded(total - len(new), new, new)) if named else Network(net, head, None, None)
+
+
+def _make_timm(timm: Any, name: str, classes: int, pretrained: bool, spec: Model) -> Any:
+    lock = weights._cache() / f"raysft-timm-{name.replace('/', '-')}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    sizes = [{"img_size": spec.image_size}, {}] if spec.image_size else [{}]  # transformers want to know theirs
+    with locked(lock):  # one worker fetches, the others find it
+        for size in sizes:
+            try:
+                return timm.create_model(name, pretrained=pretrained, num_classes=classes, **size)
+            except TypeError:
+                if not size:
+                    raise
+            except Exception as error:  # the hub's client has a tree of errors of its own
+                if not pretrained:
+                    raise ModelError(f"model.name: {spec.name}", f"cannot be made ({in_words(error)})") from None
+                raise ModelError(f"model.weights: {spec.weights}", f"cannot be downloaded ({in_words(error)})",
+                                 "give a file of them, or weights: none") from None
+    raise AssertionError("create_model takes its arguments")
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
-def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, spec: Model) -> None:
+def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, spec: Model) -> Loaded:
     """Load every tensor but those of a head of another size; raises ModelError when anything else does not fit."""
     own = net.state_dict()
     in_head = {key for key in own if head and key.startswith(f"{head}.")}
-    new_head = {key for key in in_head if key in state and state[key].shape != own[key].shape}
-    given = {key: value for key, value in state.items() if key not in new_head and "aux" not in key.lower()}
+    unfit = {key for key in in_head if key in state and state[key].shape != own[key].shape}
+    given = {key: value for key, value in state.items() if key not in unfit and "aux" not in key.lower()}
     fitting = {key for key, value in given.items() if key in own and own[key].shape == value.shape}
     # Counters of batch normalisation are absent from the files of some libraries and do not matter.
     missing = [k for k in own if k not in fitting and k not in in_head and not k.endswith("num_batches_tracked")]
@@ -117,63 +209,5 @@ def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, s
                          f"are of another architecture than {spec.name}: {len(fitting)} of {len(own)} tensors fit, "
                          f"{example}", "give weights of this network, or weights: none")
     net.load_state_dict(given, strict=False)
-
-
-def _state_dict(spec: Model) -> Mapping[str, torch.Tensor]:
-    path = weights_file(spec)
-    if path is not None:
-        with local_copy(path) as copy:
-            return read_state_dict(copy, spec.weights)
-    if ":" in spec.name:
-        raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has no weights by name",
-                         "give a file, or none")
-    return _torchvision_weights(spec)
-
-
-def read_state_dict(path: Path, shown: str | None = None) -> Mapping[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a torch file read without running code; raises ModelError."""
-    where = f"model.weights: {shown or path}"
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise their own kinds for a torn or foreign file
-        raise ModelError(where, f"cannot be read ({in_words(error)})",
-                         "give a .safetensors file or a plain state dict") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ModelError(where, "is not a state dict", "save it with torch.save(model.state_dict(), file)")
-    return state
-
-
-def _torchvision_weights(spec: Model) -> Mapping[str, torch.Tensor]:
-    from torchvision import models
-
-    known = models.get_model_weights(spec.name)
-    try:
-        weights = known[spec.weights]
-    except KeyError:
-        names = ["DEFAULT", *(w.name for w in known)]
-        raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has none of that name",
-                         f"give {', '.join(names)}, a file, or none") from None
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with locked(cached.with_name(f"{cached.name}.lock")), _time_limit():  # one worker fetches, the others find it
-            return weights.get_state_dict(progress=False, check_hash=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ModelError(f"model.weights: {spec.weights}", f"cannot be downloaded ({error})",
-                         f"put {cached.name} into {cached.parent}, give a file, or weights: none") from None
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """Let no download wait for ever for a server that has gone silent; torch sets no limit of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_SILENCE_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    return Loaded(len(fitting), tuple(key for key in own if key in in_head and key not in fitting),
+                  tuple(sorted(unfit | {key for key in state if "aux" in key.lower()})))

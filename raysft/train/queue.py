@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from raysft.errors import RaysftError
-from raysft.job.spec import Train
+from raysft.job.recipe import Train
+from raysft.job.spec import Model
 
 MAX_ATTEMPTS = 3
 
@@ -32,13 +33,21 @@ class Task:
     kind: Literal["train", "score"]
     trial: str
     folder: str
-    train: Train | None = None
+    model: Model
+    train: Train
+    seed: int
+    config: dict[str, Any] = field(default_factory=dict)
     attempt: int = 0
+    of_search: bool = True
+    """Whether it ends with the search, which a repeat of its best trial and a score outlive."""
+    halved: bool = False
+    """Whether its micro-batch was halved because memory was short."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a trial: started, progress, epoch, finished, stopped, failed, scored; or to a slot: ready."""
+    """What happened to a trial (proposed, started, progress, epoch, halved, finished, stopped, failed, scored), or to
+    a worker (built, refused)."""
 
     kind: str
     trial: str
@@ -63,6 +72,7 @@ class _Failure:
     trial: str
     payload: dict[str, str]
     missing: set[int]
+    out_of_memory: bool
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -86,7 +96,7 @@ class TrialQueue:
         self._teams: dict[tuple[int, int], _Team] = {}
         self._pending: deque[Task] = deque()
         self._more = asyncio.Condition()
-        self._closed = False
+        self._closed = self._over = False
         self._events: list[Event] = []
         self._happened = asyncio.Condition()
         self._data: asyncio.Future[dict[str, Any]] | None = None
@@ -119,6 +129,12 @@ class TrialQueue:
                 trial, team.running = team.running, None
                 await self._again(self._trials[trial])
 
+    async def finish_search(self) -> None:
+        """Good enough: trials in training end with their epoch, and none that the search still proposes begins."""
+        self._over = True
+        for trial in list(self._trials):
+            await self.stop(trial)
+
     async def close(self) -> None:
         """No more trials: teams that ask are sent home, and the search is told that what it waits for has stopped."""
         async with self._more:
@@ -135,7 +151,8 @@ class TrialQueue:
     async def put(self, task: Task) -> None:
         """Add a trial for the next free team."""
         self._trials[task.trial] = _Trial(task)
-        if self._closed:
+        await self._tell(Event("proposed", task.trial, {"config": task.config}))
+        if self._closed or (self._over and task.of_search):
             await self._end(self._trials[task.trial], "stopped", {})
             return
         async with self._more:
@@ -168,6 +185,10 @@ class TrialQueue:
     async def data(self) -> dict[str, Any]:
         """The splits, once the driver has prepared them."""
         return await asyncio.shield(self._data_future())
+
+    async def built(self, payload: dict[str, Any]) -> None:
+        """A worker has made a network: what came from its weights, and how they want their images."""
+        await self._tell(Event("built", "", payload))
 
     async def refuse(self, error: RaysftError) -> None:
         """A worker cannot work at all: the job is wrong."""
@@ -228,11 +249,12 @@ class TrialQueue:
         kind = "scored" if state.task.kind == "score" else "stopped" if state.stopped else "finished"
         await self._end(state, kind, payload)
 
-    async def fail(self, slot: int, team: int, rank: int, workers: int, trial: str, error: str, trace: str) -> None:
+    async def fail(self, slot: int, team: int, rank: int, workers: int, trial: str, error: str, trace: str,
+                   out_of_memory: bool = False) -> None:
         """A member of a team gives its trial up. The first to do so tells the cause."""
         state = self._teams[slot, team]
         if state.failure is None:
-            state.failure = _Failure(trial, {"error": error, "trace": trace}, set(range(workers)))
+            state.failure = _Failure(trial, {"error": error, "trace": trace}, set(range(workers)), out_of_memory)
         for meeting in state.meetings.values():
             if not meeting.done():  # nobody must wait for a member that gave up before it could be met
                 meeting.set_exception(ConnectionError(f"the team did not meet: {error}"))
@@ -264,11 +286,23 @@ class TrialQueue:
         failure.missing.discard(rank)
         if not failure.missing:
             running, team.running, team.failure, team.group = team.running, None, None, team.group + 1
-            await self._end(self._trials[failure.trial], "failed", failure.payload)
+            await self._fail_or_halve(self._trials[failure.trial], failure)
             team.agreed_turn = team.turn + 1
             if running is not None and running != failure.trial:  # some had taken the next when others failed this one
                 await self._again(self._trials[running])
             failure.settled.set()
+
+    async def _fail_or_halve(self, state: _Trial, failure: _Failure) -> None:
+        """A trial that ran out of memory goes on from its last checkpoint with half the micro-batch, once."""
+        if not failure.out_of_memory or state.task.halved or state.stopped or self._closed:
+            await self._end(state, "failed", failure.payload)
+            return
+        train = state.task.train.model_copy(update={"accumulate": 2 * state.task.train.accumulate})
+        state.task = replace(state.task, train=train, halved=True)
+        await self._tell(Event("halved", state.task.trial, {"accumulate": train.accumulate}))
+        async with self._more:
+            self._pending.appendleft(state.task)
+            self._more.notify_all()
 
     async def _restart(self, team: _Team, incarnation: int) -> None:
         lost, team.running, team.failure = team.running, None, None

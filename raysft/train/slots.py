@@ -25,12 +25,11 @@ LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEAL
 class SlotThread(threading.Thread):
     """A thread that holds one Ray Train run; `error` says why it ended, if it should not have."""
 
-    def __init__(self, number: int, slot: Slot, resources: Resources, setup: Any, queue: Any, storage: str,
-                 restarts: int) -> None:
+    def __init__(self, number: int, slot: Slot, resources: Resources, storage: str, restarts: int,
+                 config: dict[str, Any]) -> None:
         super().__init__(name=f"slot-{number}", daemon=True)
-        self.restarts = restarts
-        self.number, self.slot, self.resources = number, slot, resources
-        self.setup, self.queue, self.storage = setup, queue, storage
+        self.number, self.slot, self.resources, self.storage = number, slot, resources, storage
+        self.restarts, self.config = restarts, config
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -49,7 +48,7 @@ class SlotThread(threading.Thread):
                                       use_gpu=bool(self.resources.gpus_per_worker))
         failures = train.FailureConfig(max_failures=self.restarts, controller_failure_limit=0)  # type: ignore[call-arg]
         run = train.RunConfig(name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures)
-        config = {"setup": self.setup, "slot": self.number, "queue": self.queue}
+        config = {**self.config, "slot": self.number}
         return DataParallelTrainer(_enter, train_loop_config=config, scaling_config=scaling, run_config=run)
 
 
@@ -57,4 +56,5 @@ def _enter(config: dict[str, Any]) -> None:
     from raysft.train.worker import run_worker  # torch is imported here, in the worker
 
     incarnation = broadcast_from_rank_zero(time.time_ns())  # the same for all that start together, and ever growing
-    run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), incarnation, config["queue"])
+    run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), incarnation, config["queue"],
+               config["model"], config["seed"])

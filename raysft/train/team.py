@@ -49,13 +49,14 @@ class Team:
             dist.destroy_process_group()
             gc.collect()
 
-    def place(self, net: nn.Module) -> nn.Module:
+    def place(self, net: nn.Module, channels_last: bool = True) -> nn.Module:
         """`net` on this worker's device, images' channels last in memory: faster for convolutions on both kinds."""
-        return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = net.to(self.device)
+        return net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
 
     def parallel(self, net: nn.Module) -> nn.Module:
         """`net` with gradients averaged over the team."""
-        if self.workers == 1:
+        if self.workers == 1 or not any(p.requires_grad for p in net.parameters()):
             return net
         on = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(net, device_ids=on, gradient_as_bucket_view=True)
@@ -67,7 +68,7 @@ class Team:
                 dist.broadcast(buffer, src=0)
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
-        """`values`, float64 of any shape, summed over the team."""
+        """`values`, floating-point of any shape, summed over the team in place."""
         if self.workers > 1:
             dist.all_reduce(values)
         return values

@@ -5,20 +5,28 @@ from __future__ import annotations
 import copy
 import sys
 import traceback
+from dataclasses import asdict
 from typing import Any
 
 import ray
 import torch
 
-from raysft.data.ingest import Reader, open_reader
+from raysft.data.ingest import Kept, Reader, open_reader
+from raysft.data.pixels import Preparer
+from raysft.data.preparation import Preparation
 from raysft.errors import ModelError, TrialError
+from raysft.job.spec import Model
 from raysft.storage import place
 from raysft.train.checkpoint import read_tensors
-from raysft.train.loop import Recipe, evaluate, run_trial
-from raysft.train.modeling import build_model
+from raysft.train.features import features_of
+from raysft.train.loop import Recipe, Splits, evaluate, run_trial
+from raysft.train.modeling import Network, build_network
 from raysft.train.queue import Task
 from raysft.train.setup import Setup
 from raysft.train.team import Team
+from raysft.train.weights import Pixels
+
+NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 
 
 class Worker:
@@ -34,12 +42,14 @@ class Worker:
         self.team = Team(rank, setup.resources.workers, device)
         self.group: int | None = None
         self.readers: dict[str, Reader] = {}
+        self.networks: dict[tuple[Model, int], Network] = {}
+        self.features: dict[tuple[Model, int, str], Kept | None] = {}
 
-    def work(self) -> None:
-        """Take task after task until there are no more."""
+    def work(self, model: Model, seed: int) -> None:
+        """Take task after task until there are no more; `model` is made before the first, as most trials want it."""
         sys.path.append(self.setup.import_from)  # where package.module:factory is importable for the submitter
         try:
-            self.net = build_model(self.setup.model, self.setup.classes, self.setup.seed)
+            self._network(model, seed)
         except ModelError as error:
             ray.get(self.queue.refuse.remote(error))
             return
@@ -53,8 +63,11 @@ class Worker:
                 turn = self._give_up(task, turn, *failed)
         self.team.disconnect()
 
-    def _attempt(self, task: Task, group: int) -> tuple[str, str] | None:
-        """Do a task; returns (error, traceback) when it failed, so that one trial's failure stays its own."""
+    def _attempt(self, task: Task, group: int) -> tuple[str, str, bool] | None:
+        """Do a task; returns (error, traceback, whether memory was short) when it failed.
+
+        So one trial's failure stays its own.
+        """
         try:
             self._connect(group)
             payload = self._train(task) if task.kind == "train" else self._score(task)
@@ -62,18 +75,21 @@ class Worker:
                 ray.get(self.queue.finish.remote(self.slot, self.team_number, task.trial, payload))
         except Exception as error:
             line = error.what if isinstance(error, TrialError) else f"{type(error).__name__}: {error}"
-            return line.strip().splitlines()[0], traceback.format_exc()
+            return line.strip().splitlines()[0], traceback.format_exc(), _out_of_memory(error)
         return None
 
-    def _give_up(self, task: Task, turn: int, error: str, trace: str) -> int:
+    def _give_up(self, task: Task, turn: int, error: str, trace: str, out_of_memory: bool) -> int:
         """Tell why before the others find this member gone, leave the group, wait for all to have left it.
 
         Returns the turn from which all go on.
         """
         me = (self.slot, self.team_number)
-        ray.get(self.queue.fail.remote(*me, self.team.rank, self.team.workers, task.trial, error, trace))
+        ray.get(self.queue.fail.remote(*me, self.team.rank, self.team.workers, task.trial, error, trace,
+                                       out_of_memory))
         self.team.disconnect()
         self.group = None
+        if self.team.device.type == "cuda":
+            torch.cuda.empty_cache()
         return ray.get(self.queue.settle.remote(*me, turn))
 
     def _connect(self, group: int) -> None:
@@ -88,10 +104,11 @@ class Worker:
         self.group = group
 
     def _train(self, task: Task) -> dict[str, Any]:
-        assert task.train is not None
         setup, queue = self.setup, self.queue
-        folder = place(task.folder) / "checkpoints"
-        recipe = Recipe(task.train, setup.seed, setup.mean, setup.std, setup.metric, folder)
+        network = self._network(task.model, task.seed)
+        recipe = Recipe(task.train, task.seed, self._preparation(task.model, network), setup.class_rows, setup.metric,
+                        place(task.folder) / "checkpoints", network.head)
+        splits = Splits(self._reader("train"), self._reader("val"), lambda split: self._features(task, split))
         epochs = 0
 
         def report(metrics: dict[str, Any], last: bool) -> bool:
@@ -102,16 +119,47 @@ class Worker:
         def progress(step: int, steps: int) -> None:
             queue.progress.remote(task.trial, epochs, step, steps)
 
-        run_trial(recipe, copy.deepcopy(self.net), self._reader("train"), self._reader("val"), self.team, report,
-                  progress)
+        run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress)
         return {"host": ray.util.get_node_ip_address()}
 
     def _score(self, task: Task) -> dict[str, Any]:
-        net = copy.deepcopy(self.net)
+        network = self._network(task.model, task.seed)
+        how = self._preparation(task.model, network)
+        net = copy.deepcopy(network.net)
         net.load_state_dict(read_tensors(place(task.folder) / "model.safetensors"))
-        test = self._reader("test")
-        loss, accuracy = evaluate(self.team.place(net), test, self.team, self.setup.mean, self.setup.std)
-        return {"test_loss": loss, "test_accuracy": accuracy}
+        scores = evaluate(self.team.place(net), self._reader("test"), self.team, Preparer(how, self.team.device),
+                          self.setup.classes)
+        return {"scores": scores, "preparation": how}
+
+    def _network(self, spec: Model, seed: int) -> Network:
+        """The network of `spec` as trials start with it; made once, but for the last few only kept."""
+        if (spec, seed) not in self.networks:
+            made = build_network(spec, self.setup.classes, seed)
+            while len(self.networks) >= NETWORKS_KEPT:
+                self.networks.pop(next(iter(self.networks)))
+            self.networks[spec, seed] = made
+            if self.team.rank == 0 and made.loaded is not None:
+                told = {"name": spec.name, "weights": spec.weights, **asdict(made.loaded),
+                        **asdict(self._preparation(spec, made))}
+                ray.get(self.queue.built.remote(told))
+        return self.networks[spec, seed]
+
+    def _preparation(self, spec: Model, network: Network) -> Preparation:
+        """What images go through: as the job says, else as the weights say, else by the data's own mean and std."""
+        own = network.pixels or Pixels(self.setup.data_mean, self.setup.data_std)
+        return Preparation(self.setup.mean or own.mean, self.setup.std or own.std, spec.image_size,
+                           spec.interpolation or own.interpolation)
+
+    def _features(self, task: Task, split: str) -> Kept | None:
+        """A split as features of the untrained backbone of a task's network, made once for all trials."""
+        key = (task.model, task.seed, split)
+        reader = self._reader(split)
+        if key not in self.features and isinstance(reader, Kept):
+            network = self._network(task.model, task.seed)
+            prepare = Preparer(self._preparation(task.model, network), self.team.device)
+            net = self.team.place(copy.deepcopy(network.net), task.train.channels_last)
+            self.features[key] = features_of(reader, net, network.head, prepare, self.team, self.setup.feature_bytes)
+        return self.features.get(key)
 
     def _reader(self, split: str) -> Reader:
         if split not in self.readers:
@@ -120,6 +168,11 @@ class Worker:
         return self.readers[split]
 
 
-def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any) -> None:
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # of a GPU, of the CPU
+
+
+def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any, model: Model,
+               seed: int) -> None:
     """What Ray Train runs in each process of a slot; `incarnation` grows with every start of its worker group."""
-    Worker(setup, slot, world_rank, incarnation, queue).work()
+    Worker(setup, slot, world_rank, incarnation, queue).work(model, seed)

@@ -77,9 +77,10 @@ def test_kept_and_streamed_rows_are_the_same_images(sources):
     assert np.array_equal(np.concatenate([r.labels for r in streamed]), kept.labels)
 
 
-def test_images_are_resized_when_read(dataset):
-    sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, image_size=12)
-    assert read_split(sources["val"]).images.shape == (9, 12, 12, 3)
+@pytest.mark.parametrize(("image_size", "decoded"), [(6, 6), (12, 8)])  # larger ones are made where they are needed
+def test_images_are_made_smaller_when_read(dataset, image_size, decoded):
+    sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, image_size)
+    assert read_split(sources["val"]).images.shape == (9, decoded, decoded, 3)
 
 
 def test_the_budget_decides_and_says_why(sources):

@@ -9,8 +9,8 @@ from raysft.job import json_schema, markdown
 def test_the_schema_describes_every_field():
     schema = json_schema()
     json.dumps(schema)
-    for section in schema["$defs"].values():
-        assert section["additionalProperties"] is False
+    for name, section in schema["$defs"].items():
+        assert section["additionalProperties"] is (name == "Optimizer")  # which takes what torch's class takes
         assert all("description" in p for p in section["properties"].values())
 
 

@@ -1,13 +1,12 @@
 """Whole runs on a real Ray with real process groups: what comes out, and what a failure costs."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 from raysft.data.imports import import_dataset
-from raysft.errors import ModelError, RunError
+from raysft.errors import DataError, ModelError, RunError
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.results.predict import Classifier
@@ -79,17 +78,45 @@ def test_a_search_ends_with_a_scored_model_and_a_leaderboard(go, images):
     assert left == {results["best"]["trial"]}
 
 
-def test_the_number_of_workers_does_not_change_the_losses(go):
-    _, _, alone = go(resources={"workers": 1}, train={"batch_size": 15})
-    _, _, both = go(resources={"workers": 2}, train={"batch_size": 15})
+def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, tmp_path, monkeypatch):
+    (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
+    monkeypatch.chdir(tmp_path)
+    same = {"train": {"batch_size": 15, "epochs": 3}}
+    _, _, alone = go(**same)
+    _, _, again = go(**same)
+    assert losses(again) == losses(alone)
+    results, listener, both = go(model={"name": "crashing:network"}, resources={"workers": 2}, **same)
+    assert (tmp_path / "crashed").exists()
+    assert any("taken up again" in note for note in listener.notes)
+    assert [t["status"] for t in results["trials"]] == ["finished"]
     for one, two in zip(losses(alone), losses(both), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
 
 
-def test_kept_runs_repeat_and_streamed_runs_train_too(go):
-    _, _, first = go()
-    _, _, second = go()
-    assert losses(first) == losses(second)
+CRASHING = """
+import os, signal
+from pathlib import Path
+from torch import nn
+from tests.tiny import tiny
+
+class Crashing(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.net, self.evaluations = tiny(classes), 0
+
+    def forward(self, images):
+        self.evaluations += not self.training
+        if self.evaluations == 2 and not Path("{marker}").exists():  # in the second epoch, with one checkpoint there
+            Path("{marker}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.net(images)
+
+def network(num_classes):
+    return Crashing(num_classes)
+"""
+
+
+def test_what_does_not_fit_in_memory_is_streamed(go):
     results, listener, _ = go(data={"budget_gb": 1e-9})
     assert any(note.startswith("data streamed") for note in listener.notes)
     assert results["best"]["val_accuracy"] is not None
@@ -124,40 +151,13 @@ def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks_at_once(go, tmp_p
     assert all(t["seconds"] < COLLECTIVE_TIMEOUT.total_seconds() / 2 for t in trials)  # nobody waited for the dead
 
 
-def test_a_killed_worker_costs_one_restart(go, tmp_path, monkeypatch):
-    (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
-    monkeypatch.chdir(tmp_path)
-    results, listener, run = go(model={"name": "crashing:network"}, train={"epochs": 3}, resources={"workers": 2})
-    assert (tmp_path / "crashed").exists()
-    assert any("taken up again" in note for note in listener.notes)
-    assert [t["status"] for t in results["trials"]] == ["finished"]
-    assert len(losses(run)) == 3
-    assert all(math.isfinite(v) for row in losses(run) for v in row)
-
-
-CRASHING = """
-import os, signal
-from pathlib import Path
-from torch import nn
-from tests.tiny import tiny
-
-class Crashing(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.net, self.evaluations = tiny(classes), 0
-
-    def forward(self, images):
-        self.evaluations += not self.training
-        if self.evaluations == 2 and not Path("{marker}").exists():  # in the second epoch, with one checkpoint there
-            Path("{marker}").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.net(images)
-
-def network(num_classes):
-    return Crashing(num_classes)
-"""
-
-
 def test_a_network_that_is_not_known_is_refused_before_any_trial(go):
     with pytest.raises(ModelError, match="did you mean resnet18"):
         go(model={"name": "resnet81"})
+
+
+def test_a_torn_shard_is_refused_before_any_worker_starts(go, dataset):
+    shard = dataset / "train/0000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"0000\.parquet: does not have the checksum of its manifest"):
+        go()

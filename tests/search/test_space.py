@@ -3,7 +3,8 @@
 import pytest
 
 from raysft.job import Job
-from raysft.search.space import configurations, recipe_of
+from raysft.job.space import recipe_of
+from raysft.search.space import configurations
 
 
 def job(space, trials=12, seed=0) -> Job:
@@ -47,7 +48,7 @@ def test_a_grid_tries_every_combination():
 def test_without_a_search_there_is_one_trial_as_in_the_job():
     job = Job()
     assert configurations(job) == [{}]
-    assert recipe_of(job, {}) == job.train
+    assert recipe_of(job, {}).train == job.train
 
 
 @pytest.mark.parametrize(("config", "read"), [
@@ -56,4 +57,4 @@ def test_without_a_search_there_is_one_trial_as_in_the_job():
     ({"train.batch_size": 7}, lambda t: t.batch_size == 7),
 ])
 def test_a_configuration_takes_the_place_of_the_jobs_values(config, read):
-    assert read(recipe_of(Job(), config))
+    assert read(recipe_of(Job(), config).train)

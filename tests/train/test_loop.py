@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from raysft.data.ingest import Kept, Rows
+from raysft.data.preparation import Preparation
 from raysft.errors import TrialError
-from raysft.job.spec import Train
+from raysft.job.optimizers import NAMES
+from raysft.job.recipe import Train
 from raysft.train.checkpoint_paths import last_checkpoint
-from raysft.train.loop import Recipe, best_epoch, run_trial
+from raysft.train.loop import Recipe, Splits, best_epoch, run_trial
 from raysft.train.team import Team
 from tests.tiny import tiny
 
@@ -23,12 +25,13 @@ def rows(n: int, seed: int) -> Kept:
 
 
 TRAIN, VAL = rows(50, 0), rows(20, 1)
+HOW = Preparation((0.5,) * 3, (0.25,) * 3)
 
 
-def trial(folder: Path, epochs: int = 4, stop_after: int | None = None, name: str = "adam", lr: float = 0.01,
-          net=None) -> list[dict]:
-    train = Train.model_validate({"epochs": epochs, "batch_size": 8, "optimizer": {"name": name, "lr": lr}})
-    recipe = Recipe(train, 0, (0.5,) * 3, (0.25,) * 3, "val_accuracy", folder / "t0/checkpoints")
+def trial(folder: Path, epochs: int = 4, stop_after: int | None = None, net=None, **knobs) -> list[dict]:
+    knobs = {"optimizer": {"name": "adam", "lr": 0.01}} | knobs
+    train = Train.model_validate({"epochs": epochs, "batch_size": 8} | knobs)
+    recipe = Recipe(train, 0, HOW, (17, 17, 16), "val_accuracy", folder / "t0/checkpoints", "4")
     torch.manual_seed(0)
     seen = []
 
@@ -36,7 +39,7 @@ def trial(folder: Path, epochs: int = 4, stop_after: int | None = None, name: st
         seen.append(metrics)
         return stop_after is None or metrics["epoch"] < stop_after
 
-    run_trial(recipe, net or tiny(3), TRAIN, VAL, Team(0, 1, torch.device("cpu")), report, lambda *a: None)
+    run_trial(recipe, net or tiny(3), Splits(TRAIN, VAL), Team(0, 1, torch.device("cpu")), report, lambda *a: None)
     return seen
 
 
@@ -56,11 +59,13 @@ def test_one_seed_gives_the_same_metrics(tmp_path):
     assert values(trial(tmp_path / "a")) == values(trial(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
-def test_a_trial_taken_up_again_ends_as_if_it_had_never_stopped(tmp_path, name):
-    whole = trial(tmp_path / "a", name=name)
-    first = trial(tmp_path / "b", name=name, stop_after=2)
-    rest = trial(tmp_path / "b", name=name)
+@pytest.mark.parametrize("knobs", [*({"optimizer": {"name": name}} for name in NAMES), {"ema": 0.9},
+                                   {"head_epochs": 3}, {"augment": {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.5}},
+                                   {"layer_decay": 0.7, "accumulate": 2, "clip_norm": 0.1}], ids=str)
+def test_a_trial_taken_up_again_ends_as_if_it_had_never_stopped(tmp_path, knobs):
+    whole = trial(tmp_path / "a", **knobs)
+    first = trial(tmp_path / "b", **knobs, stop_after=2)
+    rest = trial(tmp_path / "b", **knobs)
     assert [m["epoch"] for m in first + rest[1:]] == [1, 2, 3, 4]
     assert values(first + rest[1:]) == values(whole)
 
@@ -92,15 +97,11 @@ def test_a_torn_checkpoint_is_not_taken_up(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path):
     class Exploding(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = tiny(3)
-
         def forward(self, images):
-            return self.net(images) * torch.nan
+            return images * torch.nan
 
     with pytest.raises(TrialError, match="diverged: the training loss is nan in epoch 1"):
-        trial(tmp_path, net=Exploding())
+        trial(tmp_path, net=torch.nn.Sequential(*tiny(3), Exploding()))
 
 
 def test_equal_accuracies_are_told_apart_by_the_loss():

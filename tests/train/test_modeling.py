@@ -6,12 +6,12 @@ from safetensors.torch import save_file
 
 from raysft.errors import ModelError
 from raysft.job.spec import Model
-from raysft.train.modeling import build_model
+from raysft.train.modeling import build_network
 from tests.tiny import tiny, wider
 
 
 def build(name="tests.tiny:tiny", weights="none", classes=3, seed=0):
-    return build_model(Model(name=name, weights=weights), classes, seed)
+    return build_network(Model(name=name, weights=weights), classes, seed).net
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", "vit_b_16"])
@@ -93,4 +93,4 @@ def test_without_a_network_the_message_says_where_to_put_the_weights(tmp_path, m
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match="cannot be downloaded") as caught:
         build("resnet18", "DEFAULT")
-    assert f"put resnet18-f37072fd.pth into {tmp_path}/checkpoints" in caught.value.todo
+    assert f"put it at {tmp_path}/checkpoints/resnet18-f37072fd.pth" in caught.value.todo

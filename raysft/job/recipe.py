@@ -1,0 +1,174 @@
+"""The recipe of one trial as frozen models; each field can be set in a job file and searched."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from raysft.job.optimizers import NAMES, OPTIMIZERS, WITHOUT_DECAY, wrong_argument
+from raysft.job.section import Section
+
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "adafactor", "adadelta", "adagrad", "adamax", "asgd",
+                        "nadam", "radam", "rprop"]
+
+
+DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
+
+
+class Optimizer(Section):
+    """The optimizer, with the arguments that torch.optim gives it (momentum, nesterov, betas, eps, ...)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: OptimizerName = "sgd"
+    """sgd | adam | adamw | rmsprop | any other of torch.optim; its own arguments (betas, eps, ...) stand beside lr."""
+    lr: float = Field(OPTIMIZERS["sgd"][0], gt=0, le=100)
+    """Highest learning rate; default 0.01 for sgd, 0.001 for adam, adamw and rmsprop."""
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Momentum of sgd (default 0.9) and rmsprop (default 0)."""
+    nesterov: bool | None = None
+    """Nesterov's momentum, for sgd."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, decoupled for adamw."""
+    decay_norms_and_biases: bool = False
+    """Whether weight decay also holds for biases and the scales of normalisation layers."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What torch's class is called with, besides the parameters."""
+        own = {**(self.model_extra or {}), "momentum": self.momentum, "nesterov": self.nesterov}
+        decay = {} if self.name in WITHOUT_DECAY else {"weight_decay": self.weight_decay}
+        return {"lr": self.lr, **decay} | {k: v for k, v in own.items() if v is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_by_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", "sgd")
+        if not isinstance(name, str) or name not in NAMES:
+            return given
+        filled = {"lr": OPTIMIZERS[name][0]} | given
+        if name in DEFAULT_MOMENTUM and filled.get("momentum") is None:
+            filled["momentum"] = DEFAULT_MOMENTUM[name]
+        return filled
+
+    @model_validator(mode="after")
+    def _arguments_exist(self) -> Optimizer:
+        given = {**(self.model_extra or {}), "momentum": self.momentum, "nesterov": self.nesterov}
+        for argument, value in given.items():
+            if value is not None and (wrong := wrong_argument(self.name, argument, value)) is not None:
+                raise ValueError(wrong)
+        if self.weight_decay and self.name in WITHOUT_DECAY:
+            raise ValueError(f"{self.name} has no weight_decay")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum greater than 0")
+        if {"foreach", "fused"} <= {k for k, v in (self.model_extra or {}).items() if v}:
+            raise ValueError("foreach and fused exclude each other")
+        return self
+
+
+class Schedule(Section):
+    """How the learning rate changes with the step."""
+
+    name: Literal["cosine", "constant", "linear", "step", "one_cycle"] = "cosine"
+    """cosine | linear (both down to `floor` at the last step) | constant | step | one_cycle (up, then down)"""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Epochs over which the learning rate first rises linearly; one_cycle has a rise of its own."""
+    floor: float = Field(0.0, ge=0, lt=1)
+    """Share of the highest learning rate that cosine and linear end at."""
+    step_epochs: float = Field(5.0, gt=0)
+    """step: epochs after the warm-up from one drop to the next."""
+    step_factor: float = Field(0.1, gt=0, lt=1)
+    """step: what each drop multiplies the learning rate by."""
+    rise: float = Field(0.3, gt=0, lt=1)
+    """one_cycle: share of the steps in which the learning rate rises."""
+
+    @model_validator(mode="after")
+    def _one_rise(self) -> Schedule:
+        if self.name == "one_cycle" and self.warmup_epochs:
+            raise ValueError("one_cycle rises by itself (`rise`); leave warmup_epochs at 0")
+        return self
+
+
+class Augment(Section):
+    """Random changes to training images."""
+
+    flip: bool = True
+    """Mirror every other image left to right."""
+    crop_padding: int = Field(4, ge=0, le=64)
+    """Pixels of zero padding around the image before a random crop back to its size; 0: no crop."""
+    color_jitter: float = Field(0.0, ge=0, le=1)
+    """Brightness, contrast and saturation change by up to this share, each image by its own; 0: off."""
+    auto: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """randaugment | trivialaugment | none: torchvision's policies, drawn and applied image by image, on the CPU."""
+    erasing: float = Field(0.0, ge=0, le=1)
+    """Probability that a random rectangle of an image is erased."""
+    mixup: float = Field(0.0, ge=0)
+    """Mix pairs of images and their labels; alpha of the Beta distribution of their shares; 0: off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Paste a rectangle of one image into another; alpha as for mixup. With both, each batch takes one by chance."""
+
+    @property
+    def any(self) -> bool:
+        """Whether training images differ from one epoch to the next."""
+        return bool(self.flip or self.crop_padding or self.color_jitter or self.auto != "none" or self.erasing
+                    or self.mixup or self.cutmix)
+
+
+class Train(Section):
+    """The recipe of one trial."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(128, ge=1)
+    """Images a step over all workers together: the same result on 1 or 8 workers."""
+    freeze: Literal["none", "backbone"] | list[str] = "none"
+    """What is not trained: none | backbone (all but the head) | a list of prefixes of tensor names."""
+    head_epochs: int = Field(0, ge=0)
+    """Epochs at the start in which the head alone is trained."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Each layer learns at this share of the rate of the layer after it; 1: all alike."""
+    optimizer: Optimizer = Field(default_factory=lambda: Optimizer.model_validate({}))
+    """The optimizer; search.space.optimizer takes its place in a search."""
+    schedule: Schedule = Field(default_factory=Schedule)
+    """The learning rate over the steps."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Gradients of a greater norm (over all tensors) are scaled down to it; null: never."""
+    augment: Augment = Field(default_factory=Augment)
+    """Random changes to training images, drawn anew every epoch."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each label that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: errors weigh as if all classes had the same number of training images."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay a step of a moving average of the weights, which is validated and delivered; null: none."""
+    patience: int | None = Field(None, ge=1)
+    """End a trial after this many epochs without a better search.metric; null: never."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto (bf16 on hardware made for it, fp16 on older GPUs, else fp32) | fp32 | bf16 | fp16"""
+    accumulate: int = Field(1, ge=1)
+    """Parts that a batch is cut into to save memory; the step is that of the whole batch."""
+    channels_last: bool = True
+    """Keep images' channels last in memory, which convolutions are faster on."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _one_prefix(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) and value not in ("none", "backbone") else value
+
+    @model_validator(mode="after")
+    def _epochs_fit(self) -> Train:
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, more than the "
+                             f"{self.epochs} epochs there are")
+        if self.head_epochs > self.epochs:
+            raise ValueError(f"head_epochs is {self.head_epochs}, more than the {self.epochs} epochs there are")
+        if self.head_epochs and self.freeze == "backbone":
+            raise ValueError("freeze: backbone trains the head alone in every epoch; leave head_epochs at 0")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}, more than the {self.batch_size} images of a batch")
+        return self

@@ -1,0 +1,78 @@
+"""What a run hands back: results.json, and the card of the delivered model."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysft.data.ingest import SplitSource
+from raysft.data.preparation import Preparation
+from raysft.data.shards import Manifest
+from raysft.job.spec import metric_mode
+from raysft.results.model import ModelCard
+from raysft.results.run import Run, TrialRecord, versions
+from raysft.train.queue import Task
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The best epoch of a run's best trial and its metrics on the test split."""
+
+    record: TrialRecord
+    best: dict[str, Any]
+    task: Task
+    scores: dict[str, float]
+    preparation: Preparation
+
+
+def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None, confirmed: dict[str, Any] | None,
+                   timing: dict[str, Any]) -> dict[str, Any]:
+    """What results.json holds."""
+    best = None
+    if scored is not None:
+        val = {key: value for key, value in scored.best.items() if key.startswith("val_")}
+        best = {"trial": scored.record.trial, "config": scored.record.config, "epoch": scored.best["epoch"],
+                **val, **scored.scores, "model": str(run.folder / "model")}
+        if confirmed is not None:
+            best["confirmed"] = confirmed
+    return {"run": run.folder.name, "status": "done" if best else "failed", "metric": run.metric,
+            "mode": metric_mode(run.metric), "best": best, "trials": [record.row(run.metric) for record in board],
+            "timing": timing}
+
+
+def confirmation(best: TrialRecord, repeats: Sequence[TrialRecord], metric: str, seed: int) -> dict[str, Any] | None:
+    """The metric of the best trial and of its repeats with other seeds: values, mean, standard deviation."""
+    found = [(seed + i, epoch) for i, record in enumerate([best, *repeats])
+             if (epoch := record.best(metric)) is not None and record.status != "failed"]
+    if not repeats:
+        return None
+    values = [epoch[metric] for _, epoch in found]
+    return {"metric": metric, "seeds": [s for s, _ in found], "values": values, "mean": statistics.fmean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def timing_of(board: Sequence[TrialRecord], begun: float, first_trial: float | None,
+              last_trial: float) -> dict[str, Any]:
+    """Where the time of a run went, in seconds; images a second over all teams while trials were trained."""
+    epochs = [epoch for record in board for epoch in record.history]
+    busy = sum(e["train_seconds"] for e in epochs)
+    first = first_trial or last_trial
+    train_s = last_trial - first
+    return {"total_s": round(time.time() - begun, 2), "startup_s": round(first - begun, 2),
+            "train_s": round(train_s, 2),
+            "images_per_s": round(sum(e["images"] for e in epochs) / train_s, 1) if train_s else None,
+            "data_wait_fraction": round(sum(e["data_wait_seconds"] for e in epochs) / busy, 4) if busy else None}
+
+
+def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> ModelCard:
+    """The card of the delivered model."""
+    provenance = {"run": run.folder.name, "trial": scored.record.trial, "epoch": scored.best["epoch"],
+                  "config": scored.record.config, "job": run.job.model_dump(), "versions": versions(),
+                  "git": run.info["git"], "data": manifest.fingerprint, "seed": scored.task.seed}
+    val = {key: value for key, value in scored.best.items() if key.startswith("val_")}
+    how = scored.preparation
+    return ModelCard(scored.task.model.name, manifest.classes, test.height, test.width, tuple(how.mean),
+                     tuple(how.std), {**val, **scored.scores}, provenance, how.image_size, how.interpolation)

@@ -1,0 +1,57 @@
+"""What a frozen backbone makes of the images of a split, computed once for all epochs and trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysft.data.ingest import Kept, Rows, share
+from raysft.data.pixels import Preparer
+from raysft.train.team import Team
+
+BATCH = 128
+
+
+def features_of(split: Kept, net: nn.Module, head: str, prepare: Preparer, team: Team, limit: float) -> Kept | None:
+    """The inputs of the layer `head` in place of the images, each worker of the team computing a part of them.
+
+    None where they would need more than `limit` bytes, or where `head` alone on them is not what the whole network
+    does: something comes after it.
+    """
+    net.eval()
+    labels = split.rows.labels
+    mine = share(len(split), team.rank, team.workers)
+    first = split.rows.take(np.arange(min(2, len(split)))).images
+    probe, outputs = _features(net, head, prepare(torch.from_numpy(first).to(team.device)))
+    with torch.inference_mode():
+        if not torch.allclose(net.get_submodule(head)(probe), outputs, rtol=1e-3, atol=1e-5):
+            return None
+    shape = (len(split), *probe.shape[1:])
+    if 4 * np.prod(shape) > limit:
+        return None
+    found = torch.zeros(shape, dtype=torch.float32, device=team.device)
+    start = mine.start
+    for rows in split.in_order(BATCH, team.rank, team.workers):
+        part, _ = _features(net, head, prepare(torch.from_numpy(rows.images).to(team.device)))
+        found[start:start + len(rows)] = part
+        start += len(rows)
+    return Kept(Rows(split.rows.ids, team.sums(found).cpu().numpy(), labels))
+
+
+@torch.inference_mode()
+def _features(net: nn.Module, head: str, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input of the layer `head`, output of the network) for a batch."""
+    seen: list[torch.Tensor] = []
+
+    def remember(module: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.append(given[0].detach().clone())
+
+    handle = net.get_submodule(head).register_forward_pre_hook(remember)
+    try:
+        outputs = net(inputs)
+    finally:
+        handle.remove()
+    return seen[0], outputs

@@ -1,0 +1,176 @@
+"""Pretrained weights: where a job finds them, fetched once a node, verified, and how they want their images.
+
+    a name (DEFAULT, IMAGENET1K_V1)   torchvision's own, checked against the hash in the file's name
+    https://…  s3://…  gs://…         fetched to torch's cache; `#sha256=HEX` behind a URI is checked
+    a file                            read where it lies
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raysft.errors import ModelError, in_words
+from raysft.job.spec import Model
+from raysft.storage import BLOCK, Place, Remote, locked, sha256
+from raysft.train.setup import weights_file
+
+SILENCE_S = 60
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torch's files carry the beginning of their SHA-256
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a network wants its images: mean and std of each channel (0 to 1), and how they are brought to its size."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+
+def file_of(spec: Model) -> Path | None:
+    """The file on this machine that a job names as weights, fetched if need be; None for a name. Raises ModelError."""
+    if spec.weights.startswith(("http://", "https://")):
+        return fetch(spec.weights, _cache() / _name_in_cache(spec.weights), f"model.weights: {spec.weights}")
+    path = weights_file(spec)
+    if isinstance(path, Remote):
+        info = path.fs.get_file_info(path.key)
+        return _fetched(_cache() / _name_in_cache(f"{path.uri}#{info.size}-{info.mtime_ns}"), None,
+                        lambda target: _copy(path, target), f"model.weights: {spec.weights}")
+    return path
+
+
+def torchvision_file(name: str, weights: str) -> Path:
+    """torchvision's weights of that name, in torch's own cache; raises ModelError."""
+    from torchvision import models
+
+    known = models.get_model_weights(name)
+    try:
+        entry = known[weights]
+    except KeyError:
+        names = ["DEFAULT", *(w.name for w in known)]
+        raise ModelError(f"model.weights: {weights}", f"{name} has none of that name",
+                         f"give {', '.join(names)}, a file, or none") from None
+    return fetch(entry.url, _cache() / entry.url.rpartition("/")[2], f"model.weights: {weights}")
+
+
+def torchvision_pixels(name: str, weights: str) -> Pixels | None:
+    """How torchvision's weights want their images; those of a file of ours are taken for the default ones."""
+    from torchvision import models
+
+    known = models.get_model_weights(name)
+    if not len(known):
+        return None
+    how = (known[weights] if weights in known.__members__ else known.DEFAULT).transforms()  # type: ignore[attr-defined]
+    return Pixels(tuple(how.mean), tuple(how.std), how.interpolation.value)
+
+
+def delivered_pixels(file: Place | None) -> Pixels | None:
+    """How the weights of a model that raysft has delivered want their images; None for any other file."""
+    card = file.parent / "model.json" if file is not None else None
+    if card is None or not card.is_file():
+        return None
+    try:
+        stored = json.loads(card.read_text(encoding="utf-8"))
+        return Pixels(tuple(stored["mean"]), tuple(stored["std"]), stored.get("interpolation", "bilinear"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# --- fetching --------------------------------------------------------------------------------------------------------
+
+def fetch(url: str, target: Path, where: str) -> Path:
+    """Download a file once for all processes of this machine; raises ModelError.
+
+    Refused and removed is what is shorter than the server said, or has not the hash that the URL states
+    (`#sha256=HEX`) or the file's name begins with.
+    """
+    address, _, fragment = url.partition("#")
+    stated = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
+    in_name = _HASH_IN_NAME.search(address.rpartition("/")[2])
+    expected = stated or (in_name.group(1) if in_name else None)
+    return _fetched(target, expected, lambda part: _download(address, part), where)
+
+
+def _fetched(target: Path, expected: str | None, get: Any, where: str) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_name(f"{target.name}.lock")):  # one worker fetches, the others find it
+            if not target.is_file():
+                part = target.with_name(f"{target.name}.part")
+                try:
+                    get(part)
+                    if expected is not None and not sha256(part).startswith(expected.lower()):
+                        raise OSError(f"its SHA-256 does not begin with {expected}")
+                    part.replace(target)
+                finally:
+                    part.unlink(missing_ok=True)
+    except (urllib.error.URLError, OSError) as error:
+        raise ModelError(where, f"cannot be downloaded ({in_words(error)})",
+                         f"put it at {target}, give a file, or weights: none") from None
+    return target
+
+
+def _download(url: str, target: Path) -> None:
+    with urllib.request.urlopen(url, timeout=SILENCE_S) as answer, target.open("wb") as file:
+        shutil.copyfileobj(answer, file, BLOCK)
+        length = answer.headers.get("Content-Length")
+        if length is not None and file.tell() != int(length):
+            raise OSError(f"the connection ended after {file.tell():,} of {int(length):,} bytes")
+
+
+def _copy(source: Remote, target: Path) -> None:
+    with source.fs.open_input_stream(source.key) as stream, target.open("wb") as file:
+        shutil.copyfileobj(stream, file, 8 * BLOCK)
+
+
+def _cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _name_in_cache(uri: str) -> str:
+    """A name of its own for every URI: many files are called model.safetensors."""
+    name = urllib.parse.urlsplit(uri).path.rpartition("/")[2]
+    return f"raysft-{hashlib.sha256(uri.encode()).hexdigest()[:12]}-{name}"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+def read_fetched(path: Path, shown: str) -> Mapping[str, torch.Tensor]:
+    """As `read_state_dict`; a file of the cache that cannot be read is removed, so that it is fetched again."""
+    try:
+        return read_state_dict(path, shown)
+    except ModelError:
+        if path.parent == _cache():
+            path.unlink(missing_ok=True)
+        raise
+
+
+def read_state_dict(path: Path, shown: str | None = None) -> Mapping[str, torch.Tensor]:
+    """The tensors of a .safetensors file, or of a torch file read without running code; raises ModelError."""
+    where = f"model.weights: {shown or path}"
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise their own kinds for a torn or foreign file
+        raise ModelError(where, f"cannot be read ({in_words(error)})",
+                         "give a .safetensors file or a plain state dict") from None
+    for key in ("state_dict", "model"):  # how training scripts wrap it
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ModelError(where, "is not a state dict", "save it with torch.save(model.state_dict(), file)")
+    return state
