@@ -38,3 +38,37 @@ def fails_on_rank_1(num_classes: int) -> nn.Module:
 
 def raises(num_classes: int) -> nn.Module:
     raise RuntimeError("no weights today")
+
+
+class ShortOfMemory(nn.Module):
+    """Has memory for four images in training."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = tiny(classes)
+
+    def forward(self, images):
+        if self.training and len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return self.net(images)
+
+
+def short_of_memory(num_classes: int) -> nn.Module:
+    return ShortOfMemory(num_classes)
+
+
+class OnlyLookedAt(nn.Module):
+    """Can be used, but not trained as a whole."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = tiny(classes)
+
+    def forward(self, images):
+        if torch.is_grad_enabled():
+            raise RuntimeError("trained as a whole")
+        return self.net(images)
+
+
+def only_looked_at(num_classes: int) -> nn.Module:
+    return OnlyLookedAt(num_classes)

@@ -168,6 +168,8 @@ def _of_timm(spec: Model, classes: int) -> Network:
         loaded = load_weights(net, weights.read_fetched(file, spec.weights), head, spec)
         return Network(net, head, weights.delivered_pixels(file) or pixels, loaded)
     new = tuple(key for key in net.state_dict() if key.startswith(f"{head}."))
+    if named:
+        begin_small(net.get_submodule(head))
     total = len(net.state_dict())
     return Network(net, head, pixels, Loaded(total - len(new), new, new)) if named else Network(net, head, None, None)
 
@@ -191,6 +193,19 @@ def _make_timm(timm: Any, name: str, classes: int, pretrained: bool, spec: Model
     raise AssertionError("create_model takes its arguments")
 
 
+def begin_small(head: nn.Module) -> None:
+    """New weights of a head on a pretrained body: from N(0, 0.01²), biases 0 (Girshick et al. 2014, arXiv 1311.2524).
+
+    What libraries draw is made for training from scratch: up to ±0.3 in EfficientNets, whose first losses and
+    gradients would undo what the body has learnt.
+    """
+    for module in head.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, spec: Model) -> Loaded:
@@ -209,5 +224,7 @@ def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, s
                          f"are of another architecture than {spec.name}: {len(fitting)} of {len(own)} tensors fit, "
                          f"{example}", "give weights of this network, or weights: none")
     net.load_state_dict(given, strict=False)
+    if not in_head & fitting:
+        begin_small(net.get_submodule(head))
     return Loaded(len(fitting), tuple(key for key in own if key in in_head and key not in fitting),
                   tuple(sorted(unfit | {key for key in state if "aux" in key.lower()})))

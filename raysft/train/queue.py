@@ -234,7 +234,8 @@ class TrialQueue:
         if metrics["epoch"] > state.epochs:  # an epoch trained again after a crash is known already
             state.epochs = metrics["epoch"]
             state.task = replace(state.task, attempt=0)
-            state.decision = None if last else asyncio.get_running_loop().create_future()
+            asked = state.task.of_search and not last  # nobody decides on a repeat
+            state.decision = asyncio.get_running_loop().create_future() if asked else None
             await self._tell_both(state, Event("epoch", trial, metrics | {"last": last}))
         if last or state.stopped:
             return False

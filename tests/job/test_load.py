@@ -8,7 +8,11 @@ import yaml
 
 from raysft.errors import JobError, JobErrors
 from raysft.job import Job, dump_job, load_job
+from raysft.job.describe import fields
 from raysft.job.recipe import Train
+from raysft.job.space import recipe_of
+from raysft.job.spec import Model
+from raysft.search.space import configurations
 
 
 @pytest.fixture
@@ -191,3 +195,81 @@ def test_reading_a_job_imports_neither_ray_nor_torch():
     code = "import sys, raysft.job, raysft.job.plan; print({'ray', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+KNOBS = {
+    "train.freeze": "backbone", "train.head_epochs": 1, "train.layer_decay": 0.8, "train.clip_norm": 1.0,
+    "train.label_smoothing": 0.1, "train.class_weights": "balanced", "train.ema": 0.99, "train.patience": 3,
+    "train.precision": "bf16", "train.accumulate": 2, "train.channels_last": False, "train.compile": True,
+    "train.optimizer.weight_decay": 0.1, "train.optimizer.nesterov": True, "train.optimizer.dampening": 0.1,
+    "train.optimizer.decay_norms_and_biases": True, "train.schedule.name": "one_cycle", "train.schedule.floor": 0.1,
+    "train.schedule.step_epochs": 2.0, "train.schedule.step_factor": 0.5, "train.schedule.rise": 0.4,
+    "train.augment.color_jitter": 0.3, "train.augment.auto": "randaugment", "train.augment.erasing": 0.2,
+    "train.augment.mixup": 0.2, "train.augment.cutmix": 1.0, "train.augment.crop_padding": 2,
+    "model.name": "resnet34", "model.weights": "none", "model.image_size": 96, "model.interpolation": "bicubic",
+}
+
+
+@pytest.mark.parametrize("key", KNOBS)
+def test_every_knob_can_be_set_and_searched_by_its_dotted_name(write, key):
+    value = yaml.safe_dump(KNOBS[key]).splitlines()[0]
+    node = load_job(write("name: a\n"), [f"{key}={value}"])
+    for part in key.split("."):
+        node = getattr(node, part)
+    assert node == KNOBS[key]
+    searched = load_job(write("search: {trials: 2}\n"), [f"search.space={{{key}: {{choice: [{value}]}}}}"])
+    (config,) = configurations(searched)[:1]
+    recipe = recipe_of(searched, config)
+    for part in key.split("."):
+        recipe = getattr(recipe, part)
+    assert recipe == KNOBS[key]
+
+
+def test_no_field_of_the_recipe_is_left_out_of_that_test():
+    simple = {"train.epochs", "train.batch_size", "train.optimizer.name", "train.optimizer.lr",
+              "train.optimizer.momentum", "train.schedule.warmup_epochs", "train.augment.flip"}
+    known = {f.key for section, prefix in ((Train, "train."), (Model, "model.")) for f in fields(section, prefix)}
+    assert known - simple <= set(KNOBS)
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [
+    ("{name: sgd, betas: [0.9, 0.99]}", "sgd has no betas; it has lr, weight_decay, momentum, dampening, nesterov"),
+    ("{name: adamw, beta: [0.9, 0.99]}", "did you mean betas?"),
+    ("{name: adam, betas: 0.9}", "betas must be a list of two numbers"),
+    ("{name: adam, betas: [0.9, 1.0]}", "at least 0 and less than 1"),
+    ("{name: adam, amsgrad: 1}", "amsgrad must be true or false"),
+    ("{name: sgd, momentum: 0, nesterov: true}", "nesterov needs a momentum"),
+    ("{name: rprop, weight_decay: 0.1}", "rprop has no weight_decay"),
+    ("{name: adam, fused: true, foreach: true}", "exclude each other"),
+])
+def test_a_wrong_argument_of_an_optimizer_says_which_exist(write, optimizer, expected):
+    (line,) = lines(write(f"train: {{optimizer: {optimizer}}}\n"))
+    assert expected in line
+    (line,) = lines(write(f"search: {{space: {{optimizer: [{optimizer}]}}}}\n"))
+    assert expected in line
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("train: {head_epochs: 11}", "more than the 10 epochs"),
+    ("train: {head_epochs: 1, freeze: backbone}", "leave head_epochs at 0"),
+    ("train: {batch_size: 8, accumulate: 9}", "more than the 8 images"),
+    ("train: {batch_size: 8, accumulate: 5}\nresources: {workers: 2}", "a worker's share"),
+    ("train: {schedule: {name: one_cycle, warmup_epochs: 1}}", "rises by itself"),
+    ("train: {ema: 1.0}", "must be less than 1"),
+    ("search: {start_with: [{train.epochs: 3}]}", "search.start_with.0.train.epochs: cannot be searched"),
+    ("search: {start_with: [{train.ema: 3}]}", "search.start_with.0.train.ema: got 3"),
+    ("search: {space: {train.schedule: [{name: stair}]}}", "search.space.train.schedule.0.name: got 'stair'"),
+    ("search: {space: {train.schedule: [{name: step}], train.schedule.floor: {choice: [0.1]}}}", "stands beside"),
+])
+def test_recipes_and_searches_that_cannot_be(write, text, expected):
+    (line,) = lines(write(text))
+    assert expected in line
+
+
+def test_a_name_alone_stands_for_an_optimizers_usual_range(write):
+    job = load_job(write("search: {trials: 40, space: {optimizer: [sgd, adamw]}}\n"))
+    rates = {name: [c["optimizer"]["lr"] for c in configurations(job) if c["optimizer"]["name"] == name]
+             for name in ("sgd", "adamw")}
+    assert all(1e-3 <= rate <= 1e-1 for rate in rates["sgd"])
+    assert all(1e-5 <= rate <= 3e-3 for rate in rates["adamw"])
+    assert len(set(rates["sgd"])) == 20

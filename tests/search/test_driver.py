@@ -151,6 +151,40 @@ def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks_at_once(go, tmp_p
     assert all(t["seconds"] < COLLECTIVE_TIMEOUT.total_seconds() / 2 for t in trials)  # nobody waited for the dead
 
 
+def test_memory_that_is_short_halves_the_micro_batch_and_a_target_ends_the_search(go):
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.01, 0.02, 0.03]}}]}
+    search = {"space": space, "target": 0.0, "scheduler": {"name": "median"}}
+    results, listener, _ = go(search=search, model={"name": "tests.networks:short_of_memory"},
+                              train={"batch_size": 16}, resources={"workers": 2})
+    assert any("out of memory; goes on from its last checkpoint with each batch in 2 parts" in note
+               for note in listener.notes)
+    assert any("has reached search.target 0 with val_accuracy" in note for note in listener.notes)
+    assert [t["status"] for t in results["trials"]] == ["stopped"] * 3
+    assert sum(t["epochs"] for t in results["trials"]) == 1
+    assert results["best"]["epoch"] == 1
+
+
+def test_tpe_tries_known_configurations_first_and_the_best_is_confirmed_on_features(go):
+    known = {"optimizer": {"name": "adam", "lr": 0.02}}
+    space = {"optimizer": [{"name": "adam", "lr": {"loguniform": [1e-3, 1e-1]}}]}
+    search = {"algorithm": "tpe", "space": space, "trials": 3, "start_with": [known], "confirm": 2,
+              "metric": "val_macro_f1"}
+    results, _, run = go(search=search, model={"name": "tests.networks:only_looked_at"}, resources={"workers": 2},
+                         train={"freeze": "backbone", "augment": {"flip": False, "crop_padding": 0}})
+    configs = {t["trial"]: t["config"] for t in results["trials"]}
+    assert configs["t0"] == known
+    assert len({c["optimizer"]["lr"] for c in configs.values()}) == 3
+    best = results["best"]
+    confirmed = best["confirmed"]
+    assert confirmed["seeds"] == [0, 1, 2]
+    assert confirmed["values"][0] == best["val_macro_f1"]
+    assert len(set(confirmed["values"])) > 1
+    assert confirmed["mean"] == pytest.approx(sum(confirmed["values"]) / 3)
+    metrics = ("accuracy", "loss", "macro_f1", "balanced_accuracy", "calibration_error")
+    assert {f"test_{metric}" for metric in metrics} <= set(best)
+    assert not list(run.folder.glob("trials/*seed*/checkpoints"))
+
+
 def test_a_network_that_is_not_known_is_refused_before_any_trial(go):
     with pytest.raises(ModelError, match="did you mean resnet18"):
         go(model={"name": "resnet81"})

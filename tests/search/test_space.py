@@ -1,9 +1,12 @@
 """Configurations: a function of seed and space, inside their ranges, each optimizer with its share."""
 
+import numpy as np
 import pytest
+from ray.tune.search import Searcher
 
 from raysft.job import Job
 from raysft.job.space import recipe_of
+from raysft.search.propose import searcher
 from raysft.search.space import configurations
 
 
@@ -58,3 +61,79 @@ def test_without_a_search_there_is_one_trial_as_in_the_job():
 ])
 def test_a_configuration_takes_the_place_of_the_jobs_values(config, read):
     assert read(recipe_of(Job(), config).train)
+
+
+def test_alternatives_of_any_section_have_ranges_of_their_own():
+    space = {"train.schedule": [{"name": "cosine", "floor": {"uniform": [0.0, 0.2]}},
+                                {"name": "step", "step_factor": {"grid": [0.1, 0.5]}}],
+             "model": [{"name": "resnet18"}, {"name": "resnet34", "image_size": 64}]}
+    found = configurations(job(space, trials=60))
+    assert len(found) == 60
+    for config in found:
+        recipe = recipe_of(job(space), config)
+        if recipe.train.schedule.name == "step":
+            assert recipe.train.schedule.step_factor in (0.1, 0.5)
+        else:
+            assert 0 <= config["train.schedule"]["floor"] <= 0.2
+    assert {(c["train.schedule"]["name"], c["model"]["name"]) for c in found} == {
+        (s, m) for s in ("cosine", "step") for m in ("resnet18", "resnet34")}
+
+
+def test_known_configurations_come_first_and_count():
+    known = [{"optimizer": {"name": "sgd", "lr": 0.3}}, {"train.batch_size": 8}]
+    tree = {"search": {"space": SPACE, "trials": 5, "start_with": known}}
+    found = configurations(Job.model_validate(tree))
+    assert found[:2] == known
+    assert len(found) == 5
+
+
+# --- Optuna ----------------------------------------------------------------------------------------------------------
+
+def bowl(config) -> float:
+    """Best at sgd with a rate of 0.01."""
+    rate = np.log10(config["optimizer"]["lr"])
+    return -(rate + 2) ** 2 - (config["optimizer"]["name"] != "sgd")
+
+
+def propose(job: Job, count: int, past=()) -> list[tuple[dict, float]]:
+    """Let a searcher propose trials one after the other and tell it how good they were."""
+    asked, tried = searcher(job, range(count), job.search.start_with, past), []
+    for i in range(count):
+        config = asked.suggest(f"trial{i}")["config"]
+        tried.append((config, bowl(config)))
+        asked.on_trial_result(f"trial{i}", {"epoch": 1, "val_accuracy": tried[-1][1], "val_loss": 1.0})
+        asked.on_trial_complete(f"trial{i}")
+    assert asked.suggest("one more") == Searcher.FINISHED
+    return tried
+
+
+def tpe_job(**search) -> Job:
+    space = {"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-5, 1.0]}},
+                           {"name": "adam", "lr": {"loguniform": [1e-5, 1.0]}}]}
+    return Job.model_validate({"search": {"algorithm": "tpe", "space": space, **search}})
+
+
+def test_proposals_of_tpe_learn_from_what_did_well():
+    tried = propose(tpe_job(), 50)
+    assert np.mean([score for _, score in tried[-15:]]) > np.mean([score for _, score in tried[:15]]) + 0.5
+    assert tried == propose(tpe_job(), 50)
+
+
+def test_tpe_begins_with_known_configurations_and_goes_on_from_past_ones():
+    known = [{"optimizer": {"name": "sgd", "lr": 0.02}}, {"train.ema": 0.5, "optimizer": {"name": "adam", "lr": 0.1}}]
+    job = tpe_job(start_with=known)
+    assert [config for config, _ in propose(job, 4)][:2] == known
+    tried = propose(tpe_job(), 50)
+    past = [(config, "finished", [{"val_accuracy": score, "val_loss": 1.0}]) for config, score in tried]
+    first = [score for _, score in propose(tpe_job(), 10)]
+    again = [score for _, score in propose(tpe_job(), 10, past)]
+    assert np.mean(again) > np.mean(first) + 0.5
+
+
+def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
+    asked = searcher(tpe_job(), range(3), [], [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])])
+    assert asked.suggest("a")["number"] == 0
+    asked.on_trial_complete("a", {"val_accuracy": float("nan"), "val_loss": float("nan")})
+    assert asked.suggest("b")["number"] == 1
+    asked.on_trial_complete("b", error=True)
+    assert asked.suggest("c")["number"] == 2

@@ -1,6 +1,7 @@
 """The actor between search and teams, without the actor: what each side sees, in which order."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -268,5 +269,37 @@ def test_teams_go_home_when_the_queue_is_closed():
         await queue.close()
         assert await waiting is None
         assert await queue.take(0, 1, 0, 1, 0) is None
+
+    run(scenario)
+
+
+def test_a_trial_that_ran_out_of_memory_goes_on_once_with_half_the_micro_batch():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        for attempt, parts in enumerate((1, 2)):
+            taken, _, turn = await queue.take(0, 0, 0, 1, attempt)
+            assert taken.train.accumulate == parts
+            await queue.fail(0, 0, 0, 1, "a", "out of memory", "", True)
+            assert await queue.settle(0, 0, turn) == turn
+        assert await kinds(queue) == ["started", "halved", "started", "failed"]
+
+    run(scenario)
+
+
+def test_a_search_that_is_finished_begins_no_more_trials_of_it():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.put(task("b"))
+        await queue.take(0, 0, 0, 1, 0)
+        reported = await pending(queue.report("a", {"epoch": 1}, False))
+        await queue.finish_search()
+        assert await reported is False
+        await queue.finish(0, 0, "a", {})
+        await queue.put(task("c"))
+        assert await kinds(queue) == ["started", "epoch", "stopped", "stopped", "stopped"]
+        repeat = replace(task("d"), of_search=False)
+        await queue.put(repeat)
+        assert (await queue.take(0, 0, 0, 1, 1))[0] == repeat
+        assert await queue.report("d", {"epoch": 1}, False) is True  # without anyone to decide
 
     run(scenario)
