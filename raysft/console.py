@@ -134,8 +134,10 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
     searched = ""
     if job.search is not None:
         stop = job.search.scheduler.name
+        how = f" proposed by {job.search.algorithm}" if job.search.algorithm != "random" else ""
         early = f", {stop} may end them early" if stop != "none" else ""
-        searched = f", by {job.search.metric}{early}"
+        again = f"; the best again with {count_text(job.search.confirm, 'other seed')}" if job.search.confirm else ""
+        searched = f"{how}, by {job.search.metric}{early}{again}"
     return [
         f"job      {job.name} on {where}",
         f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, {plan.val_rows:,} val, "

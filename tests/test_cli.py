@@ -261,6 +261,10 @@ def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_
     data = next(Path(os.environ["RAYSFT_CACHE"]).glob("datasets/digits-*"))
     scores = json.loads(call("evaluate", "runs/first", data, "--json").out)
     assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
+    assert [row["support"] for row in scores["classes"]] == [sum(row) for row in scores["confusion"]]
+    shown = call("evaluate", "runs/first", data).out
+    assert f"accuracy {scores['accuracy']:.4f}" in shown
+    assert "by what they were taken for" in shown
     image = next(make_images(tmp_path / "some", {"x": 1}).rglob("*.png"))
     (found,) = json.loads(call("predict", "runs/first/model", image, "--json").out)
     assert found["class"] in map(str, range(10))

@@ -16,10 +16,28 @@ OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "adafactor", "adadelt
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
 
+_JSON_TYPES: dict[str, dict[str, Any]] = {
+    "number": {"type": "number"}, "bool": {"type": "boolean"},
+    "pair": {"type": "array", "items": {"type": ["number", "null"]}, "minItems": 2, "maxItems": 2}}
+
+
+def _with_arguments(schema: dict[str, Any]) -> None:
+    """Add to the optimizer's JSON Schema what the classes of torch.optim take."""
+    takers: dict[str, dict[str, str]] = {}
+    for name, (_, arguments) in OPTIMIZERS.items():
+        for argument, kind in arguments.items():
+            takers.setdefault(argument, {})[name] = kind
+    for argument, kinds in takers.items():
+        forms = [_JSON_TYPES[kind] for kind in dict.fromkeys(kinds.values())]
+        form = forms[0] if len(forms) == 1 else {"anyOf": forms}
+        schema["properties"].setdefault(argument, {**form, "description": f"Argument of {', '.join(kinds)}."})
+    schema["additionalProperties"] = False
+
+
 class Optimizer(Section):
     """The optimizer, with the arguments that torch.optim gives it (momentum, nesterov, betas, eps, ...)."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_with_arguments)
 
     name: OptimizerName = "sgd"
     """sgd | adam | adamw | rmsprop | any other of torch.optim; its own arguments (betas, eps, ...) stand beside lr."""

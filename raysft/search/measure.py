@@ -53,8 +53,8 @@ def measure(job: Job, plan: Plan, nodes: Sequence[Node], storage: Place, scratch
     rows = max(STEPS * job.train.batch_size / (1 - job.data.val_fraction), 4 * classes)
     small = job.model_copy(update={
         "search": None, "storage": str(storage),
-        "train": job.train.model_copy(update={"epochs": 2, "schedule": job.train.schedule.model_copy(
-            update={"warmup_epochs": 0.0})}),
+        "train": job.train.model_copy(update={"epochs": 2, "head_epochs": 0, "patience": None, "schedule":
+                                              job.train.schedule.model_copy(update={"warmup_epochs": 0.0})}),
         "data": job.data.model_copy(update={"limit": min(math.ceil(rows), plan.train_rows + plan.val_rows)})})
     run = Run.create(small, f".measure-{job.name}-{scratch.name}")
     try:

@@ -129,7 +129,7 @@ def _one_epoch(recipe: Recipe, epoch: int, learner: Learner, splits: Splits, pro
     assert val is not None
     learner.enter(head_alone, on_features=train is not splits.train)
     clock = Clock()
-    loss, accuracy, rows = _train_epoch(recipe, epoch, learner, train, clock, progress)
+    loss, accuracy, rows = train_epoch(recipe, epoch, learner, train, clock, progress)
     seconds = clock.elapsed()
     if not math.isfinite(loss):
         raise TrialError(recipe.folder.parent.name, f"diverged: the training loss is {loss} in epoch {epoch + 1}")
@@ -143,7 +143,7 @@ def _one_epoch(recipe: Recipe, epoch: int, learner: Learner, splits: Splits, pro
             "train_seconds": seconds, "data_wait_seconds": clock.waited, "images": rows}
 
 
-def _train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clock: Clock,
+def train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clock: Clock,
                  progress: Progress) -> tuple[float, float, int]:
     """(mean loss, accuracy, images) over the whole team."""
     spec, team = recipe.train, learner.team

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.compare import show
 
-NAMES = ("ingest",)
+NAMES = ("ingest", "loop")
 RESULT = Path("runs/benchmarks.json")
 
 

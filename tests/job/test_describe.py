@@ -9,9 +9,10 @@ from raysft.job import json_schema, markdown
 def test_the_schema_describes_every_field():
     schema = json_schema()
     json.dumps(schema)
-    for name, section in schema["$defs"].items():
-        assert section["additionalProperties"] is (name == "Optimizer")  # which takes what torch's class takes
+    for section in schema["$defs"].values():
+        assert section["additionalProperties"] is False
         assert all("description" in p for p in section["properties"].values())
+    assert {"betas", "nesterov", "alpha"} <= set(schema["$defs"]["Optimizer"]["properties"])
 
 
 def test_the_table_in_the_readme_is_current():

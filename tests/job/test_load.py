@@ -185,7 +185,7 @@ def test_the_jobs_that_come_with_raysft_are_valid():
     from pathlib import Path
 
     found = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
-    assert [p.stem for p in found] == ["quickstart", "resnet18_cifar10", "resnet18_tune"]
+    assert [p.stem for p in found] == ["efficientnet_finetune", "quickstart", "resnet18_cifar10", "resnet18_tune"]
     for path in found:
         job = load_job(path)
         assert yaml.safe_load(dump_job(job))["name"] == job.name
