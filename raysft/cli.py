@@ -113,7 +113,7 @@ def list_runs(storage: Annotated[str, typer.Option(help="The folder of run direc
 @app.command(epilog="Example: raysft status quickstart-20261124-101500")
 def status(run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show how far a run is, trial by trial."""
-    from raysft.console import config_text, score_text, table_of
+    from raysft.console import config_text, metric_text, score_text, table_of
 
     if address:
         from raysft.remote import run_status
@@ -126,11 +126,12 @@ def status(run: RunName, address: Address = None, as_json: AsJson = False, debug
     if as_json:
         _output().json(document)
         return
+    metric = document.get("metric", "val_accuracy")
+    score = metric_text(metric)
     rows = [{"trial": t["trial"], "status": t["status"], "epochs": t["epochs"],
-             "val acc": score_text(t["val_accuracy"]), "config": config_text(t["config"])}
-            for t in document["trials"]]
+             score: score_text(t.get(metric)), "config": config_text(t["config"])} for t in document["trials"]]
     _output().line(f"{document['run']}: {document['status']}, started {document['started']}")
-    _output().show(table_of(rows, ("trial", "status", "epochs", "val acc", "config")))
+    _output().show(table_of(rows, ("trial", "status", "epochs", score, "config")))
     for error in document.get("errors", []):
         _output().line(error)
 

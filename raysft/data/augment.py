@@ -64,7 +64,7 @@ def _by_policy(images: torch.Tensor, name: str, seeds: list[int]) -> torch.Tenso
     changed = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images.permute(0, 3, 1, 2), seeds, strict=True):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             changed.append(policy(image.contiguous()))
     return torch.stack(changed).permute(0, 2, 3, 1)
 
@@ -118,5 +118,5 @@ def mix(images: torch.Tensor, labels: torch.Tensor, recipe: Augment, classes: in
     transform = v2.MixUp(alpha=recipe.mixup, num_classes=classes) if use_mixup else v2.CutMix(
         alpha=recipe.cutmix, num_classes=classes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
+        torch.default_generator.manual_seed(int(seed))  # of the CPU alone: dropout draws on the GPU
         return transform(images, labels)

@@ -7,7 +7,7 @@ worker takes its share of every global batch, and every row is seen exactly once
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -90,9 +90,9 @@ def choose_rows(ids: np.ndarray, labels: np.ndarray, val_rows: int, limit: int |
 
 
 def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int | None, seed: int,
-                  image_size: int | None) -> dict[SplitName, SplitSource]:
+                  image_sizes: Set[int | None] = frozenset({None})) -> dict[SplitName, SplitSource]:
     """The three splits of a data set; validation is taken from train, test stays as it is."""
-    height, width = decoded_size(manifest.image, image_size)
+    height, width = decoded_size(manifest.image, image_sizes)
     train, test = read_labels(folder, manifest.splits["train"]), read_labels(folder, manifest.splits["test"])
     train_ids, val_ids = choose_rows(*train, val_rows, limit, seed)
 
@@ -106,16 +106,22 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
             "test": source(manifest.splits["test"], test, test[0])}
 
 
-def decoded_size(spec: ImageSpec, image_size: int | None) -> tuple[int, int]:
-    """(height, width) of decoded images, of which the workers make what their network sees.
+def decoded_size(spec: ImageSpec, image_sizes: Set[int | None]) -> tuple[int, int]:
+    """(height, width) of decoded images, of which the workers make what their networks see.
 
-    As stored, where that is no larger than the largest size that a network sees, which saves memory; 224 for images of
-    mixed sizes where nothing says more.
+    image_sizes: those of all networks, None for one that takes images as they are. Stored images stay as they are where
+    that is no larger than what any network sees, which saves memory; images of mixed sizes get the largest.
     """
+    sizes = {size or usual_size(spec) for size in image_sizes} or {None}
     if spec.encoding != "raw":
-        return (image_size or MIXED_SIZE,) * 2
+        return (max(size for size in sizes if size is not None),) * 2
     height, width = spec.shape[:2]
-    return (height, width) if image_size is None else (min(image_size, height, width),) * 2
+    return (height, width) if None in sizes else (min(max(s for s in sizes if s), height, width),) * 2
+
+
+def usual_size(spec: ImageSpec) -> int | None:
+    """Height and width of what a network sees that asks for none; None: as stored."""
+    return None if spec.encoding == "raw" else MIXED_SIZE
 
 
 # --- reading with Ray Data -------------------------------------------------------------------------------------------

@@ -7,16 +7,24 @@ import torch.nn.functional as F
 
 from raysft.data.preparation import Preparation
 
+SCORED = 256  # images of up to 224 by 224 at once, fewer of larger ones
+
 
 class Preparer:
-    """A `Preparation` on a device: (n, height, width, 3) uint8 to (n, 3, height, width) float32, channels last."""
+    """A `Preparation` on a device: (n, height, width, 3) uint8 to (n, 3, height, width) float32."""
 
-    def __init__(self, how: Preparation, device: torch.device | str = "cpu") -> None:
-        self.how = how
+    def __init__(self, how: Preparation, device: torch.device | str = "cpu", channels_last: bool = True) -> None:
+        self.how, self.layout = how, torch.channels_last if channels_last else torch.contiguous_format
         self.scale, self.shift = scale_and_shift(how.mean, how.std, device)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return resize(normalise(images, self.scale, self.shift), self.how.image_size, self.how.interpolation)
+        pixels = normalise(images, self.scale, self.shift)
+        return resize(pixels, self.how.image_size, self.how.interpolation).contiguous(memory_format=self.layout)
+
+
+def most_at_once(*sides: int) -> int:
+    """How many images to score at a time, given the largest of their heights and widths."""
+    return max(1, min(SCORED, SCORED * 224 * 224 // max(*sides, 1) ** 2))
 
 
 def normalise(images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -14,4 +14,4 @@ class Preparation:
     image_size: int | None = None
     """Height and width that the network sees; None: as decoded."""
     interpolation: str = "bilinear"
-    """nearest | bilinear | bicubic"""
+    """How images are enlarged: nearest | bilinear | bicubic"""

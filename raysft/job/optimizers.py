@@ -8,6 +8,7 @@ the optimizer itself.
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any, Literal
 
 Kind = Literal["number", "bool", "pair"]
@@ -44,6 +45,12 @@ LR_RANGES: dict[str, list[float]] = {"sgd": [1e-3, 1e-1], "adam": [1e-5, 3e-3], 
                                      "rmsprop": [1e-5, 3e-3]}
 
 
+# What torch refuses when the optimizer is made, besides momentum, betas and the like.
+BOUNDS = {("adafactor", "d"): (1.0, math.inf), ("adafactor", "beta2_decay"): (-math.inf, 0.0),
+          ("nadam", "momentum_decay"): (0.0, math.inf), ("adagrad", "lr_decay"): (0.0, math.inf),
+          ("adagrad", "initial_accumulator_value"): (0.0, math.inf)}
+
+
 def lr_range(name: str) -> list[float]:
     """[lowest, highest] learning rate that a search tries by default."""
     usual = OPTIMIZERS[name][0]
@@ -67,6 +74,12 @@ def wrong_argument(name: str, argument: str, value: Any) -> str | None:
         return f"{argument} must be a list of two numbers, got {value!r}"
     if argument in ("momentum", "rho", "betas", "alpha") and not all(0 <= v < 1 for v in numbers):
         return f"{argument} must be at least 0 and less than 1, got {value!r}"
+    low, high = BOUNDS.get((name, argument), (-math.inf, math.inf))
+    if not all(low <= v <= high for v in numbers):
+        return f"{argument} must be {'at least' if value < low else 'at most'} {low if value < low else high:g}, " \
+               f"got {value!r}"
+    if argument == "etas" and not 0 < numbers[0] < 1 < numbers[1]:
+        return f"etas must be one number below 1 and one above, got {value!r}"
     if argument == "eps" and not all(v >= 0 for v in numbers):
         return f"{argument} must not be negative, got {value!r}"
     return None

@@ -82,6 +82,8 @@ class Optimizer(Section):
             raise ValueError(f"{self.name} has no weight_decay")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum greater than 0")
+        if self.nesterov and (self.model_extra or {}).get("dampening"):
+            raise ValueError("nesterov needs a dampening of 0")
         if {"foreach", "fused"} <= {k for k, v in (self.model_extra or {}).items() if v}:
             raise ValueError("foreach and fused exclude each other")
         return self
@@ -120,7 +122,7 @@ class Augment(Section):
     color_jitter: float = Field(0.0, ge=0, le=1)
     """Brightness, contrast and saturation change by up to this share, each image by its own; 0: off."""
     auto: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """randaugment | trivialaugment | none: torchvision's policies, drawn and applied image by image, on the CPU."""
+    """randaugment | trivialaugment | none: torchvision's policies, drawn and applied image by image."""
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a random rectangle of an image is erased."""
     mixup: float = Field(0.0, ge=0)

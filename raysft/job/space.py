@@ -126,7 +126,7 @@ def space_problems(space: Space, job: Job) -> Iterator[Problem]:
         if not isinstance(key, str):
             continue  # told by the model
         if key in SECTIONS:
-            yield from _alternatives_problems(key, completed({key: value})[key])
+            yield from _alternatives_problems(key, completed({key: value})[key], job)
         elif key in NOT_SEARCHABLE:
             yield key, f"cannot be searched: {NOT_SEARCHABLE[key]}"
         elif (above := _above(key, space)) is not None:
@@ -136,7 +136,7 @@ def space_problems(space: Space, job: Job) -> Iterator[Problem]:
         elif (wrong := check_range(value) if is_range(value) else f"got {value!r}, give {FORMS}") is not None:
             yield key, wrong
         else:
-            yield from ((key, what) for what in _range_problems(key, value, job))
+            yield from ((key, what) for what in _range_problems(key, value, job, _first_values(space)))
 
 
 def _above(key: str, space: Space) -> str | None:
@@ -148,16 +148,30 @@ def _above(key: str, space: Space) -> str | None:
     return None
 
 
-def _range_problems(key: str, value: Any, job: Job) -> Iterator[str]:
+def _range_problems(key: str, value: Any, job: Job, others: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the values of a range, beside a first value of each of the `others`."""
     for probe in values_to_check(value):
-        try:
-            recipe_of(job, {key: probe})
-        except ValidationError as error:
-            yield from (what_is_wrong(e, Recipe, list(e["loc"])) for e in error.errors())
+        alone, beside = _recipe_problems(job, {key: probe}), _recipe_problems(job, {**others, key: probe})
+        if alone and beside:
+            yield from alone
             return
 
 
-def _alternatives_problems(key: str, options: Any) -> Iterator[Problem]:
+def _recipe_problems(job: Job, config: Mapping[str, Any]) -> list[str]:
+    try:
+        recipe_of(job, config)
+    except ValidationError as error:
+        return [what_is_wrong(e, Recipe, list(e["loc"])) for e in error.errors()]
+    return []
+
+
+def _first_values(space: Space) -> dict[str, Any]:
+    """A first value of every range that is well formed."""
+    return {key: values_to_check(value)[0] for key, value in space.items()
+            if key in searchable() and is_range(value) and check_range(value) is None}
+
+
+def _alternatives_problems(key: str, options: Any, job: Job) -> Iterator[Problem]:
     kind = "optimizer" if key == "optimizer" else f"alternative of {key}"
     example = "{name: sgd, lr: 0.01}" if key == "optimizer" else "{name: ...}"
     if not isinstance(options, list) or not options:
@@ -170,7 +184,9 @@ def _alternatives_problems(key: str, options: Any) -> Iterator[Problem]:
         elif key == "optimizer" and not isinstance(option.get("name"), str):
             yield f"{key}.{i}.name", "an optimizer of the list needs its name"
         else:
-            yield from _alternative_problems(f"{key}.{i}", option, SECTIONS[key])
+            found = list(_alternative_problems(f"{key}.{i}", option, SECTIONS[key]))
+            whole = {} if found else {key: {k: values_to_check(v)[0] for k, v in option.items()}}
+            yield from found or ((f"{key}.{i}", what) for what in _recipe_problems(job, whole))
 
 
 def _alternative_problems(key: str, option: dict[str, Any], section: type[BaseModel]) -> Iterator[Problem]:
@@ -199,13 +215,14 @@ def _section_problems(key: str, values: dict[str, Any], section: type[BaseModel]
 
 
 def _config_problems(config: Mapping[str, Any], job: Job) -> Iterator[Problem]:
+    found: list[str] = []
     for key in config:
         if key in NOT_SEARCHABLE and key != "train.optimizer":
             yield f".{key}", f"cannot be searched: {NOT_SEARCHABLE[key]}"
         elif key not in searchable() and not str(key).startswith("train.optimizer."):
             yield f".{key}", f"is not a field that can be searched{did_you_mean(str(key), searchable())}"
-        else:
-            try:
-                recipe_of(job, {key: config[key]})
-            except ValidationError as error:
-                yield from ((f".{key}", what_is_wrong(e, Recipe, list(e["loc"]))) for e in error.errors())
+        elif not found:
+            found = _recipe_problems(job, {key: config[key]})
+            yield from ((f".{key}", what) for what in found)
+    if not found and all(isinstance(key, str) for key in config):
+        yield from (("", what) for what in _recipe_problems(job, config))

@@ -66,7 +66,7 @@ class Model(Section):
     image_size: int | None = Field(None, ge=8, le=1024)
     """Height and width in pixels that the network sees; null: as stored, 224 for images of mixed sizes."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    """How images are brought to image_size; null: as the weights were trained, else bilinear."""
+    """How small images are enlarged to image_size; null: as the weights were trained, else bilinear."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -104,6 +104,14 @@ class Search(Section):
     """Train the best configuration again with this many other seeds, and tell mean and standard deviation."""
     scheduler: Scheduler = Field(default_factory=Scheduler)
     """Which trials end early, decided at every epoch."""
+
+    @model_validator(mode="after")
+    def _grids_are_tried_in_full(self) -> Search:
+        held = [v for value in self.space.values() for option in (value if isinstance(value, list) else [value])
+                for v in (option.values() if isinstance(option, dict) and not is_range(option) else [option])]
+        if self.algorithm == "tpe" and any(is_range(v) and "grid" in v for v in held):
+            raise ValueError("tpe proposes values and does not try a grid in full; give {choice: [...]} instead")
+        return self
 
     @property
     def mode(self) -> Literal["min", "max"]:
@@ -185,14 +193,20 @@ class Job(Section):
         sizes = [v for v in values_to_check(searched) if isinstance(v, int)]
         return sizes or [self.train.batch_size]
 
-    def largest_image_size(self) -> int | None:
-        """The largest model.image_size that trials may have; None where it is nowhere given."""
-        space = self.search.space if self.search else {}
-        options = space["model"] if isinstance(space.get("model"), list) else []
-        given = [self.model.image_size, space.get("model.image_size"),
-                 *(o.get("image_size") for o in options if isinstance(o, dict))]
-        sizes = [v for g in given if g is not None for v in values_to_check(g) if isinstance(v, int)]
-        return max(sizes, default=None)
+    def image_sizes(self) -> set[int | None]:
+        """Every model.image_size that trials may have; None stands for that of the data."""
+        space, known = (self.search.space, self.search.start_with) if self.search else ({}, [])
+        given: list[Any] = [option.get("image_size") for config in (space, *known) for option in _models(config)]
+        given += [config["model.image_size"] for config in (space, *known) if "model.image_size" in config]
+        if not {"model", "model.image_size"} & set(space):
+            given.append(self.model.image_size)
+        return {v for g in given for v in values_to_check(g) if v is None or isinstance(v, int)}
+
+
+def _models(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The networks that a space or a configuration names as whole sections."""
+    named = config.get("model", [])
+    return [m for m in (named if isinstance(named, list) else [named]) if isinstance(m, dict)]
 
 
 def metric_mode(metric: str) -> Literal["min", "max"]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from raysft.data.images import fit, open_rgb
-from raysft.data.pixels import Preparer
+from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
 from raysft.data.sources import Folders
 from raysft.errors import DataError
@@ -21,7 +21,6 @@ from raysft.results.model import ModelCard, load_model
 from raysft.storage import Place
 from raysft.train.metrics import Sums
 
-BATCH = 256
 TOP = 3
 
 
@@ -48,8 +47,9 @@ class Classifier:
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
         found = []
-        for start in range(0, len(paths), BATCH):
-            part = paths[start:start + BATCH]
+        size = batch_of(self.card)
+        for start in range(0, len(paths), size):
+            part = paths[start:start + size]
             images = np.stack([fit(open_rgb(Path(p), p), self.card.height, self.card.width) for p in part])
             best = F.softmax(self.logits(images), dim=1).topk(min(TOP, len(self.card.classes)), dim=1)
             for path, shares, labels in zip(part, best.values.tolist(), best.indices.tolist(), strict=True):
@@ -86,6 +86,11 @@ def by_class(actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]) ->
     return {"classes": rows, "confusion": confusion_matrix(actual, guessed, labels=numbers).tolist()}
 
 
+def batch_of(card: ModelCard) -> int:
+    """How many images of a model's size go through it at once."""
+    return most_at_once(card.height, card.width, card.image_size or 0)
+
+
 def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's classes."""
     if (data / MANIFEST).is_file():
@@ -103,7 +108,7 @@ def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple
                             f"it knows {', '.join(card.classes)}")
         images.append(fit(image, card.height, card.width))
         labels.append(number[name])
-        if len(images) == BATCH:
+        if len(images) == batch_of(card):
             yield np.stack(images), np.array(labels)
             images, labels = [], []
     if images:

@@ -71,7 +71,7 @@ class Run:
         self.metric = job.search.metric if job.search else "val_accuracy"
         self.known: dict[str, TrialRecord] = {}
         self.info: dict[str, Any] = {"run": folder.name, "status": "starting", "started": _now(), "ended": None,
-                                     "versions": versions(), "git": git_revision(),
+                                     "versions": versions(), "git": git_revision(), "metric": self.metric,
                                      "host": platform.node(), "pid": os.getpid()}
 
     @staticmethod

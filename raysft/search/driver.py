@@ -15,18 +15,18 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysft.data.imports import dataset_of
-from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources
+from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
 from raysft.errors import DataError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.job.space import recipe_of
-from raysft.job.spec import Scheduler, reached
+from raysft.job.spec import Model, Scheduler, reached
 from raysft.results.model import deliver
 from raysft.results.run import Run, TrialRecord, leaderboard
 from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
 from raysft.search.propose import searcher
-from raysft.search.space import configurations
+from raysft.search.space import known_configurations
 from raysft.search.tuner import search
 from raysft.storage import Place, remove
 from raysft.train.checkpoint_paths import checkpoint_path
@@ -72,7 +72,7 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
     if manifest.skipped:
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
     plan = make_plan(job, _outline(folder, manifest), nodes)
-    sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.largest_image_size())
+    sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.image_sizes())
     _note_missing(manifest, sources["val"], listener)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
@@ -123,20 +123,21 @@ class _Conductor:
         self.first_trial: float | None = None
         self.last_trial = begun
         self.seen = 0
-        self.over = False
         self.inside: dict[str, float] = {}
         self.built: dict[str, Any] = {}
         self.repeats: dict[str, TrialRecord] = {}
-        proposed = job.search is not None and job.search.algorithm != "random"
-        configs = [dict(c) for c in job.search.start_with] if proposed and job.search else configurations(job)
         width = len(str(plan.trials - 1))
         self.names = [f"t{i:0{width}d}" for i in range(plan.trials)]
-        known = dict(zip(self.names, configs, strict=False))  # others are proposed when their trial begins
-        self.records = {name: run.known.get(name) or TrialRecord(name, known.get(name, {})) for name in self.names}
+        known = known_configurations(job)  # others are proposed when their trial begins
+        self.records = {name: run.known.get(name) or TrialRecord(name, known.get(i, {}))
+                        for i, name in enumerate(self.names)}
+        before = {i: self.records[name].config for i, name in enumerate(self.names) if name in run.known}
+        self.configs = known | before
         self.make_task = partial(task_of, job, self.names, run.folder / "trials")
         numbers = [i for i, name in enumerate(self.names) if not self.records[name].ended]
         past = [(r.config, r.status, r.history) for r in self.records.values() if r.ended]
-        self.proposals = searcher(job, numbers, configs, past)
+        self.proposals = searcher(job, numbers, self.configs, past)
+        self.over = any(self._is_target(epoch) for r in self.records.values() for epoch in r.history)
         self.total_epochs = plan.trials * job.train.epochs
         self.tune_error: BaseException | None = None
         self.tune = threading.Thread(target=self._search, name="tune", daemon=True)
@@ -146,26 +147,35 @@ class _Conductor:
     def start(self) -> None:
         """Start queue, slots and search; none of them waits for the data."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.queue: Any = ray.remote(TrialQueue).options(  # type: ignore[attr-defined]
-            num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
-        shared = {"setup": self._setup(), "queue": self.queue, "model": absolute(self.job.model),
-                  "seed": self.job.seed}
+        actor: Any = ray.remote(TrialQueue)
+        self.queue = actor.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
+        shared = {"setup": self._setup(), "queue": self.queue, "model": self._first_model(), "seed": self.job.seed}
         self.slots = [SlotThread(i, slot, self.job.resources, self.scratch, MAX_ATTEMPTS * self.plan.trials, shared)
                       for i, slot in enumerate(self.plan.slots)]
+        if self.over:  # a run taken up again after it had reached its target
+            ray.get(self.queue.finish_search.remote())
         for thread in (*self.slots, self.tune):
             thread.start()
+
+    def _first_model(self) -> Model | None:
+        """The network that workers make while data is read, where it is known which one that is."""
+        space = self.job.search.space if self.job.search else {}
+        if not any(key == "model" or key.startswith("model.") for key in space):
+            return absolute(self.job.model)
+        known = [self.configs[number] for number in self.proposals.waiting[:1] if number in self.configs]
+        return absolute(recipe_of(self.job, known[0]).model) if known else None
 
     def _setup(self) -> Setup:
         data = self.job.data
         return Setup(self.sources["train"].class_rows, self.manifest.mean, self.manifest.std,
                      tuple(data.mean) if data.mean else None, tuple(data.std) if data.std else None, self.run.metric,
-                     self.job.resources, os.getcwd(), 1e9 * data.budget_gb)
+                     self.job.resources, os.getcwd(), 1e9 * data.budget_gb, usual_size(self.manifest.image))
 
     def _search(self) -> None:
         scheduler = self.job.search.scheduler if self.job.search else Scheduler(name="none")
         try:
             if self.proposals.waiting:
-                search(self.proposals, self.make_task, self.names.__getitem__, self.queue, self.plan.teams,
+                search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams,
                        self.job.train.epochs, self.run.metric, scheduler, self.scratch)
         except BaseException as error:
             self.tune_error = error
@@ -258,7 +268,8 @@ class _Conductor:
             known = [m for m in record.history if m["epoch"] < event.payload["epoch"]]
             record.history = [*known, {k: v for k, v in event.payload.items() if k != "last"}]
             self.inside[record.trial] = 0.0
-            self._reach(record, event.payload)
+            if record.trial in self.records:
+                self._reach(record, event.payload)
         else:
             record.status = event.kind
             record.error, record.trace = event.payload.get("error"), event.payload.get("trace")
@@ -271,13 +282,16 @@ class _Conductor:
 
     def _reach(self, record: TrialRecord, epoch: dict[str, Any]) -> None:
         """End the search when a trial is as good as the job wants it."""
-        target = self.job.search.target if self.job.search else None
-        if target is None or self.over or not reached(epoch[self.run.metric], target, self.run.metric):
+        if self.over or not self._is_target(epoch):
             return
         self.over = True
-        self.listener.note(f"{record.trial} has reached search.target {target:g} with {self.run.metric} "
+        self.listener.note(f"{record.trial} has reached search.target with {self.run.metric} "
                            f"{epoch[self.run.metric]:.4f}: the search ends")
         ray.get(self.queue.finish_search.remote())
+
+    def _is_target(self, epoch: dict[str, Any]) -> bool:
+        target = self.job.search.target if self.job.search else None
+        return target is not None and reached(epoch[self.run.metric], target, self.run.metric)
 
     def _tell(self, record: TrialRecord, event: Event) -> None:
         if record.trial in self.repeats:
@@ -327,8 +341,9 @@ class _Conductor:
         deliver(self.run.folder / "model", checkpoint, card_of(self.run, self.manifest, self.sources["test"], scored))
         for record in (*board[1:], *self.repeats.values()):  # only the delivered trial is worth the disk
             remove(self.run.trial_folder(record.trial) / "checkpoints")
-        confirmed = confirmation(board[0], list(self.repeats.values()), self.run.metric, self.job.seed)
-        timing = timing_of(board, self.begun, self.first_trial, self.last_trial)
+        repeats = list(self.repeats.values())
+        confirmed = confirmation(board[0], repeats, self.run.metric, self.job.seed)
+        timing = timing_of([*board, *repeats], self.begun, self.first_trial, self.last_trial)
         results = results_of_run(self.run, board, scored, confirmed, timing)
         self.run.save(timing=timing)
         self.run.save_results(results)

@@ -46,7 +46,7 @@ def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None
 def confirmation(best: TrialRecord, repeats: Sequence[TrialRecord], metric: str, seed: int) -> dict[str, Any] | None:
     """The metric of the best trial and of its repeats with other seeds: values, mean, standard deviation."""
     found = [(seed + i, epoch) for i, record in enumerate([best, *repeats])
-             if (epoch := record.best(metric)) is not None and record.status != "failed"]
+             if (epoch := record.best(metric)) is not None and (record is best or record.status == "finished")]
     if not repeats:
         return None
     values = [epoch[metric] for _, epoch in found]

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.ranges import is_range
-from raysft.job.space import completed
+from raysft.job.space import completed, recipe_of
 from raysft.job.spec import metric_mode, order
 from raysft.search.space import Config, fill
 
@@ -19,9 +19,9 @@ Past = tuple[Config, str, Sequence[Mapping[str, Any]]]
 
 
 class InOrder(Searcher):
-    """Gives the trials of `numbers` the configurations of a list."""
+    """Gives the trials of `numbers` the configurations that are known for them."""
 
-    def __init__(self, numbers: Sequence[int], configs: Sequence[Config]) -> None:
+    def __init__(self, numbers: Sequence[int], configs: Mapping[int, Config]) -> None:
         super().__init__()
         self.waiting, self.configs = list(numbers), configs
 
@@ -52,16 +52,17 @@ class InOrder(Searcher):
 class ByOptuna(InOrder):
     """Tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna; alternatives are conditional spaces of it.
 
-    The first configurations are those of `configs`; `past` are the trials of an earlier part of this run.
+    Trials in `configs` have theirs already; `past` are the trials of an earlier part of this run.
     """
 
-    def __init__(self, numbers: Sequence[int], configs: Sequence[Config], job: Job, past: Sequence[Past]) -> None:
+    def __init__(self, numbers: Sequence[int], configs: Mapping[int, Config], job: Job,
+                 past: Sequence[Past]) -> None:
         super().__init__(numbers, configs)
         import optuna
 
         assert job.search is not None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.optuna, self.goal = optuna, job.search.metric
+        self.optuna, self.goal, self.job = optuna, job.search.metric, job
         self.space = completed(job.search.space)
         seed = job.seed + len(past)  # a run taken up again must not draw the same once more
         # Trials run side by side: a penalty on what is being tried keeps them apart.
@@ -71,14 +72,15 @@ class ByOptuna(InOrder):
         self.trials: dict[str, Any] = {}
         self.epochs: dict[str, list[dict[str, Any]]] = {}
         for config, status, history in past:
-            self._learn(self._fixed(config), status, history)
+            if (trial := self._fixed(config)) is not None:
+                self._learn(trial, status, history)
 
     def configuration(self, trial_id: str, number: int) -> Config:
-        known = self.configs[number] if number < len(self.configs) else None
+        known = self.configs.get(number)
         trial = self._fixed(known) if known is not None else self.study.ask()
-        self.trials[trial_id] = trial
-        drawn = self._walk(trial)
-        return known if known is not None else drawn
+        if trial is not None:
+            self.trials[trial_id] = trial
+        return known if known is not None else self._walk(trial)
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         self.epochs.setdefault(trial_id, []).append(result)
@@ -92,17 +94,20 @@ class ByOptuna(InOrder):
     def _learn(self, trial: Any, status: str, history: Sequence[Mapping[str, Any]]) -> None:
         """Tell the study how good the best epoch of a trial was; a trial without one failed."""
         epochs = [m for m in history if m.get(self.goal) == m.get(self.goal) and m.get(self.goal) is not None]
-        if not trial.params:
-            self._walk(trial)
         if epochs and status != "failed":
             self.study.tell(trial, min(epochs, key=lambda m: order(m, self.goal))[self.goal])
         else:
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
     def _fixed(self, config: Config) -> Any:
-        """A trial of the study whose parameters are those of a known configuration, as far as the space has them."""
-        self.study.enqueue_trial(self._parameters(config))
-        return self.study.ask()
+        """A trial of the study with the parameters of a known configuration; None for one outside the space."""
+        parameters = self._parameters(config)
+        if parameters is None:
+            return None
+        self.study.enqueue_trial(parameters)
+        trial = self.study.ask()
+        self._walk(trial)
+        return trial
 
     def _walk(self, trial: Any) -> Config:
         """The configuration of a trial of the study, its parameters chosen on the way through the space."""
@@ -118,29 +123,46 @@ class ByOptuna(InOrder):
 
     def _suggest(self, trial: Any, name: str, given: dict[str, Any]) -> Any:
         (kind, bounds), = given.items()
-        if kind in ("choice", "grid"):
+        if kind == "choice":
             return bounds[trial.suggest_categorical(name, list(range(len(bounds))))]
         if kind == "int":
             return trial.suggest_int(name, *bounds)
         return trial.suggest_float(name, *bounds, log=kind == "loguniform")
 
-    def _parameters(self, config: Config) -> dict[str, Any]:
-        """The parameters of the study that a configuration stands for."""
+    def _parameters(self, config: Config) -> dict[str, Any] | None:
+        """The parameters of the study that a configuration stands for, where it leaves a value out with the job's."""
+        recipe = recipe_of(self.job, config).model_dump()
         found: dict[str, Any] = {}
         for key, options in self.space.items():
-            given = config.get(key)
+            given = _at(recipe, "train.optimizer" if key == "optimizer" else key)
             if not isinstance(options, list):
-                found |= _as_parameter(key, options, given)
+                found[key] = _as_parameter(options, given)
                 continue
-            for i, option in enumerate(options):
-                constants = {k: v for k, v in option.items() if not is_range(v)}
-                if isinstance(given, dict) and all(given.get(k) == v for k, v in constants.items()):
-                    if len(options) > 1:
-                        found[key] = i
-                    for k, v in option.items():
-                        found |= _as_parameter(_parameter(f"{key}.{k}", {key: i}), v, given.get(k))
-                    break
-        return found
+            fitting = [i for i, option in enumerate(options) if _fits(option, given)]
+            if not fitting:
+                return None
+            number = fitting[0]
+            if len(options) > 1:
+                found[key] = number
+            for name, value in options[number].items():
+                if is_range(value):
+                    found[_parameter(f"{key}.{name}", {key: number})] = _as_parameter(value, given[name])
+        return None if None in found.values() else found
+
+
+def _at(tree: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
+    node: Any = tree
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _fits(option: Config, given: Any) -> bool:
+    """Whether a section could have come out of an alternative."""
+    return isinstance(given, Mapping) and all(
+        name in given and (_as_parameter(value, given[name]) is not None if is_range(value) else value == given[name])
+        for name, value in option.items())
 
 
 def _parameter(name: str, chosen: Mapping[str, int]) -> str:
@@ -151,16 +173,16 @@ def _parameter(name: str, chosen: Mapping[str, int]) -> str:
     return name
 
 
-def _as_parameter(name: str, given: Any, value: Any) -> dict[str, Any]:
-    if not is_range(given) or value is None:
-        return {}
+def _as_parameter(given: dict[str, Any], value: Any) -> Any:
+    """What a range's parameter is called for a value; None for a value outside."""
     (kind, bounds), = given.items()
-    if kind not in ("choice", "grid"):
-        return {name: value}
-    return {name: bounds.index(value)} if value in bounds else {}
+    if kind == "choice":
+        return bounds.index(value) if value in bounds else None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if number and bounds[0] <= value <= bounds[1] else None
 
 
-def searcher(job: Job, numbers: Sequence[int], configs: Sequence[Config], past: Sequence[Past]) -> InOrder:
+def searcher(job: Job, numbers: Sequence[int], configs: Mapping[int, Config], past: Sequence[Past]) -> InOrder:
     """What proposes the configurations of a job's trials; raises UserError where its library is not installed."""
     if job.search is None or job.search.algorithm == "random":
         return InOrder(numbers, configs)

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from raysft.errors import JobError
 from raysft.job import Job
+from raysft.job.problems import what_is_wrong
 from raysft.job.ranges import is_range
-from raysft.job.space import completed, count_trials
+from raysft.job.space import Recipe, completed, count_trials, recipe_of
 
 Config = dict[str, Any]
 Draw = Callable[[str, dict[str, Any]], Any]
@@ -32,6 +35,27 @@ def configurations(job: Job) -> list[Config]:
     while len(turns) < count:
         turns += rng.permutation(len(cases)).tolist()
     return known + [fill(cases[turn], lambda name, given: _draw(given, rng)) for turn in turns[:count]]
+
+
+def known_configurations(job: Job) -> dict[int, Config]:
+    """Configurations by the numbers of their trials, as far as they are known before any trial has run."""
+    if job.search is not None and job.search.algorithm != "random":
+        return dict(enumerate(dict(config) for config in job.search.start_with))
+    return dict(enumerate(configurations(job)))
+
+
+def check_configurations(job: Job) -> None:
+    """Raise JobError for a configuration whose values are right one by one, and wrong together."""
+    for number, config in known_configurations(job).items():
+        try:
+            recipe = recipe_of(job, config)
+        except ValidationError as error:
+            wrong = "; ".join(what_is_wrong(e, Recipe, list(e["loc"])) for e in error.errors())
+            raise JobError("search.space", f"trial {number} would be {config}: {wrong}",
+                           "leave such combinations out, for example with alternatives of a whole section") from None
+        if recipe.train.batch_size // job.resources.workers < recipe.train.accumulate:
+            raise JobError("search.space", f"trial {number} would be {config}: train.accumulate is more than a "
+                           f"worker's share of a batch of {recipe.train.batch_size}", "lower it")
 
 
 def fill(case: Config, draw: Draw) -> Config:
@@ -60,12 +84,11 @@ def _expand(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _draw(value: dict[str, Any], rng: np.random.RandomState) -> Any:
-    from ray import tune
-
     (kind, bounds), = value.items()
     if kind == "choice":
-        return tune.choice(bounds).sample(random_state=rng)
+        return bounds[rng.randint(len(bounds))]
     if kind == "int":
-        return int(tune.randint(bounds[0], bounds[1] + 1).sample(random_state=rng))  # both ends are included
-    sampler = tune.loguniform if kind == "loguniform" else tune.uniform
-    return float(sampler(*bounds).sample(random_state=rng))
+        return int(rng.randint(bounds[0], bounds[1] + 1))  # both ends are included
+    if kind == "uniform":
+        return float(rng.uniform(*bounds))
+    return float(np.clip(np.exp(rng.uniform(*np.log(bounds))), *bounds))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray import tune
 
+from raysft.errors import UserError
 from raysft.job.spec import METRICS, Scheduler, metric_mode
 from raysft.search.propose import InOrder
 from raysft.train.queue import Task
@@ -26,8 +27,9 @@ MakeTask = Callable[[int, dict[str, Any]], Task]
 class StandIn(tune.Trainable):
     """Hands a trial to the teams and returns its epochs to Tune, one a step."""
 
-    def setup(self, config: dict[str, Any], queue: Any = None, make_task: MakeTask | None = None) -> None:
-        self.queue, self.make_task = queue, make_task
+    def setup(self, config: dict[str, Any], queue: Any = None, make_task: MakeTask | None = None,
+              names: Sequence[str] = ()) -> None:
+        self.queue, self.make_task, self.names = queue, make_task, names
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -36,11 +38,16 @@ class StandIn(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         assert self.make_task is not None
-        self.task = self.make_task(config["number"], config["config"])
-        ray.get(self.queue.put.remote(self.task))
+        self.trial = self.names[config["number"]]
+        try:
+            task = self.make_task(config["number"], config["config"])
+        except (ValueError, UserError) as error:  # each value may be right, and all of them together not
+            ray.get(self.queue.reject.remote(self.trial, config["config"], " ".join(str(error).split())))
+            return
+        ray.get(self.queue.put.remote(task))
 
     def step(self) -> dict[str, Any]:
-        event = ray.get(self.queue.next_event.remote(self.task.trial))
+        event = ray.get(self.queue.next_event.remote(self.trial))
         if event.kind == "epoch":
             return event.payload | {"done": event.payload["last"]}
         # Failed, or stopped from outside. An exception would cost Tune this actor, and the next trial its start.
@@ -56,26 +63,29 @@ class StandIn(tune.Trainable):
 class _StopAtOnce(tune.Callback):
     """Tells the team when the scheduler ends a trial, before the stand-in gets its next one."""
 
-    def __init__(self, queue: Any, name_of: Callable[[int], str]) -> None:
-        self.queue, self.name_of = queue, name_of
+    def __init__(self, queue: Any, names: Sequence[str]) -> None:
+        self.queue, self.names = queue, names
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.queue.stop.remote(self.name_of(trial.config["number"]))
+        self.queue.stop.remote(self.names[trial.config["number"]])
 
 
-def search(proposals: InOrder, make_task: MakeTask, name_of: Callable[[int], str], queue: Any, teams: int, epochs: int,
+def search(proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: Any, teams: int, epochs: int,
            metric: str, scheduler: Scheduler, storage: str) -> None:
-    """Run all trials that are proposed, `teams` at a time; returns when Tune has ended the last one."""
+    """Run all trials that are proposed, `teams` at a time; returns when Tune has ended the last one.
+
+    names: of all trials of the run, by their numbers.
+    """
     os.environ.update(_QUIET)
     trials = len(proposals.waiting)
-    trainable = tune.with_parameters(StandIn, queue=queue, make_task=make_task)
+    trainable = tune.with_parameters(StandIn, queue=queue, make_task=make_task, names=list(names))
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory(_RESERVE)),
         tune_config=tune.TuneConfig(metric=metric, mode=metric_mode(metric), scheduler=_scheduler(scheduler, epochs),
                                     search_alg=proposals, num_samples=trials,
                                     max_concurrent_trials=min(teams, trials), reuse_actors=True),
         run_config=tune.RunConfig(name="search", storage_path=storage, verbose=0,
-                                  callbacks=[_StopAtOnce(queue, name_of)]))
+                                  callbacks=[_StopAtOnce(queue, names)]))
     tuner.fit()
 
 

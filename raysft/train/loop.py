@@ -14,7 +14,7 @@ from torch import nn
 
 from raysft.data.augment import augment, erase, mix
 from raysft.data.ingest import Batch, Kept, Reader
-from raysft.data.pixels import Preparer
+from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.preparation import Preparation
 from raysft.errors import TrialError
 from raysft.job.recipe import Train
@@ -27,7 +27,6 @@ from raysft.train.metrics import Sums, prefixed
 from raysft.train.optim import learning_rate
 from raysft.train.team import Team
 
-EVAL_BATCH, EVAL_PIXELS = 256, 256 * 224 * 224  # at most so many images, and pixels, at once
 PROGRESS_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -147,7 +146,7 @@ def train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clo
                  progress: Progress) -> tuple[float, float, int]:
     """(mean loss, accuracy, images) over the whole team."""
     spec, team = recipe.train, learner.team
-    prepare = Preparer(recipe.preparation, team.device)
+    prepare = Preparer(recipe.preparation, team.device, spec.channels_last)
     steps = math.ceil(len(train) / spec.batch_size)
     totals = torch.zeros(3, dtype=torch.float64, device=team.device)
     told = clock.started
@@ -183,7 +182,7 @@ def evaluate(net: nn.Module, split: Reader, team: Team, prepare: Preparer, class
     """Metrics of a split, in float32 as the delivered model will be used; on features where `net` is a head alone."""
     net.eval()
     sums = Sums(classes, team.device)
-    batch = max(1, min(EVAL_BATCH, EVAL_PIXELS // max(split.pixels, (prepare.how.image_size or 0) ** 2)))
+    batch = most_at_once(math.isqrt(split.pixels), prepare.how.image_size or 0)
     for rows in split.in_order(batch, team.rank, team.workers):
         values, labels = (torch.from_numpy(v).to(team.device) for v in (rows.images, rows.labels))
         sums.add(net(prepare(values) if values.dtype == torch.uint8 else values), labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def _of_factory(spec: Model, classes: int) -> Network:
         raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has no weights by name",
                          "give a file, or none")
     loaded = load_weights(net, weights.read_fetched(file, spec.weights), head, spec)
-    return Network(net, head, weights.delivered_pixels(file), loaded)
+    return Network(net, head, weights.delivered_pixels(spec), loaded)
 
 
 def _from_factory(name: str, classes: int) -> nn.Module:
@@ -100,26 +101,39 @@ def _from_factory(name: str, classes: int) -> nn.Module:
 
 
 def _of_torchvision(spec: Model, classes: int) -> Network:
-    net = _from_torchvision(spec.name)
+    net = _from_torchvision(spec)
     head = replace_head(net, classes)
     if spec.weights == "none":
         return Network(net, head, None, None)
     file = weights.file_of(spec)
-    pixels = weights.delivered_pixels(file) or weights.torchvision_pixels(spec.name, spec.weights)
+    pixels = weights.delivered_pixels(spec) or weights.torchvision_pixels(spec.name, spec.weights)
     path = file or weights.torchvision_file(spec.name, spec.weights)
-    return Network(net, head, pixels, load_weights(net, weights.read_fetched(path, spec.weights), head, spec))
+    state = _for_its_size(net, weights.read_fetched(path, spec.weights))
+    return Network(net, head, pixels, load_weights(net, state, head, spec))
 
 
-def _from_torchvision(name: str) -> nn.Module:
+def _for_its_size(net: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The weights of a vision transformer with its positions stretched to the image size that `net` was made for."""
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+    place = "encoder.pos_embedding"
+    if not isinstance(net, VisionTransformer) or place not in state:
+        return state
+    return interpolate_embeddings(net.image_size, net.patch_size, OrderedDict(state), reset_heads=False)
+
+
+def _from_torchvision(spec: Model) -> nn.Module:
     from torchvision import models
 
+    name = spec.name
     known = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         others = "timm:NAME, or package.module:factory"
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, {others}"
         raise ModelError(f"model.name: {name}", "is not a torchvision classifier", hint)
-    return models.get_model(name, weights=None, **_AUXILIARY.get(name, {}))
+    size = {"image_size": spec.image_size} if name.startswith("vit_") and spec.image_size else {}
+    return models.get_model(name, weights=None, **_AUXILIARY.get(name, {}), **size)
 
 
 def replace_head(net: nn.Module, classes: int) -> str:
@@ -162,11 +176,13 @@ def _of_timm(spec: Model, classes: int) -> Network:
     net = _make_timm(timm, name, classes, named, spec)
     how = net.pretrained_cfg
     head = how["classifier"]
-    head = head if isinstance(head, str) else head[0]
+    if not isinstance(head, str):
+        raise ModelError(f"model.name: {spec.name}", f"has {len(head) if head else 'no'} heads",
+                         "give a network with one")
     pixels = Pixels(tuple(how["mean"]), tuple(how["std"]), how["interpolation"])
     if file is not None:
         loaded = load_weights(net, weights.read_fetched(file, spec.weights), head, spec)
-        return Network(net, head, weights.delivered_pixels(file) or pixels, loaded)
+        return Network(net, head, weights.delivered_pixels(spec) or pixels, loaded)
     new = tuple(key for key in net.state_dict() if key.startswith(f"{head}."))
     if named:
         begin_small(net.get_submodule(head))
@@ -213,7 +229,9 @@ def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, s
     own = net.state_dict()
     in_head = {key for key in own if head and key.startswith(f"{head}.")}
     unfit = {key for key in in_head if key in state and state[key].shape != own[key].shape}
-    given = {key: value for key, value in state.items() if key not in unfit and "aux" not in key.lower()}
+    # Auxiliary heads for training are left out; see _AUXILIARY.
+    auxiliary = {key for key in state if "aux" in key.lower() and key not in own}
+    given = {key: value for key, value in state.items() if key not in unfit | auxiliary}
     fitting = {key for key, value in given.items() if key in own and own[key].shape == value.shape}
     # Counters of batch normalisation are absent from the files of some libraries and do not matter.
     missing = [k for k in own if k not in fitting and k not in in_head and not k.endswith("num_batches_tracked")]
@@ -227,4 +245,4 @@ def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, s
     if not in_head & fitting:
         begin_small(net.get_submodule(head))
     return Loaded(len(fitting), tuple(key for key in own if key in in_head and key not in fitting),
-                  tuple(sorted(unfit | {key for key in state if "aux" in key.lower()})))
+                  tuple(sorted(unfit | auxiliary)))

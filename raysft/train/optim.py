@@ -46,18 +46,21 @@ def parameter_groups(net: nn.Module, spec: Optimizer, layer_decay: float) -> lis
 def layer_depths(net: nn.Module) -> dict[str, int]:
     """Number of the layer of every parameter by its name, from the input on.
 
-    A layer is a child of the network; of children that are sequences, each of their own children is one.
+    A layer is an element of the outermost sequence that a parameter lies in, else a child of the network.
     """
     layers: dict[str, int] = {}
-    depths = {}
-    for name, _ in net.named_parameters():
-        parts = name.split(".")[:-1]
-        block, module = parts[:1], net.get_submodule(parts[0]) if parts else net
-        while isinstance(module, (nn.Sequential, nn.ModuleList)) and len(block) < min(len(parts), 2):
-            block = parts[:len(block) + 1]
-            module = net.get_submodule(".".join(block))
-        depths[name] = layers.setdefault(".".join(block), len(layers))
-    return depths
+    return {name: layers.setdefault(_layer(net, name.split(".")[:-1]), len(layers))
+            for name, _ in net.named_parameters()}
+
+
+def _layer(net: nn.Module, path: list[str]) -> str:
+    """The name of the layer that holds the module at `path`."""
+    module = net
+    for i, part in enumerate(path):
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            return ".".join(path[:i + 1])
+        module = module.get_submodule(part)
+    return ".".join(path[:1])
 
 
 def learning_rate(step: int, peak: float, schedule: Schedule, steps_per_epoch: int, epochs: int) -> float:

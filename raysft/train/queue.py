@@ -132,8 +132,9 @@ class TrialQueue:
     async def finish_search(self) -> None:
         """Good enough: trials in training end with their epoch, and none that the search still proposes begins."""
         self._over = True
-        for trial in list(self._trials):
-            await self.stop(trial)
+        for trial, state in list(self._trials.items()):
+            if state.task.of_search:
+                await self.stop(trial)
 
     async def close(self) -> None:
         """No more trials: teams that ask are sent home, and the search is told that what it waits for has stopped."""
@@ -141,7 +142,7 @@ class TrialQueue:
             self._closed = True
             self._pending.clear()
             self._more.notify_all()
-        for state in self._trials.values():
+        for state in list(self._trials.values()):
             state.stopped = True
             _decide(state, go_on=False)
             await self._end(state, "stopped", {})
@@ -158,6 +159,12 @@ class TrialQueue:
         async with self._more:
             self._pending.append(task)
             self._more.notify_all()
+
+    async def reject(self, trial: str, config: dict[str, Any], error: str) -> None:
+        """A configuration that was proposed for a trial, and that no trial can have."""
+        self._trials[trial] = state = _Trial(Task("train", trial, "", Model(), Train(), 0, config))
+        await self._tell(Event("proposed", trial, {"config": config}))
+        await self._end(state, "failed", {"error": error, "trace": ""})
 
     async def next_event(self, trial: str) -> Event:
         """The next epoch, or the end, of a trial. To ask is to let it train on."""
@@ -295,15 +302,17 @@ class TrialQueue:
 
     async def _fail_or_halve(self, state: _Trial, failure: _Failure) -> None:
         """A trial that ran out of memory goes on from its last checkpoint with half the micro-batch, once."""
-        if not failure.out_of_memory or state.task.halved or state.stopped or self._closed:
-            await self._end(state, "failed", failure.payload)
-            return
-        train = state.task.train.model_copy(update={"accumulate": 2 * state.task.train.accumulate})
-        state.task = replace(state.task, train=train, halved=True)
-        await self._tell(Event("halved", state.task.trial, {"accumulate": train.accumulate}))
-        async with self._more:
-            self._pending.appendleft(state.task)
-            self._more.notify_all()
+        if failure.out_of_memory and not state.task.halved:
+            train = state.task.train.model_copy(update={"accumulate": 2 * state.task.train.accumulate})
+            async with self._more:
+                if not state.stopped:  # as all are when the run closes
+                    state.task = replace(state.task, train=train, halved=True)
+                    self._pending.appendleft(state.task)
+                    self._more.notify_all()
+            if state.task.train is train:
+                await self._tell(Event("halved", state.task.trial, {"accumulate": train.accumulate}))
+                return
+        await self._end(state, "failed", failure.payload)
 
     async def _restart(self, team: _Team, incarnation: int) -> None:
         lost, team.running, team.failure = team.running, None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from raysft.errors import ModelError
 from raysft.job.spec import Model, Resources
@@ -16,7 +17,7 @@ def weights_file(spec: Model) -> Place | None:
     """
     if spec.weights.startswith(("http://", "https://")):
         return None
-    path = place(spec.weights)
+    path = place(stated_hash(spec.weights)[0])
     named = isinstance(path, Remote) or path.suffix != "" or "/" in spec.weights
     if not named and not path.is_file():
         return None
@@ -26,10 +27,16 @@ def weights_file(spec: Model) -> Place | None:
     return path
 
 
+def stated_hash(weights: str) -> tuple[str, str | None]:
+    """(address, SHA-256 in hexadecimal or None) of a URI that ends with #sha256=HEX, or of any other weights."""
+    address, separator, stated = weights.partition("#sha256=")
+    return (address, stated) if separator and "://" in weights else (weights, None)
+
+
 def absolute(spec: Model) -> Model:
     """`spec` with the whole path of its weights: workers have another current folder."""
     path = weights_file(spec)
-    return spec.model_copy(update={"weights": str(path)}) if path is not None else spec
+    return spec.model_copy(update={"weights": str(path)}) if isinstance(path, Path) else spec
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class Setup:
     resources: Resources
     import_from: str
     feature_bytes: float
-    """Features of a frozen backbone are kept where they are no larger than this."""
+    """Features of frozen backbones are kept where they are no larger than this."""
+    usual_size: int | None
+    """Height and width that a network sees without model.image_size; None: as decoded."""
 
     @property
     def classes(self) -> int:

@@ -23,11 +23,11 @@ import torch
 
 from raysft.errors import ModelError, in_words
 from raysft.job.spec import Model
-from raysft.storage import BLOCK, Place, Remote, locked, sha256
-from raysft.train.setup import weights_file
+from raysft.storage import BLOCK, Remote, locked, sha256
+from raysft.train.setup import stated_hash, weights_file
 
 SILENCE_S = 60
-_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torch's files carry the beginning of their SHA-256
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torchvision's files carry the beginning of their SHA-256
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Pixels:
 
 def file_of(spec: Model) -> Path | None:
     """The file on this machine that a job names as weights, fetched if need be; None for a name. Raises ModelError."""
-    if spec.weights.startswith(("http://", "https://")):
-        return fetch(spec.weights, _cache() / _name_in_cache(spec.weights), f"model.weights: {spec.weights}")
+    where, (address, stated) = f"model.weights: {spec.weights}", stated_hash(spec.weights)
+    if address.startswith(("http://", "https://")):
+        return fetch(address, _cache() / _name_in_cache(spec.weights), stated, where)
     path = weights_file(spec)
     if isinstance(path, Remote):
         info = path.fs.get_file_info(path.key)
-        return _fetched(_cache() / _name_in_cache(f"{path.uri}#{info.size}-{info.mtime_ns}"), None,
-                        lambda target: _copy(path, target), f"model.weights: {spec.weights}")
+        target = _cache() / _name_in_cache(f"{path.uri}?{info.size}-{info.mtime_ns}#{stated}")
+        return _fetched(target, stated, lambda part: _copy(path, part), where)
     return path
 
 
@@ -62,7 +63,9 @@ def torchvision_file(name: str, weights: str) -> Path:
         names = ["DEFAULT", *(w.name for w in known)]
         raise ModelError(f"model.weights: {weights}", f"{name} has none of that name",
                          f"give {', '.join(names)}, a file, or none") from None
-    return fetch(entry.url, _cache() / entry.url.rpartition("/")[2], f"model.weights: {weights}")
+    file = entry.url.rpartition("/")[2]
+    in_name = _HASH_IN_NAME.search(file)
+    return fetch(entry.url, _cache() / file, in_name and in_name.group(1), f"model.weights: {weights}")
 
 
 def torchvision_pixels(name: str, weights: str) -> Pixels | None:
@@ -76,8 +79,9 @@ def torchvision_pixels(name: str, weights: str) -> Pixels | None:
     return Pixels(tuple(how.mean), tuple(how.std), how.interpolation.value)
 
 
-def delivered_pixels(file: Place | None) -> Pixels | None:
-    """How the weights of a model that raysft has delivered want their images; None for any other file."""
+def delivered_pixels(spec: Model) -> Pixels | None:
+    """How the weights of a model that raysft has delivered want their images; None for any others."""
+    file = weights_file(spec)
     card = file.parent / "model.json" if file is not None else None
     if card is None or not card.is_file():
         return None
@@ -90,17 +94,12 @@ def delivered_pixels(file: Place | None) -> Pixels | None:
 
 # --- fetching --------------------------------------------------------------------------------------------------------
 
-def fetch(url: str, target: Path, where: str) -> Path:
+def fetch(url: str, target: Path, expected: str | None, where: str) -> Path:
     """Download a file once for all processes of this machine; raises ModelError.
 
-    Refused and removed is what is shorter than the server said, or has not the hash that the URL states
-    (`#sha256=HEX`) or the file's name begins with.
+    Refused and removed is what is shorter than the server said, or whose SHA-256 does not begin as `expected`.
     """
-    address, _, fragment = url.partition("#")
-    stated = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
-    in_name = _HASH_IN_NAME.search(address.rpartition("/")[2])
-    expected = stated or (in_name.group(1) if in_name else None)
-    return _fetched(target, expected, lambda part: _download(address, part), where)
+    return _fetched(target, expected, lambda part: _download(url, part), where)
 
 
 def _fetched(target: Path, expected: str | None, get: Any, where: str) -> Path:

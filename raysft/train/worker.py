@@ -43,13 +43,14 @@ class Worker:
         self.group: int | None = None
         self.readers: dict[str, Reader] = {}
         self.networks: dict[tuple[Model, int], Network] = {}
-        self.features: dict[tuple[Model, int, str], Kept | None] = {}
+        self.features: dict[tuple[Model, int | None, str], Kept | None] = {}
 
-    def work(self, model: Model, seed: int) -> None:
-        """Take task after task until there are no more; `model` is made before the first, as most trials want it."""
+    def work(self, model: Model | None, seed: int) -> None:
+        """Take task after task until there are no more; the network that is known to be wanted is made meanwhile."""
         sys.path.append(self.setup.import_from)  # where package.module:factory is importable for the submitter
         try:
-            self._network(model, seed)
+            if model is not None:
+                self._network(model, seed)
         except ModelError as error:
             ray.get(self.queue.refuse.remote(error))
             return
@@ -108,7 +109,9 @@ class Worker:
         network = self._network(task.model, task.seed)
         recipe = Recipe(task.train, task.seed, self._preparation(task.model, network), setup.class_rows, setup.metric,
                         place(task.folder) / "checkpoints", network.head)
-        splits = Splits(self._reader("train"), self._reader("val"), lambda split: self._features(task, split))
+        prepare = Preparer(recipe.preparation, self.team.device, task.train.channels_last)
+        splits = Splits(self._reader("train"), self._reader("val"),
+                        lambda split: self._features(task, network, prepare, split))
         epochs = 0
 
         def report(metrics: dict[str, Any], last: bool) -> bool:
@@ -147,18 +150,19 @@ class Worker:
     def _preparation(self, spec: Model, network: Network) -> Preparation:
         """What images go through: as the job says, else as the weights say, else by the data's own mean and std."""
         own = network.pixels or Pixels(self.setup.data_mean, self.setup.data_std)
-        return Preparation(self.setup.mean or own.mean, self.setup.std or own.std, spec.image_size,
-                           spec.interpolation or own.interpolation)
+        return Preparation(self.setup.mean or own.mean, self.setup.std or own.std,
+                           spec.image_size or self.setup.usual_size, spec.interpolation or own.interpolation)
 
-    def _features(self, task: Task, split: str) -> Kept | None:
+    def _features(self, task: Task, network: Network, prepare: Preparer, split: str) -> Kept | None:
         """A split as features of the untrained backbone of a task's network, made once for all trials."""
-        key = (task.model, task.seed, split)
+        key = (task.model, task.seed if network.loaded is None else None, split)  # pretrained ones have no seed
         reader = self._reader(split)
         if key not in self.features and isinstance(reader, Kept):
-            network = self._network(task.model, task.seed)
-            prepare = Preparer(self._preparation(task.model, network), self.team.device)
             net = self.team.place(copy.deepcopy(network.net), task.train.channels_last)
-            self.features[key] = features_of(reader, net, network.head, prepare, self.team, self.setup.feature_bytes)
+            limit = self.setup.feature_bytes
+            self.features[key] = features_of(reader, net, network.head, prepare, self.team, limit)
+            while len(self.features) > 2 and sum(f.rows.images.nbytes for f in self.features.values() if f) > limit:
+                self.features.pop(next(iter(self.features)))
         return self.features.get(key)
 
     def _reader(self, split: str) -> Reader:
@@ -172,7 +176,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # of a GPU, of the CPU
 
 
-def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any, model: Model,
+def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any, model: Model | None,
                seed: int) -> None:
     """What Ray Train runs in each process of a slot; `incarnation` grows with every start of its worker group."""
     Worker(setup, slot, world_rank, incarnation, queue).work(model, seed)

@@ -26,7 +26,7 @@ TARGETS = {"raysft, kept": 1 / 8}
 def measure(rounds: int = 5) -> dict[str, Any]:
     """The comparison; needs a minute or two."""
     with tempfile.TemporaryDirectory() as scratch, local_ray(this_node()):
-        source = split_sources(Path(scratch), _dataset(Path(scratch)), 1, None, 0, None)["train"]
+        source = split_sources(Path(scratch), _dataset(Path(scratch)), 1, None, 0)["train"]
         kept, streamed = Kept(read_split(source)), Streamed(source)
         ways = {
             BASELINE: lambda: _ray_data(Path(scratch)),

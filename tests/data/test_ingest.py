@@ -31,7 +31,7 @@ def dataset(ray_local, tmp_path) -> Path:
 
 @pytest.fixture
 def sources(dataset):
-    return split_sources(dataset, read_manifest(dataset), val_rows=9, limit=None, seed=0, image_size=None)
+    return split_sources(dataset, read_manifest(dataset), val_rows=9, limit=None, seed=0)
 
 
 def test_splits_are_disjoint_stratified_and_fixed_by_the_seed():
@@ -79,7 +79,7 @@ def test_kept_and_streamed_rows_are_the_same_images(sources):
 
 @pytest.mark.parametrize(("image_size", "decoded"), [(6, 6), (12, 8)])  # larger ones are made where they are needed
 def test_images_are_made_smaller_when_read(dataset, image_size, decoded):
-    sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, image_size)
+    sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, {image_size})
     assert read_split(sources["val"]).images.shape == (9, decoded, decoded, 3)
 
 

@@ -241,6 +241,10 @@ def test_no_field_of_the_recipe_is_left_out_of_that_test():
     ("{name: sgd, momentum: 0, nesterov: true}", "nesterov needs a momentum"),
     ("{name: rprop, weight_decay: 0.1}", "rprop has no weight_decay"),
     ("{name: adam, fused: true, foreach: true}", "exclude each other"),
+    ("{name: sgd, nesterov: true, dampening: 0.1}", "needs a dampening of 0"),
+    ("{name: adafactor, d: 0.5}", "d must be at least 1"),
+    ("{name: adafactor, beta2_decay: 0.8}", "beta2_decay must be at most 0"),
+    ("{name: rprop, etas: [1.5, 0.5]}", "one number below 1 and one above"),
 ])
 def test_a_wrong_argument_of_an_optimizer_says_which_exist(write, optimizer, expected):
     (line,) = lines(write(f"train: {{optimizer: {optimizer}}}\n"))
@@ -258,6 +262,9 @@ def test_a_wrong_argument_of_an_optimizer_says_which_exist(write, optimizer, exp
     ("train: {ema: 1.0}", "must be less than 1"),
     ("search: {start_with: [{train.epochs: 3}]}", "search.start_with.0.train.epochs: cannot be searched"),
     ("search: {start_with: [{train.ema: 3}]}", "search.start_with.0.train.ema: got 3"),
+    ("search: {start_with: [{train.head_epochs: 2, train.freeze: backbone}]}", "start_with.0: "),
+    ("search: {algorithm: tpe, space: {train.batch_size: {grid: [8, 16]}}}", "does not try a grid in full"),
+    ("train: {epochs: 2}\nsearch: {space: {train.schedule: [{name: cosine, warmup_epochs: 5}]}}", "than the 2 epochs"),
     ("search: {space: {train.schedule: [{name: stair}]}}", "search.space.train.schedule.0.name: got 'stair'"),
     ("search: {space: {train.schedule: [{name: step}], train.schedule.floor: {choice: [0.1]}}}", "stands beside"),
 ])
@@ -273,3 +280,13 @@ def test_a_name_alone_stands_for_an_optimizers_usual_range(write):
     assert all(1e-3 <= rate <= 1e-1 for rate in rates["sgd"])
     assert all(1e-5 <= rate <= 3e-3 for rate in rates["adamw"])
     assert len(set(rates["sgd"])) == 20
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("{}", {None}), ("model: {image_size: 64}", {64}),
+    ("search: {space: {model: [{name: resnet18}, {name: resnet34, image_size: 64}]}}", {None, 64}),
+    ("search: {space: {model.image_size: {choice: [null, 96, 64]}}}", {None, 96, 64}),
+    ("model: {image_size: 32}\nsearch: {start_with: [{model.image_size: 384}]}", {32, 384}),
+])
+def test_every_size_that_a_trial_may_want_is_known(write, text, expected):
+    assert load_job(write(text)).image_sizes() == expected

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from ray.tune.search import Searcher
 
+from raysft.errors import JobError
 from raysft.job import Job
+from raysft.job.load import validate_job
 from raysft.job.space import recipe_of
+from raysft.results.run import TrialRecord
+from raysft.search.outcome import confirmation
 from raysft.search.propose import searcher
-from raysft.search.space import configurations
+from raysft.search.space import check_configurations, configurations, known_configurations
 
 
 def job(space, trials=12, seed=0) -> Job:
@@ -97,7 +101,7 @@ def bowl(config) -> float:
 
 def propose(job: Job, count: int, past=()) -> list[tuple[dict, float]]:
     """Let a searcher propose trials one after the other and tell it how good they were."""
-    asked, tried = searcher(job, range(count), job.search.start_with, past), []
+    asked, tried = searcher(job, range(count), known_configurations(job), past), []
     for i in range(count):
         config = asked.suggest(f"trial{i}")["config"]
         tried.append((config, bowl(config)))
@@ -131,9 +135,63 @@ def test_tpe_begins_with_known_configurations_and_goes_on_from_past_ones():
 
 
 def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
-    asked = searcher(tpe_job(), range(3), [], [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])])
+    asked = searcher(tpe_job(), range(3), {}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])])
     assert asked.suggest("a")["number"] == 0
     asked.on_trial_complete("a", {"val_accuracy": float("nan"), "val_loss": float("nan")})
     assert asked.suggest("b")["number"] == 1
     asked.on_trial_complete("b", error=True)
     assert asked.suggest("c")["number"] == 2
+
+
+def test_a_trial_taken_up_again_keeps_the_configuration_that_tpe_gave_it():
+    begun = {"optimizer": {"name": "adam", "lr": 0.123}}
+    asked = searcher(tpe_job(), [1, 2], {1: begun}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", [])])
+    assert asked.suggest("a") == {"number": 1, "config": begun}
+    assert asked.suggest("b")["config"] != begun
+
+
+def test_tpe_is_told_of_known_configurations_only_what_is_true():
+    space = {"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-3, 1.0]}, "momentum": 0.9}, {"name": "adam"}],
+             "train.layer_decay": {"uniform": [0.5, 1.0]}, "train.batch_size": {"choice": [64, 128]}}
+    job = Job.model_validate({"search": {"algorithm": "tpe", "space": space}})
+    asked = searcher(job, range(9), {}, [])
+    told = asked._parameters({"optimizer": {"name": "sgd", "lr": 0.01}})
+    assert told == {"optimizer": 0, "optimizer.0.lr": 0.01, "train.layer_decay": 1.0, "train.batch_size": 1}
+    for outside in ({"optimizer": {"name": "sgd", "lr": 2.0}}, {"optimizer": {"name": "rmsprop"}},
+                    {"optimizer": {"name": "adam"}, "train.batch_size": 32}):
+        assert asked._parameters(outside) is None
+        assert asked._fixed(outside) is None
+
+
+@pytest.mark.parametrize(("search", "expected"), [
+    ({"space": {"train.freeze": {"choice": ["none", "backbone"]}, "train.head_epochs": {"choice": [0, 2]}}},
+     "leave head_epochs at 0"),
+    ({"space": {"train.schedule.name": {"choice": ["cosine", "one_cycle"]},
+                "train.schedule.warmup_epochs": {"choice": [0.0, 1.0]}}}, "rises by itself"),
+    ({"space": {"train.batch_size": {"choice": [4, 64]}, "train.accumulate": {"choice": [1, 8]}}}, "accumulate is"),
+])
+def test_values_that_are_wrong_together_are_told_before_anything_starts(search, expected):
+    with pytest.raises(JobError, match=expected):
+        check_configurations(Job.model_validate({"search": search}))
+
+
+def test_values_that_are_right_together_pass():
+    space = {"train.schedule.name": {"choice": ["cosine", "one_cycle"]},
+             "train.schedule.warmup_epochs": {"choice": [0.0]}}
+    tree = {"train": {"schedule": {"warmup_epochs": 1.0}}, "search": {"space": space}}
+    check_configurations(validate_job(tree, "job.yaml"))
+
+
+def record(trial: str, status: str, *values: float) -> TrialRecord:
+    history = [{"epoch": i + 1, "val_accuracy": v, "val_loss": 1.0} for i, v in enumerate(values)]
+    return TrialRecord(trial, {}, status, history)
+
+
+def test_only_repeats_that_finished_count():
+    best = record("t0", "stopped", 0.5, 0.8)
+    repeats = [record("t0-seed1", "finished", 0.6), record("t0-seed2", "failed", 0.1),
+               record("t0-seed3", "stopped", 0.1)]
+    found = confirmation(best, repeats, "val_accuracy", 0)
+    assert (found["seeds"], found["values"], found["mean"]) == ([0, 1], [0.8, 0.6], pytest.approx(0.7))
+    assert confirmation(best, repeats[1:], "val_accuracy", 0)["std"] == 0.0
+    assert confirmation(best, [], "val_accuracy", 0) is None

@@ -8,7 +8,7 @@ import torch
 
 from raysft.job.optimizers import ARGUMENTS_LEFT_OUT, LEFT_OUT, NAMES, OPTIMIZERS, WITHOUT_DECAY
 from raysft.job.recipe import Optimizer, Schedule
-from raysft.train.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from raysft.train.optim import build_optimizer, layer_depths, learning_rate, parameter_groups, set_learning_rate
 
 
 def test_the_table_of_optimizers_is_that_of_torch():
@@ -55,6 +55,16 @@ def test_each_layer_learns_at_a_share_of_the_next_ones_rate():
     optimizer = build_optimizer(Optimizer(), groups)
     set_learning_rate(optimizer, 0.8)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2, 0.4, 0.8]
+
+
+def test_the_blocks_of_a_transformer_are_layers():
+    from torchvision.models import vit_b_16
+
+    depths = layer_depths(vit_b_16(weights=None))
+    assert max(depths.values()) > 12
+    blocks = [depths[f"encoder.layers.encoder_layer_{i}.ln_1.weight"] for i in range(12)]
+    assert blocks == list(range(blocks[0], blocks[0] + 12))
+    assert depths["heads.head.weight"] > blocks[-1]
 
 
 def rates(schedule, steps=4, epochs=3):

@@ -303,3 +303,26 @@ def test_a_search_that_is_finished_begins_no_more_trials_of_it():
         assert await queue.report("d", {"epoch": 1}, False) is True  # without anyone to decide
 
     run(scenario)
+
+
+def test_a_configuration_that_cannot_be_fails_its_trial_alone():
+    async def scenario(queue):
+        await queue.reject("a", {"train.epochs": 0}, "too few epochs")
+        event = await queue.next_event("a")
+        assert (event.kind, event.payload["error"]) == ("failed", "too few epochs")
+        await queue.finish_search()
+        await queue.close()
+        await queue.put(task("late"))
+        assert await kinds(queue) == ["failed", "stopped"]
+
+    run(scenario)
+
+
+def test_the_end_of_a_search_leaves_repeats_of_its_best_alone():
+    async def scenario(queue):
+        await queue.put(replace(task("a-seed1"), of_search=False))
+        await queue.finish_search()
+        assert (await queue.take(0, 0, 0, 1, 0))[0].trial == "a-seed1"
+        assert await queue.report("a-seed1", {"epoch": 1}, False) is True
+
+    run(scenario)

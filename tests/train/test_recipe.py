@@ -144,6 +144,8 @@ def test_features_are_not_kept_where_they_would_not_do():
     assert features_of(split, tiny(3), "4", Preparer(HOW), ALONE, 1e9) is not None
     assert features_of(split, tiny(3), "4", Preparer(HOW), ALONE, 100.0) is None
     assert features_of(split, Scaled(), "net.4", Preparer(HOW), ALONE, 1e9) is None
+    pooled = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert features_of(split, pooled, "0", Preparer(HOW), ALONE, 1e9) is None
 
 
 # --- the step --------------------------------------------------------------------------------------------------------
@@ -243,7 +245,7 @@ class Remembers(nn.Module):
         found = self.conv(images)
         if self.training:
             self.types.add(found.dtype)
-            self.layouts.add(found.is_contiguous(memory_format=torch.channels_last))
+            self.layouts.add(images.is_contiguous(memory_format=torch.channels_last))
         return self.head(found.mean((2, 3)))
 
 
@@ -270,10 +272,12 @@ def test_auto_takes_bf16_only_where_the_hardware_has_it(monkeypatch):
     assert compute_type("auto", gpu) is torch.bfloat16
 
 
-def test_weights_lie_in_memory_as_asked_for():
-    for wanted in (True, False):
-        net = Learner(Remembers(), "head", Train(channels_last=wanted), (1, 1, 1), ALONE).net
-        assert net.conv.weight.is_contiguous(memory_format=torch.channels_last) is wanted
+@pytest.mark.parametrize("wanted", [True, False])
+def test_weights_and_images_lie_in_memory_as_asked_for(tmp_path, wanted):
+    net = Remembers()
+    trained(tmp_path, net, channels_last=wanted)
+    assert net.conv.weight.is_contiguous(memory_format=torch.channels_last) is wanted
+    assert net.layouts == {wanted}
 
 
 def test_the_network_is_compiled_on_request(monkeypatch):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from raysft.errors import ModelError
 from raysft.job.spec import Model
-from raysft.train.modeling import build_network
+from raysft.train.modeling import build_network, load_weights
 from raysft.train.weights import Pixels, file_of
 from tests.tiny import tiny
 
@@ -104,6 +105,10 @@ def test_a_server_that_is_not_there_is_told_with_the_place_for_the_file(cache):
     assert f"put it at {cache}/raysft-" in caught.value.todo
 
 
+def test_a_date_in_a_name_is_no_hash(served):
+    assert build(served.url.replace("w.safetensors", "w-20240131.safetensors")).loaded is not None
+
+
 def test_two_addresses_are_two_files(served):
     first = file_of(Model(name="x:y", weights=served.url))
     second = file_of(Model(name="x:y", weights=served.url.replace("/w.", "/other/w.")))
@@ -142,6 +147,22 @@ def test_the_new_head_of_a_pretrained_body_begins_small(tmp_path):
     assert build(str(tmp_path / "same.safetensors")).net[4].weight.abs().max() > 0.05
 
 
+def test_only_auxiliary_heads_that_a_network_does_not_have_are_left_out(tmp_path):
+    net = nn.ModuleDict({"aux_proj": nn.Linear(2, 2), "head": nn.Linear(2, 3)})
+    state = {key: torch.ones_like(value) for key, value in net.state_dict().items()}
+    loaded = load_weights(net, {**state, "aux1.fc.weight": torch.ones(1)}, "head", Model())
+    assert (loaded.loaded, loaded.unfit) == (4, ("aux1.fc.weight",))
+    assert (net["aux_proj"].weight == 1).all()
+
+
+def test_a_vision_transformer_stretches_its_positions_to_its_image_size(tmp_path):
+    from torchvision.models import vit_b_16
+
+    save_file(vit_b_16(weights=None).state_dict(), tmp_path / "w.safetensors")
+    spec = Model(name="vit_b_16", weights=str(tmp_path / "w.safetensors"), image_size=96)
+    assert build_network(spec, 3, 0).net(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
 # --- timm ------------------------------------------------------------------------------------------------------------
 
 def test_a_network_of_timm_takes_a_file_and_says_how_it_wants_its_images(tmp_path):
@@ -165,6 +186,7 @@ def test_a_transformer_is_made_for_the_size_of_its_images():
     ("timm:resnet81", "none", "is not a network of timm"),
     ("timm:test_efficientnet", "IMAGENET1K_V1", "has none of that name"),
     ("timm:test_efficientnet", "DEFAULT", "cannot be downloaded"),
+    ("timm:deit_tiny_distilled_patch16_224", "none", "has 2 heads"),
 ])
 def test_what_timm_does_not_have_is_told(monkeypatch, tmp_path, name, weights, expected):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
