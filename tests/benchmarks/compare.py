@@ -32,10 +32,10 @@ class Timing:
         return statistics.median(self.wall)
 
 
-def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> list[Timing]:
-    """Time each way `rounds` times after one warm-up, forwards and backwards in turn."""
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: bool = True) -> list[Timing]:
+    """Time each way `rounds` times, forwards and backwards in turn, after one warm-up where that tells something."""
     timings = [Timing(name, [], []) for name in ways]
-    for way in ways.values():
+    for way in ways.values() if warm_up else ():
         way()
     for number in range(rounds):
         for timing in timings if number % 2 == 0 else reversed(timings):
@@ -69,4 +69,9 @@ def show(found: dict[str, Any]) -> None:
         target = "" if row["target"] is None else f"at most {row['target']:g}"
         table.add_row(row["name"], f"{row['median_s']:.3f}", f"{min(row['wall']):.3f} – {max(row['wall']):.3f}",
                       f"{statistics.median(row['cpu']):.3f}", f"{row['ratio']:.3f}", target)
-    Console().print(table)
+    if found["ways"]:
+        Console().print(table)
+    else:
+        Console().print(found["benchmark"], highlight=False)
+    for name, ratio in found.get("ratios", {}).items():
+        Console().print(f"  {ratio:.3f}  {name}", highlight=False)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from raysft.cluster.local import local_ray, this_node
 from raysft.data.ingest import Kept, Streamed, read_split, split_sources
-from raysft.data.shards import ImageSpec, Manifest, Split, write_manifest, write_shard
+from tests.benchmarks import images
 from tests.benchmarks.compare import document, take_turns
 
 ROWS, SHARD, BATCH = 50_000, 5_000, 128
@@ -26,7 +26,7 @@ TARGETS = {"raysft, kept": 1 / 8}
 def measure(rounds: int = 5) -> dict[str, Any]:
     """The comparison; needs a minute or two."""
     with tempfile.TemporaryDirectory() as scratch, local_ray(this_node()):
-        source = split_sources(Path(scratch), _dataset(Path(scratch)), 1, None, 0)["train"]
+        source = split_sources(Path(scratch), images.shards(Path(scratch), ROWS, SHARD, SHARD), 1, None, 0)["train"]
         kept, streamed = Kept(read_split(source)), Streamed(source)
         ways = {
             BASELINE: lambda: _ray_data(Path(scratch)),
@@ -35,23 +35,6 @@ def measure(rounds: int = 5) -> dict[str, Any]:
             "raysft, kept": lambda: _raysft(kept),
         }
         return document("ingest of 50,000 images, a warm epoch", take_turns(ways, rounds), BASELINE, TARGETS)
-
-
-def _dataset(folder: Path) -> Manifest:
-    rng, spec = np.random.default_rng(0), ImageSpec("raw", 32, 32)
-    splits = {}
-    for name, rows in (("train", ROWS), ("test", SHARD)):
-        files = []
-        (folder / name).mkdir()
-        for index, start in enumerate(range(0, rows, SHARD)):
-            images = rng.integers(0, 256, (SHARD, *spec.shape), np.uint8)
-            labels = rng.integers(0, 10, SHARD).astype(np.int32)
-            files.append(write_shard(folder / name / f"{index:04d}.parquet", spec, np.arange(start, start + SHARD),
-                                     images, labels))
-        splits[name] = Split(rows, tuple(files))
-    manifest = Manifest(tuple("abcdefghij"), spec, (0.5,) * 3, (0.25,) * 3, splits)
-    write_manifest(folder, manifest)
-    return manifest
 
 
 def _raysft(reader: Kept | Streamed) -> None:
