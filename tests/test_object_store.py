@@ -12,7 +12,8 @@ import yaml
 from raysft.data.imports import import_dataset
 from raysft.data.shards import read_manifest, verify
 from raysft.errors import DataError, UserError
-from raysft.results.run import Run
+from raysft.results.predict import Classifier
+from raysft.results.run import Run, results_of
 from raysft.storage import place, put_folder, remove, scratch_beside, write_text
 from tests.conftest import make_images
 
@@ -102,9 +103,9 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     call("data", "import", "imagefolder", "images", "--out", f"{s3}/run/D")
     call("submit", "j.yaml", "--name", "r")
     run = f"{s3}/run/runs/r"
-    results = json.loads(call("results", run, "--json"))
+    results = results_of(run)
     assert len(results["trials"]) == 2
-    scores = json.loads(call("evaluate", run, f"{s3}/run/D", "--json"))
+    scores = Classifier(place(run)).evaluate(place(f"{s3}/run/D"), "test")
     assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert json.loads(call("list", "--storage", f"{s3}/run/runs", "--json"))[0]["status"] == "done"
     left = {p.name for t in ("t0", "t1") for p in (place(run) / f"trials/{t}/checkpoints").iterdir()}

@@ -23,6 +23,9 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PORT = 8465
+# A host that is silent is given up after seconds, and a slot that cannot start again as well, instead of minutes.
+IMPATIENT = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3",
+             "RAY_health_check_timeout_ms": "2000", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
 ADDRESS = f"http://127.0.0.1:{PORT}"
 
 
@@ -90,7 +93,7 @@ def cluster_file(folder, network, hosts, s3) -> Path:
         commands = [c.replace("~/raysft-env", str(BIN.parent)).replace("$HOME/raysft-env", str(BIN.parent))
                     for c in tree[key]]
         limits = f"--num-cpus={cpus} --object-store-memory=500000000"  # three hosts share one machine
-        exports = " ".join(f"{name}={value}" for name, value in s3.items())
+        exports = " ".join(f"{name}={value}" for name, value in {**s3, **IMPATIENT}.items())
         tree[key] = [*commands[:-1], f"export {exports}; {commands[-1]} {limits}"]
     path = folder / "onprem.yaml"
     path.write_text(yaml.safe_dump(tree))
