@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.compare import show
 
-NAMES = ("ingest", "loop", "workers", "startup", "overhead", "search")
+NAMES = ("ingest", "loop")
 RESULT = Path("runs/benchmarks.json")
 
 

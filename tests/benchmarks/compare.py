@@ -69,9 +69,4 @@ def show(found: dict[str, Any]) -> None:
         target = "" if row["target"] is None else f"at most {row['target']:g}"
         table.add_row(row["name"], f"{row['median_s']:.3f}", f"{min(row['wall']):.3f} – {max(row['wall']):.3f}",
                       f"{statistics.median(row['cpu']):.3f}", f"{row['ratio']:.3f}", target)
-    if found["ways"]:
-        Console().print(table)
-    else:
-        Console().print(found["benchmark"], highlight=False)
-    for name, ratio in found.get("ratios", {}).items():
-        Console().print(f"  {ratio:.3f}  {name}", highlight=False)
+    Console().print(table)

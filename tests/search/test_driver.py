@@ -149,13 +149,14 @@ def test_memory_that_is_short_halves_the_micro_batch_and_a_target_ends_the_searc
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.01, 0.02, 0.03]}}]}
     search = {"space": space, "target": 0.0, "scheduler": {"name": "median"}}
     results, listener, _ = go(search=search, model={"name": "tests.networks:short_of_memory"},
-                              train={"batch_size": 16}, resources={"workers": 2})
+                              train={"batch_size": 16, "epochs": 200}, resources={"workers": 2})
     assert any("out of memory; goes on from its last checkpoint with each batch in 2 parts" in note
                for note in listener.notes)
     assert any("has reached search.target with val_accuracy" in note for note in listener.notes)
     assert [t["status"] for t in results["trials"]] == ["stopped"] * 3
-    assert sum(t["epochs"] for t in results["trials"]) == 1
-    assert results["best"]["epoch"] == 1
+    first, *others = (t["epochs"] for t in results["trials"])
+    assert 1 <= first < 200  # it trains on until the search has heard of it
+    assert others == [0, 0]
 
 
 def test_tpe_tries_known_configurations_first_and_the_best_is_confirmed_on_features(go):
