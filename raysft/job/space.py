@@ -58,11 +58,16 @@ def _with_rate(option: Any) -> Any:
     return {"name": option, "lr": {"loguniform": lr_range(option)}} if known else option
 
 
+def path_of(key: str) -> str:
+    """Where a key of a space lies in the job file."""
+    return "train.optimizer" if key == "optimizer" else key
+
+
 def _placed(tree: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """`tree` with the value of every dotted key of `config` in its place."""
     tree = copy.deepcopy(tree)
     for key, value in config.items():
-        *parents, last = ("train.optimizer" if key == "optimizer" else key).split(".")
+        *parents, last = path_of(key).split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -142,8 +147,7 @@ def space_problems(space: Space, job: Job) -> Iterator[Problem]:
 def _above(key: str, space: Space) -> str | None:
     """The section of `key` that the space has alternatives of."""
     for section in SECTIONS:
-        path = "train.optimizer" if section == "optimizer" else section
-        if section in space and key.startswith(f"{path}."):
+        if section in space and key.startswith(f"{path_of(section)}."):
             return section
     return None
 

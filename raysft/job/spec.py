@@ -113,11 +113,6 @@ class Search(Section):
             raise ValueError("tpe proposes values and does not try a grid in full; give {choice: [...]} instead")
         return self
 
-    @property
-    def mode(self) -> Literal["min", "max"]:
-        """The direction in which `metric` is better."""
-        return metric_mode(self.metric)
-
 
 class Resources(Section):
     """What one trial uses."""

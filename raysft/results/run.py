@@ -57,9 +57,13 @@ class TrialRecord:
     def row(self, metric: str) -> dict[str, Any]:
         """The trial's entry in results.json."""
         best = self.best(metric) or dict.fromkeys(("val_accuracy", "val_loss", metric))
-        scores = {key: value for key, value in best.items() if key.startswith("val_")}
         return {"trial": self.trial, "status": self.status, "config": self.config, "epochs": len(self.history),
-                **scores, "seconds": round(self.seconds, 2), "host": self.host, "error": self.error}
+                **validation_metrics(best), "seconds": round(self.seconds, 2), "host": self.host, "error": self.error}
+
+
+def validation_metrics(epoch: dict[str, Any]) -> dict[str, Any]:
+    """Of all that is known of an epoch its metrics on the validation split."""
+    return {key: value for key, value in epoch.items() if key.startswith("val_")}
 
 
 class Run:

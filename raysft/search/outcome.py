@@ -13,7 +13,7 @@ from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
 from raysft.job.spec import metric_mode
 from raysft.results.model import ModelCard
-from raysft.results.run import Run, TrialRecord, versions
+from raysft.results.run import Run, TrialRecord, validation_metrics, versions
 from raysft.train.queue import Task
 
 
@@ -33,9 +33,8 @@ def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None
     """What results.json holds."""
     best = None
     if scored is not None:
-        val = {key: value for key, value in scored.best.items() if key.startswith("val_")}
         best = {"trial": scored.record.trial, "config": scored.record.config, "epoch": scored.best["epoch"],
-                **val, **scored.scores, "model": str(run.folder / "model")}
+                **validation_metrics(scored.best), **scored.scores, "model": str(run.folder / "model")}
         if confirmed is not None:
             best["confirmed"] = confirmed
     return {"run": run.folder.name, "status": "done" if best else "failed", "metric": run.metric,
@@ -72,7 +71,7 @@ def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> 
     provenance = {"run": run.folder.name, "trial": scored.record.trial, "epoch": scored.best["epoch"],
                   "config": scored.record.config, "job": run.job.model_dump(), "versions": versions(),
                   "git": run.info["git"], "data": manifest.fingerprint, "seed": scored.task.seed}
-    val = {key: value for key, value in scored.best.items() if key.startswith("val_")}
     how = scored.preparation
     return ModelCard(scored.task.model.name, manifest.classes, test.height, test.width, tuple(how.mean),
-                     tuple(how.std), {**val, **scored.scores}, provenance, how.image_size, how.interpolation)
+                     tuple(how.std), {**validation_metrics(scored.best), **scored.scores}, provenance,
+                     how.image_size, how.interpolation)

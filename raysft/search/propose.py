@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.ranges import is_range
-from raysft.job.space import completed, recipe_of
+from raysft.job.space import completed, path_of, recipe_of
 from raysft.job.spec import metric_mode, order
 from raysft.search.space import Config, fill
 
@@ -134,7 +134,7 @@ class ByOptuna(InOrder):
         recipe = recipe_of(self.job, config).model_dump()
         found: dict[str, Any] = {}
         for key, options in self.space.items():
-            given = _at(recipe, "train.optimizer" if key == "optimizer" else key)
+            given = _at(recipe, path_of(key))
             if not isinstance(options, list):
                 found[key] = _as_parameter(options, given)
                 continue

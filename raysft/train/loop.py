@@ -143,7 +143,7 @@ def _one_epoch(recipe: Recipe, epoch: int, learner: Learner, splits: Splits, pro
 
 
 def train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clock: Clock,
-                 progress: Progress) -> tuple[float, float, int]:
+                progress: Progress) -> tuple[float, float, int]:
     """(mean loss, accuracy, images) over the whole team."""
     spec, team = recipe.train, learner.team
     prepare = Preparer(recipe.preparation, team.device, spec.channels_last)
