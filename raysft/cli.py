@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from raysft import __version__
+from raysft import __version__, interrupts
 from raysft.errors import RaysftError, UserError
 
 _debug = False
@@ -329,7 +328,7 @@ def _output() -> Any:
 
 def main() -> None:
     """Run the command line; every error raysft raises on purpose becomes one red line and its exit status here."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    interrupts.listen()
     status: Any = 0
     try:
         app()
@@ -345,10 +344,6 @@ def main() -> None:
         _output().warning("This is a mistake in raysft, not in your job.")
         status = 1
     _leave(status if isinstance(status, int) else 0)
-
-
-def _as_interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _leave(status: int) -> None:

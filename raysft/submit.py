@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from raysft.cluster.local import local_ray, this_node
 from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, table_of
-from raysft.errors import UserError
+from raysft.errors import RunError, UserError
 from raysft.inputs import outline_of
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
@@ -21,6 +21,7 @@ from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json
 from raysft.storage import Place, place
 
 WHERE = "this machine"
+STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ def stop_here(name: str, output: Output) -> None:
         output.line(f"{name} is not running on this machine: {info['status']}")
         return
     os.kill(info["pid"], signal.SIGTERM)  # started in the background, it may ignore Ctrl-C
+    deadline = time.monotonic() + STOP_SECONDS
     while is_alive(read_json(folder / INFO)):
+        if time.monotonic() > deadline:
+            raise RunError(name, f"does not end within {STOP_SECONDS:g} seconds", f"end process {info['pid']} yourself")
         time.sleep(0.1)
     output.line(f"stopped {name}: `raysft resume {name}` takes it up again")
 

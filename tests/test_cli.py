@@ -43,10 +43,11 @@ def call(capfd, monkeypatch):
         monkeypatch.setattr(cli, "_leave", sys.exit)
         monkeypatch.setattr(sys, "argv", ["raysft", *map(str, words)])
         capfd.readouterr()
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
         with pytest.raises(SystemExit) as left:
             cli.main()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         return Answer(int(left.value.code or 0), *capfd.readouterr())
 
     return _call

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raysft import interrupts
 from raysft.cluster.wire import Reporter
 from raysft.console import count_text, plan_lines
 from raysft.errors import RaysftError, ResourceError, RunError, UserError
@@ -62,10 +62,6 @@ def to_stream(stream: Any) -> Callable[[str], None]:
     return write
 
 
-def _as_interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def _check_versions() -> None:
     """Raise UserError where this cluster's Python environment is not one that raysft works in."""
     try:
@@ -88,7 +84,7 @@ def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
     from raysft.search.driver import execute
 
     ray.init(address="auto", log_to_driver=False)
-    signal.signal(signal.SIGTERM, _as_interrupt)  # how Ray stops a job; ray.init has put a handler of its own there
+    interrupts.listen()  # ray.init has put handlers of its own there
     job = job.model_copy(update={"storage": shared_storage(job.storage, len(hosts()))})
     known = outline_of(job)
     plan, nodes = _wait_for_room(job, known, reporter)

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from raysft.errors import UserError
+from raysft.interrupts import undisturbed
 from raysft.job.plan import Node
 
 KILL_SECONDS = 10.0
@@ -76,24 +77,10 @@ def local_ray(node: Node) -> Iterator[Path]:
             logging.getLogger(__name__).warning("Ray's own logs are kept in %s", folder)
         raise
     finally:
-        with _undisturbed():
+        with undisturbed():
             _kill_all(mark)
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep a second Ctrl-C from interrupting the clean-up of the first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _kill_all(mark: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from raysft import interrupts
 from raysft.errors import UserError
 from raysft.job import Job, dump_job, load_text
 from raysft.job.spec import order
@@ -140,6 +141,7 @@ class Run:
                 self.discard()  # nothing was trained
             raise
         except KeyboardInterrupt:
+            interrupts.heard()
             self.save(status="stopped")
             raise
         except BaseException:
