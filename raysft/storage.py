@@ -21,6 +21,7 @@ from typing import Any
 from raysft.errors import UserError
 
 BLOCK = 1 << 20
+READ_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,20 @@ class Remote:
         return self.fs.get_file_info(self.key).is_file
 
     def read_bytes(self) -> bytes:
-        if not self.is_file():
-            raise FileNotFoundError(self.uri)
-        with self.fs.open_input_stream(self.key) as file:
-            return file.read()
+        """The whole file as it was at one moment; raises FileNotFoundError, OSError.
+
+        Arrow asks for the size first: of a file that is replaced before it is read, it would return a part.
+        """
+        info = self.fs.get_file_info(self.key)
+        for _ in range(READ_ATTEMPTS):
+            if not info.is_file:
+                raise FileNotFoundError(self.uri)
+            with self.fs.open_input_stream(self.key) as file:
+                content = file.read()
+            before, info = info, self.fs.get_file_info(self.key)
+            if info.size == len(content) and info.mtime_ns == before.mtime_ns:
+                return content
+        raise OSError(f"changes faster than it can be read: {self.uri}")
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)

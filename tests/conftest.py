@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,25 @@ import psutil
 import pytest
 from PIL import Image
 
+_STATUS = pytest.StashKey[int]()
+
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 
 # Started in the background, as a CI may do, a shell has its children ignore Ctrl-C, and theirs: tests send it to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """End without the libraries' own farewells: with threads of Ray and Arrow still there, some crash in them."""
+    if _STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_STATUS])
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,7 @@ def _first_instance(aws, process: subprocess.Popen, log: Path) -> dict:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         found = [i for r in aws.describe_instances()["Reservations"] for i in r["Instances"]]
-        if found:
+        if found and "IamInstanceProfile" in found[0]:  # which it is given after it has begun
             return found[0]
         time.sleep(0.5)
     pytest.fail(log.read_text()[-2000:])

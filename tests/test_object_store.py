@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,28 @@ def test_a_folder_is_complete_once_its_last_file_is_there(s3, tmp_path):
     assert (target / "weights").read_bytes() == b"123"
     remove(target)
     assert not target.exists()
+
+
+def test_a_file_that_is_replaced_again_and_again_is_never_read_in_part(s3):
+    file = place(f"{s3}/changing.json")
+    write_text(file, "[0]")
+    stop = threading.Event()
+
+    def grow() -> None:
+        held = [0]
+        while not stop.is_set():
+            held.append(len(held))
+            write_text(file, json.dumps(held))
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(50):
+            held = json.loads(file.read_text())
+            assert held == list(range(len(held)))
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3):
