@@ -31,12 +31,13 @@ SplitName = Literal["train", "val", "test"]
 class Rows:
     """Decoded rows: ids (n,), images (n, height, width, 3) uint8, labels (n,) int64. Kept splits are read-only.
 
-    In place of images there may be features of them, float32 of any shape.
+    In place of images there may be features of them, float32 of any shape. Images and labels are arrays, or tensors on
+    the device of a worker.
     """
 
     ids: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
+    images: Any
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -213,6 +214,11 @@ class Kept:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the images, or of the features in their place."""
+        return self.rows.images.nbytes
 
     def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int) -> Iterator[Batch]:
         """One worker's share of every global batch of an epoch, shuffled."""

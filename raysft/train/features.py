@@ -10,6 +10,7 @@ from torch import nn
 
 from raysft.data.ingest import Kept, Rows, share
 from raysft.data.pixels import Preparer
+from raysft.data.staging import staged
 from raysft.train.team import Team
 
 BATCH = 128
@@ -25,7 +26,7 @@ def features_of(split: Kept, net: nn.Module, head: str, prepare: Preparer, team:
     labels = split.rows.labels
     mine = share(len(split), team.rank, team.workers)
     first = split.rows.take(np.arange(min(2, len(split)))).images
-    probe, outputs = _features(net, head, prepare(torch.from_numpy(first).to(team.device)))
+    probe, outputs = _features(net, head, prepare(torch.as_tensor(first).to(team.device)))
     with torch.inference_mode():
         again = net.get_submodule(head)(probe)
         if again.shape != outputs.shape or not torch.allclose(again, outputs, rtol=1e-3, atol=1e-5):
@@ -35,8 +36,8 @@ def features_of(split: Kept, net: nn.Module, head: str, prepare: Preparer, team:
         return None
     found = torch.zeros(shape, dtype=torch.float32, device=team.device)
     start = mine.start
-    for rows in split.in_order(BATCH, team.rank, team.workers):
-        part, _ = _features(net, head, prepare(torch.from_numpy(rows.images).to(team.device)))
+    for rows in staged(split, split.in_order(BATCH, team.rank, team.workers), team.device):
+        part, _ = _features(net, head, prepare(rows.images))
         found[start:start + len(rows)] = part
         start += len(rows)
     return Kept(Rows(split.rows.ids, team.sums(found).cpu().numpy(), labels))

@@ -16,6 +16,7 @@ from raysft.data.augment import augment, erase, mix
 from raysft.data.ingest import Batch, Kept, Reader
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.preparation import Preparation
+from raysft.data.staging import staged
 from raysft.errors import TrialError
 from raysft.job.recipe import Train
 from raysft.job.spec import order
@@ -151,9 +152,9 @@ def train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clo
     totals = torch.zeros(3, dtype=torch.float64, device=team.device)
     told = clock.started
     batches = train.epoch(recipe.seed, epoch, spec.batch_size, team.rank, team.workers)
-    for batch in clock.timed(batches):
-        inputs, labels = _to_device(batch, team.device)
-        targets = labels
+    for batch in clock.timed(staged(train, batches, team.device)):
+        inputs = batch.rows.images
+        targets = labels = batch.rows.labels
         if not learner.on_features:
             inputs, targets = _changed(recipe, epoch, batch, inputs, labels, prepare)
         rate = learning_rate(epoch * steps + batch.number, spec.optimizer.lr, spec.schedule, steps, spec.epochs)
@@ -183,14 +184,7 @@ def evaluate(net: nn.Module, split: Reader, team: Team, prepare: Preparer, class
     net.eval()
     sums = Sums(classes, team.device)
     batch = most_at_once(math.isqrt(split.pixels), prepare.how.image_size or 0)
-    for rows in split.in_order(batch, team.rank, team.workers):
-        values, labels = (torch.from_numpy(v).to(team.device) for v in (rows.images, rows.labels))
-        sums.add(net(prepare(values) if values.dtype == torch.uint8 else values), labels)
+    for rows in staged(split, split.in_order(batch, team.rank, team.workers), team.device):
+        sums.add(net(prepare(rows.images) if rows.images.dtype == torch.uint8 else rows.images), rows.labels)
     team.sums(sums.values)
     return sums.metrics()
-
-
-def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.from_numpy(batch.rows.images)
-    labels = torch.from_numpy(batch.rows.labels)
-    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

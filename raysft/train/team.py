@@ -50,16 +50,23 @@ class Team:
             gc.collect()
 
     def place(self, net: nn.Module, channels_last: bool = True) -> nn.Module:
-        """`net` on this worker's device, images' channels last in memory: faster for convolutions on both kinds."""
+        """`net` on this worker's device, laid out for images whose channels are last in memory.
+
+        On CPUs that takes the images alone: weights in that layout gain nothing, and every step copies them twice.
+        """
         net = net.to(self.device)
-        return net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+        if channels_last and self.device.type == "cuda":
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net
 
     def parallel(self, net: nn.Module) -> nn.Module:
         """`net` with gradients averaged over the team."""
         if self.workers == 1 or not any(p.requires_grad for p in net.parameters()):
             return net
         on = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(net, device_ids=on, gradient_as_bucket_view=True)
+        # Batch statistics are given to all once an epoch, by `share_buffers`: in training nobody reads them.
+        return nn.parallel.DistributedDataParallel(net, device_ids=on, gradient_as_bucket_view=True,
+                                                   broadcast_buffers=False)
 
     def share_buffers(self, net: nn.Module) -> None:
         """Give all members the buffers of rank 0: batch statistics differ by the images each has seen."""

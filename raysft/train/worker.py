@@ -14,6 +14,7 @@ import torch
 from raysft.data.ingest import Kept, Reader, open_reader
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
+from raysft.data.staging import resident
 from raysft.errors import ModelError, TrialError
 from raysft.job.spec import Model
 from raysft.storage import place
@@ -160,16 +161,21 @@ class Worker:
         if key not in self.features and isinstance(reader, Kept):
             net = self.team.place(copy.deepcopy(network.net), task.train.channels_last)
             limit = self.setup.feature_bytes
-            self.features[key] = features_of(reader, net, network.head, prepare, self.team, limit)
-            while len(self.features) > 2 and sum(f.rows.images.nbytes for f in self.features.values() if f) > limit:
+            made = features_of(reader, net, network.head, prepare, self.team, limit)
+            self.features[key] = self._resident(made) if made is not None else None
+            while len(self.features) > 2 and sum(f.nbytes for f in self.features.values() if f) > limit:
                 self.features.pop(next(iter(self.features)))
         return self.features.get(key)
 
     def _reader(self, split: str) -> Reader:
         if split not in self.readers:
             value = self.splits[split]
-            self.readers[split] = open_reader(ray.get(value) if isinstance(value, ray.ObjectRef) else value)
+            reader = open_reader(ray.get(value) if isinstance(value, ray.ObjectRef) else value)
+            self.readers[split] = self._resident(reader) if isinstance(reader, Kept) else reader
         return self.readers[split]
+
+    def _resident(self, split: Kept) -> Kept:
+        return resident(split, self.team.device, min(1.0, self.setup.resources.gpus_per_worker))
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -5,11 +5,14 @@ Absolute times say little on a machine that others share; a ratio of rounds that
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,40 +21,82 @@ from rich.table import Table
 
 from raysft.results.run import versions
 
+_PR_SET_CHILD_SUBREAPER = 36
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the rounds of one way, and its CPU seconds (this process and children that have ended)."""
+    """The rounds of one way: seconds, CPU seconds (this process and all that ended under it), what it returned."""
 
     name: str
     wall: list[float]
     cpu: list[float]
+    values: list[float]
 
     @property
     def median(self) -> float:
+        """Of the seconds."""
         return statistics.median(self.wall)
 
+    @property
+    def value(self) -> float:
+        """The median of what the rounds returned."""
+        return statistics.median(self.values)
 
-def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: bool = True) -> list[Timing]:
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that a comparison is about, and what it is held against."""
+
+    name: str
+    value: float
+    target: float | None = None
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+def take_turns(ways: Mapping[str, Callable[[], float | None]], rounds: int, warm_up: bool = True) -> list[Timing]:
     """Time each way `rounds` times, forwards and backwards in turn, after one warm-up where that tells something."""
-    timings = [Timing(name, [], []) for name in ways]
+    _adopt_orphans()
+    timings = [Timing(name, [], [], []) for name in ways]
     for way in ways.values() if warm_up else ():
         way()
     for number in range(rounds):
         for timing in timings if number % 2 == 0 else reversed(timings):
+            _reap()
             began, cpu = time.perf_counter(), sum(os.times()[:4])
-            ways[timing.name]()
+            value = ways[timing.name]()
             timing.wall.append(time.perf_counter() - began)
+            _reap()
             timing.cpu.append(sum(os.times()[:4]) - cpu)
+            if value is not None:
+                timing.values.append(value)
+            print(f"  {timing.name}: {timing.wall[-1]:.3f} s", file=sys.stderr, flush=True)
     return timings
 
 
-def document(title: str, timings: list[Timing], baseline: str, targets: Mapping[str, float]) -> dict[str, Any]:
-    """Medians, spreads and ratios to `baseline` with the targets they are held against, and where it was measured."""
-    base = next(t for t in timings if t.name == baseline)
-    rows = [asdict(t) | {"median_s": t.median, "ratio": t.median / base.median, "target": targets.get(t.name)}
-            for t in timings]
-    return {"benchmark": title, "baseline": baseline, "machine": machine(), "versions": versions(), "ways": rows}
+def _adopt_orphans() -> None:
+    """Let processes whose parents end before them become children of this one, so that their CPU seconds count."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _reap() -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def document(title: str, timings: Sequence[Timing], figures: Sequence[Figure], values: str = "",
+             **more: Any) -> dict[str, Any]:
+    """One comparison: all rounds, the figures, where it was measured. `values` says what the rounds returned."""
+    return {"benchmark": title, "machine": machine(), "versions": versions(), "values": values,
+            "ways": [asdict(t) for t in timings], "figures": [asdict(f) | {"met": f.met} for f in figures], **more}
 
 
 def machine() -> dict[str, Any]:
@@ -61,12 +106,25 @@ def machine() -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The table of one benchmark."""
-    table = Table(title=f"{found['benchmark']} (ratio to {found['baseline']})", title_justify="left")
-    for column in ("way", "median s", "min – max s", "cpu s", "ratio", "target"):
-        table.add_column(column, justify="left" if column == "way" else "right")
+    """The tables of one comparison."""
+    console, values = Console(width=120), found["values"]
+    console.print(f"\n[bold]{found['benchmark']}[/]", highlight=False)
+    ways = Table("way", *(["median s", "min – max s", "cpu s"]), *([values] if values else []))
     for row in found["ways"]:
-        target = "" if row["target"] is None else f"at most {row['target']:g}"
-        table.add_row(row["name"], f"{row['median_s']:.3f}", f"{min(row['wall']):.3f} – {max(row['wall']):.3f}",
-                      f"{statistics.median(row['cpu']):.3f}", f"{row['ratio']:.3f}", target)
-    Console().print(table)
+        ways.add_row(row["name"], f"{statistics.median(row['wall']):.3f}",
+                     f"{min(row['wall']):.3f} – {max(row['wall']):.3f}", f"{statistics.median(row['cpu']):.2f}",
+                     *([f"{statistics.median(row['values']):.4g}" if row["values"] else ""] if values else []))
+    figures = Table("figure", "measured", "target", "")
+    for row in found["figures"]:
+        target = "" if row["target"] is None else f"at {'least' if row['at_least'] else 'most'} {row['target']:g}"
+        met = {None: "", True: "met", False: "missed"}[row["met"]]
+        figures.add_row(row["name"], f"{row['value']:.3f}", target, met)
+    for table in (ways, figures):
+        if table.row_count:
+            console.print(table)
+
+
+def show_machine() -> None:
+    """One line before the tables: what was measured on."""
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    Console(width=120).print(f"{machine()['cores']} cores, {machine()['system']}; {named}", highlight=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from raysft.data.ingest import Rows
 from raysft.data.shards import ImageSpec, Manifest, Split, write_manifest, write_shard
 
 SIDE, CLASSES = 32, 10
@@ -21,6 +22,12 @@ def folder(root: Path, train: int, test: int) -> Path:
             target.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(target / f"{i:06d}.png")
     return root
+
+
+def rows(count: int) -> Rows:
+    """Decoded rows as raysft keeps them in memory."""
+    rng = np.random.default_rng(0)
+    return Rows(np.arange(count), rng.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8), np.arange(count) % CLASSES)
 
 
 def shards(root: Path, train: int, test: int, rows_a_shard: int = 5_000) -> Manifest:

@@ -1,16 +1,17 @@
-"""One steady epoch of training: raysft's loop with the default recipe beside the same recipe as a plain PyTorch loop.
+"""One steady epoch of training: raysft's loop beside the same recipe as plain PyTorch loops and with accelerate.
 
 ResNet-18, 1,024 random images of 32×32 pixels in batches of 128, SGD with momentum, flip and crop, one worker with one
-thread. *Same recipe*: the plain loop keeps its images as one tensor, flips and crops whole batches, and uses channels
-last, as a careful person would write it.
+thread. *Same recipe*: a loop over one tensor that flips and crops whole batches and uses channels last, as a careful
+person would write it. *As commonly written*: ImageFolder, PIL transforms and a DataLoader, with accelerate and without.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18
@@ -21,24 +22,31 @@ from raysft.job.recipe import Train
 from raysft.train.learner import Learner
 from raysft.train.loop import Clock, Recipe, train_epoch
 from raysft.train.team import Team
-from tests.benchmarks.compare import document, take_turns
+from tests.benchmarks import images
+from tests.benchmarks.compare import Figure, document, take_turns
+from tests.benchmarks.peers import plain
 
 ROWS, BATCH, CLASSES = 1024, 128, 10
-BASELINE = "plain PyTorch loop"
-TARGETS = {"raysft, default recipe": 1 / 0.97}
+RAYSFT, CAREFUL, COMMON, ACCELERATE = "raysft, default recipe", "plain, tensors", "plain, PIL", "accelerate, PIL"
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
 
 def measure(rounds: int = 7) -> dict[str, Any]:
-    """The comparison; needs a minute or two."""
+    """The comparison; needs two minutes."""
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    rows = Rows(np.arange(ROWS), rng.integers(0, 256, (ROWS, 32, 32, 3), np.uint8), np.arange(ROWS) % CLASSES)
-    ways = {BASELINE: _plain(rows), "raysft, default recipe": _raysft(rows)}
-    return document("training loop, a steady epoch", take_turns(ways, rounds), BASELINE, TARGETS)
+    rows = images.rows(ROWS)
+    with tempfile.TemporaryDirectory() as folder:
+        data = str(images.folder(Path(folder), ROWS, CLASSES))
+        timings = take_turns({CAREFUL: _careful(rows), RAYSFT: _raysft(rows), COMMON: _common(data),
+                              ACCELERATE: _accelerate(data)}, rounds)
+    median = {t.name: t.median for t in timings}
+    return document("training loop, a steady epoch", timings, [
+        Figure("images/s, raysft to plain with tensors (same recipe)", median[CAREFUL] / median[RAYSFT], 0.97, True),
+        Figure("images/s, raysft to plain with PIL (as commonly written)", median[COMMON] / median[RAYSFT], 1.12, True),
+        Figure("images/s, raysft to accelerate with PIL (as commonly written)", median[ACCELERATE] / median[RAYSFT])])
 
 
-def _raysft(rows: Rows) -> Any:
+def _raysft(rows: Rows) -> Callable[[], None]:
     train = Train(epochs=100, batch_size=BATCH)
     counts = (ROWS // CLASSES,) * CLASSES
     recipe = Recipe(train, 0, Preparation(MEAN, STD), counts, "val_accuracy", Path("unused"), "fc")
@@ -52,16 +60,16 @@ def _raysft(rows: Rows) -> Any:
     return epoch
 
 
-def _plain(rows: Rows) -> Any:
+def _careful(rows: Rows) -> Callable[[], None]:
     net = resnet18(num_classes=CLASSES).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    images, labels = torch.from_numpy(rows.images).permute(0, 3, 1, 2), torch.from_numpy(rows.labels)
+    pixels, labels = torch.from_numpy(rows.images).permute(0, 3, 1, 2), torch.from_numpy(rows.labels)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     def epoch() -> None:
         net.train()
         for index in torch.randperm(ROWS).split(BATCH):
-            batch = images[index]
+            batch = pixels[index]
             flipped = torch.rand(len(batch), 1, 1, 1) < 0.5
             batch = torch.where(flipped, batch.flip(3), batch)
             top, left = torch.randint(0, 9, (2, len(batch)))
@@ -70,6 +78,30 @@ def _plain(rows: Rows) -> Any:
             inputs = ((batch.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad()
             F.cross_entropy(net(inputs), labels[index]).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def _common(data: str) -> Callable[[], None]:
+    net, loader = resnet18(num_classes=CLASSES), plain.train_loader(data, BATCH)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    return lambda: plain.train_epoch(net, loader, optimizer)
+
+
+def _accelerate(data: str) -> Callable[[], None]:
+    from accelerate import Accelerator
+
+    accelerator, net = Accelerator(cpu=True), resnet18(num_classes=CLASSES)
+    net, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
+                                                 plain.train_loader(data, BATCH))
+    criterion = torch.nn.CrossEntropyLoss()
+
+    def epoch() -> None:
+        net.train()
+        for batch, labels in loader:
+            optimizer.zero_grad()
+            accelerator.backward(criterion(net(batch), labels))
             optimizer.step()
 
     return epoch

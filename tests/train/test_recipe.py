@@ -273,10 +273,10 @@ def test_auto_takes_bf16_only_where_the_hardware_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_weights_and_images_lie_in_memory_as_asked_for(tmp_path, wanted):
+def test_images_lie_in_memory_as_asked_for_and_weights_of_a_cpu_as_they_were(tmp_path, wanted):
     net = Remembers()
     trained(tmp_path, net, channels_last=wanted)
-    assert net.conv.weight.is_contiguous(memory_format=torch.channels_last) is wanted
+    assert net.conv.weight.is_contiguous()
     assert net.layouts == {wanted}
 
 

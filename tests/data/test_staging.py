@@ -1,0 +1,75 @@
+"""Decoded rows on the device of a worker."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from raysft.data.ingest import Kept, Rows, SplitSource, Streamed
+from raysft.data.shards import ImageSpec
+from raysft.data.staging import on_device, resident, staged
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+ROWS = Rows(np.arange(23), RNG.integers(0, 256, (23, 4, 4, 3), np.uint8), np.arange(23) % 3)
+STREAMED = Streamed(SplitSource(None, (), ImageSpec("raw", 4, 4), ROWS.ids, 4, 4, (8, 8, 7)))
+
+
+def parts():
+    return Kept(ROWS).epoch(3, 1, 5, 0, 2)
+
+
+@pytest.mark.parametrize("split", [Kept(ROWS), STREAMED])
+def test_batches_come_as_tensors_in_their_order(split):
+    found = list(staged(split, parts(), CPU))
+    for batch, expected in zip(found, parts(), strict=True):
+        assert (batch.number, batch.first, batch.size) == (expected.number, expected.first, expected.size)
+        assert torch.equal(batch.rows.images, torch.from_numpy(expected.rows.images))
+        assert torch.equal(batch.rows.labels, torch.from_numpy(expected.rows.labels))
+
+
+def test_rows_come_staged_as_well():
+    found = list(staged(STREAMED, Kept(ROWS).in_order(10, 0, 1), CPU))
+    assert np.concatenate([rows.ids for rows in found]).tolist() == list(range(23))
+
+
+def test_a_split_that_lies_on_the_device_gives_the_same_batches():
+    there = Kept(on_device(ROWS, CPU))
+    for batch, expected in zip(staged(there, there.epoch(3, 1, 5, 0, 2), CPU), parts(), strict=True):
+        assert torch.equal(batch.rows.images, torch.from_numpy(expected.rows.images))
+    assert resident(there, CPU, 1.0) is there
+
+
+def test_the_next_batch_is_read_while_one_is_in_use():
+    second = threading.Event()
+
+    def read():
+        for i, batch in enumerate(parts()):
+            if i == 1:
+                second.set()
+            yield batch
+
+    assert not second.is_set()
+    batches = staged(STREAMED, read(), CPU)
+    next(batches)
+    assert second.wait(10)
+    batches.close()
+
+
+def test_what_goes_wrong_in_reading_is_raised_where_the_batch_is_wanted():
+    def read():
+        yield next(parts())
+        raise OSError("torn")
+
+    batches = staged(STREAMED, read(), CPU)
+    next(batches)
+    with pytest.raises(OSError, match="torn"):
+        next(batches)
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread():
+    batches = staged(STREAMED, parts(), CPU)
+    next(batches)
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
