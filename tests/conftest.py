@@ -49,7 +49,7 @@ def ray_local(_shared_ray):
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
+        ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from raysft.job.plan import Node
 
 KILL_SECONDS = 10.0
 _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
-# Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own.
+# Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own,
+# no watch for the end of a spot machine.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def this_node() -> Node:
@@ -67,7 +68,7 @@ def local_ray(node: Node) -> Iterator[Path]:
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
-                 logging_level=logging.WARNING, include_dashboard=True, _temp_dir=str(folder))
+                 logging_level=logging.WARNING, include_dashboard=False, _temp_dir=str(folder))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # Ray's own ends the process without a clean-up
         yield folder
@@ -93,7 +94,7 @@ def _kill_all(mark: str) -> None:
         for process in alive:
             with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(alive, timeout=1.0)
+        psutil.wait_procs(alive, timeout=0.05)  # no longer: to psutil, one that is dead and not waited for still runs
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -23,6 +23,7 @@ from raysft.storage import Place, place
 MIXED_SIZE = 224
 WINDOW_BYTES = 256_000_000
 STORE_SHARE = 0.6
+READ_HERE_BYTES = 32_000_000
 
 SplitName = Literal["train", "val", "test"]
 
@@ -128,11 +129,16 @@ def usual_size(spec: ImageSpec) -> int | None:
 # --- reading with Ray Data -------------------------------------------------------------------------------------------
 
 def read_split(source: SplitSource, tasks: int = 2) -> Rows:
-    """A whole split, read and decoded by Ray Data, sorted by row id."""
+    """A whole split sorted by row id, read and decoded by Ray Data, or here where its start would take longer.
+
+    tasks: how many of Ray Data read at the same time.
+    """
     n = len(source.ids)
     rows = Rows(source.ids, np.empty((n, source.height, source.width, 3), np.uint8), np.empty(n, np.int64))
     found = 0
-    for part in stream_tables(source, source.files, tasks):
+    parts = (_rows_of(_read_shards(pa.table({"path": [str(source.folder / file.path)]}), source), source)
+             for file in source.files)
+    for part in parts if source.nbytes <= READ_HERE_BYTES else stream_tables(source, source.files, tasks):
         at = np.searchsorted(source.ids, part.ids)
         rows.images[at], rows.labels[at] = part.images, part.labels
         found += len(part)
@@ -152,13 +158,16 @@ def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int 
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     paths = [{"path": str(source.folder / file.path)} for file in files]
-    decoded = ImageSpec("raw", source.height, source.width)
     blocks = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
         partial(_read_shards, source=replace(source, files=())), batch_size=1, batch_format="pyarrow", num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=min(tasks, len(paths))))
     for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        ids, images, labels = columns(table, decoded)
-        yield Rows(ids, images, labels.astype(np.int64))  # type: ignore[arg-type]
+        yield _rows_of(table, source)
+
+
+def _rows_of(table: pa.Table, source: SplitSource) -> Rows:
+    ids, images, labels = columns(table, ImageSpec("raw", source.height, source.width))
+    return Rows(ids, images, labels.astype(np.int64))
 
 
 def _read_shards(batch: pa.Table, source: SplitSource) -> pa.Table:

@@ -189,6 +189,9 @@ class Train(Section):
             raise ValueError(f"head_epochs is {self.head_epochs}, more than the {self.epochs} epochs there are")
         if self.head_epochs and self.freeze == "backbone":
             raise ValueError("freeze: backbone trains the head alone in every epoch; leave head_epochs at 0")
+        if self.head_epochs and self.optimizer.name == "sgd" and self.optimizer.arguments.get("fused"):
+            raise ValueError("optimizer.fused: torch's fused sgd cannot begin with the head alone; leave it out or "
+                             "head_epochs at 0")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}, more than the {self.batch_size} images of a batch")
         return self

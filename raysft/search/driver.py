@@ -21,7 +21,7 @@ from raysft.errors import DataError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.job.space import recipe_of
-from raysft.job.spec import Model, Scheduler, reached
+from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
 from raysft.results.run import Run, TrialRecord, leaderboard
 from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
@@ -32,7 +32,7 @@ from raysft.storage import Place, remove
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
 from raysft.train.setup import Setup, absolute
-from raysft.train.slots import SlotThread
+from raysft.train.slots import SlotThread, start_coordinator
 
 POLL_SECONDS = 1.0
 WIND_DOWN_SECONDS = 60.0
@@ -146,6 +146,7 @@ class _Conductor:
 
     def start(self) -> None:
         """Start queue, slots and search; none of them waits for the data."""
+        self.coordinator = start_coordinator()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(TrialQueue)
         self.queue = actor.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
@@ -172,11 +173,13 @@ class _Conductor:
                      self.job.resources, os.getcwd(), 1e9 * data.budget_gb, usual_size(self.manifest.image))
 
     def _search(self) -> None:
-        scheduler = self.job.search.scheduler if self.job.search else Scheduler(name="none")
         try:
-            if self.proposals.waiting:
+            if self.job.search is not None and self.proposals.waiting:
                 search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams,
-                       self.job.train.epochs, self.run.metric, scheduler, self.scratch)
+                       self.job.train.epochs, self.run.metric, self.job.search.scheduler, self.scratch)
+            for number in self.proposals.waiting if self.job.search is None else ():  # one trial: nothing to decide
+                task = self.make_task(number, self.configs[number])
+                ray.get(self.queue.put.remote(replace(task, of_search=False)))
         except BaseException as error:
             self.tune_error = error
 
@@ -191,18 +194,16 @@ class _Conductor:
     # --- following ---
 
     def follow(self) -> None:
-        """Take in what happens until the search is over and every trial has ended."""
+        """Take in what happens until every trial has ended; Tune may still be winding down then."""
         over_since = None
         while True:
             self._take_in(POLL_SECONDS)
             self._check_slots()
             if self._all_ended:
-                self.tune.join(POLL_SECONDS)  # no trial has anything more to tell
+                return
             if not self.tune.is_alive():
                 if self.tune_error is not None:
                     raise RunError("search", f"Ray Tune failed ({_cause(self.tune_error)})", f"see {self._log}")
-                if self._all_ended:
-                    return
                 over_since = over_since or time.monotonic()
                 if time.monotonic() - over_since > WIND_DOWN_SECONDS:
                     raise RunError("search", "is over, but a trial does not end", f"see {self._log}")

@@ -30,8 +30,8 @@ class Learner:
         self.frozen = frozen_names(self.net, head, train.freeze)
         self.backbone = frozen_names(self.net, head, "backbone") if head else frozenset()
         train_only(self.net, self.frozen)
-        self.optimizer = build_optimizer(train.optimizer, parameter_groups(self.net, train.optimizer,
-                                                                           train.layer_decay))
+        groups = parameter_groups(self.net, train.optimizer, train.layer_decay)
+        self.optimizer = build_optimizer(train.optimizer, groups, in_stages=bool(train.head_epochs))
         self.average = moving_average(self.net, train.ema) if train.ema is not None else None
         self.type = compute_type(train.precision, team.device)
         self.scaler = torch.amp.GradScaler(team.device.type, enabled=self.type is torch.float16)

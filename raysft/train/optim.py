@@ -19,14 +19,17 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
                 if known.lower() == name and inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer))
 
 
-def build_optimizer(spec: Optimizer, groups: Iterable[Mapping[str, Any]]) -> torch.optim.Optimizer:
+def build_optimizer(spec: Optimizer, groups: Iterable[Mapping[str, Any]],
+                    in_stages: bool = False) -> torch.optim.Optimizer:
     """The torch optimizer of `spec` for the groups of `parameter_groups`.
 
     Its update runs as one fused kernel where torch has one, unless the job asks for another: fewer passes over the
-    weights, which counts on CPUs as on GPUs.
+    weights, which counts on CPUs as on GPUs. Torch's fused SGD fails where some tensors get their first gradient later
+    than others, as they do `in_stages`.
     """
     kind, arguments = optimizer_class(spec.name), spec.arguments
-    if "fused" in inspect.signature(kind).parameters and not arguments.get("foreach"):
+    has_fused = "fused" in inspect.signature(kind).parameters and not (in_stages and spec.name == "sgd")
+    if has_fused and not arguments.get("foreach"):
         arguments = {"fused": True} | arguments
     return kind([dict(group) for group in groups], **arguments)
 

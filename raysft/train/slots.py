@@ -22,6 +22,19 @@ from raysft.job.spec import Resources
 LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120"}
 
 
+def start_coordinator() -> Any:
+    """The actor that Ray Train's controllers register with, started before them; returns its handle.
+
+    A controller would start it itself, and wait a second and a half for it before it starts workers. Ray has no public
+    way to it, so this is to be looked at with every new series of Ray.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    return get_or_create_autoscaling_coordinator()
+
+
 class SlotThread(threading.Thread):
     """A thread that holds one Ray Train run; `error` says why it ended, if it should not have."""
 

@@ -256,6 +256,7 @@ def test_a_wrong_argument_of_an_optimizer_says_which_exist(write, optimizer, exp
 @pytest.mark.parametrize(("text", "expected"), [
     ("train: {head_epochs: 11}", "more than the 10 epochs"),
     ("train: {head_epochs: 1, freeze: backbone}", "leave head_epochs at 0"),
+    ("train: {head_epochs: 1, optimizer: {name: sgd, fused: true}}", "cannot begin with the head alone"),
     ("train: {batch_size: 8, accumulate: 9}", "more than the 8 images"),
     ("train: {batch_size: 8, accumulate: 5}\nresources: {workers: 2}", "a worker's share"),
     ("train: {schedule: {name: one_cycle, warmup_epochs: 1}}", "rises by itself"),

@@ -39,6 +39,14 @@ def test_an_optimizer_has_the_values_of_the_job(name):
     assert (parameter < 1).all()
 
 
+@pytest.mark.parametrize(("given", "in_stages", "expected"), [
+    ({"name": "sgd"}, False, True), ({"name": "adamw"}, True, True), ({"name": "sgd"}, True, None),
+    ({"name": "sgd", "foreach": True}, False, None), ({"name": "adam", "fused": False}, False, False)])
+def test_updates_are_fused_where_they_can_be_and_nobody_objects(given, in_stages, expected):
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))]}]
+    assert build_optimizer(Optimizer.model_validate(given), groups, in_stages).defaults["fused"] is expected
+
+
 def test_norms_and_biases_do_not_decay_unless_asked_for():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     groups = parameter_groups(net, Optimizer(weight_decay=0.1), 1.0)
