@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check bench multihost lock
+.PHONY: run test check bench faults multihost lock
 
 run: $(STAMP)  ## install what is needed, then run the quickstart
 	$(BIN)/raysft submit jobs/quickstart.yaml
@@ -19,6 +19,9 @@ multihost: $(STAMP)  ## a real cluster of three hosts in network namespaces; nee
 	command -v nft rsync && test -x /usr/sbin/sshd || \
 		{ apt-get update -q && apt-get install -qy iproute2 nftables openssh-server openssh-client rsync; }
 	$(BIN)/python -m pytest tests/multihost
+
+faults: $(STAMP)  ## a search killed at twenty random moments, in all of its parts
+	RAYSFT_FAULTS=20 $(BIN)/python -m pytest tests/faults
 
 bench: $(STAMP)  ## benchmarks, all or BENCH=name
 	$(BIN)/python -m tests.benchmarks $(BENCH)

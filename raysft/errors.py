@@ -7,8 +7,10 @@ RaysftError
 │   ├── DataError        images, archives, shards
 │   ├── ModelError       a network or its weights
 │   └── ResourceError    more asked for than the cluster has
-└── RunError             a run failed (exit status 1)
-    └── TrialError       one trial failed; the run goes on
+├── RunError             a run failed (exit status 1)
+│   └── StorageFull      no room for what a run writes; it can be resumed
+└── TrialError           one trial failed; the run goes on
+    └── Diverged         its loss is not a number any more
 """
 
 from __future__ import annotations
@@ -79,8 +81,16 @@ class RunError(RaysftError):
     """A run that ended without a model."""
 
 
+class StorageFull(RunError):
+    """No room for what a run writes; it can be taken up again when there is some."""
+
+
 class TrialError(RaysftError):
     """A trial that ended without a result; its run goes on."""
+
+
+class Diverged(TrialError):
+    """A trial whose loss is not a number any more."""
 
 
 def in_words(error: BaseException, line: int = 0) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from raysft.errors import UserError
 
 BLOCK = 1 << 20
 READ_ATTEMPTS = 20
+CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,34 @@ def write_bytes(target: Place, content: bytes) -> None:
 def write_text(target: Place, text: str) -> None:
     """Write a small text file, whole or not at all."""
     write_bytes(target, text.encode())
+
+
+def write_json(target: Place, document: Mapping[str, Any]) -> None:
+    """Write a JSON file with a checksum of its content in it, whole or not at all."""
+    text = json.dumps({**document, CHECKSUM: None}, default=str)
+    whole = json.loads(text)
+    whole[CHECKSUM] = _checksum(whole)
+    write_text(target, json.dumps(whole, indent=1) + "\n")
+
+
+def read_json(file: Place) -> dict[str, Any]:
+    """What `write_json` has written.
+
+    Raises FileNotFoundError, OSError, and ValueError where it is not what was written.
+    """
+    whole = json.loads(file.read_bytes())
+    if not isinstance(whole, dict) or CHECKSUM not in whole:
+        raise ValueError("it has no checksum")
+    if whole[CHECKSUM] != _checksum(whole):
+        raise ValueError("its checksum does not fit: it was changed or torn")
+    del whole[CHECKSUM]
+    return whole
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    """Hexadecimal SHA-256 of all but the checksum itself, however it is laid out."""
+    rest = {key: value for key, value in document.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def make_folder(folder: Place) -> None:

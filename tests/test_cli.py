@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from raysft import cli
+from raysft.storage import write_json
 from tests.conftest import MARK, make_images, processes_of, processes_of_ray
 
 REPOSITORY = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def _other_test_classes(root: Path) -> dict:
 
 def _newer_format(root: Path) -> dict:
     (root / "D").mkdir()
-    (root / "D/dataset.json").write_text('{"format": 99}')
+    write_json(root / "D/dataset.json", {"format": 99})
     return {"data": {"source": "shards", "path": str(root / "D")}}
 
 

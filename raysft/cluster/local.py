@@ -6,20 +6,23 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from raysft.cluster import processes
+from raysft.cluster.processes import kill_all, lives, marked
 from raysft.errors import UserError
 from raysft.interrupts import undisturbed
 from raysft.job.plan import Node
 
-KILL_SECONDS = 10.0
 _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
 # Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own,
 # no watch for the end of a spot machine.
@@ -64,6 +67,9 @@ def local_ray(node: Node) -> Iterator[Path]:
 
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short
+    # Were this process killed, Ray would stay, and the folder: that one sees its standard input end, and cleans up.
+    subprocess.Popen([sys.executable, "-m", processes.__name__, str(folder)], stdin=subprocess.PIPE, cwd="/",
+                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     keep = False
     on_term = signal.getsignal(signal.SIGTERM)
     try:
@@ -79,35 +85,9 @@ def local_ray(node: Node) -> Iterator[Path]:
         raise
     finally:
         with undisturbed():
-            _kill_all(mark)
+            # Those of Ray that give themselves a title overwrite their environment, mark and all: they are known as
+            # children of a raylet that still lives. When it is dead they are no one's, and take a minute to notice.
+            family = psutil.Process().children(recursive=True)
+            kill_all(lambda: [*filter(lives, family), *marked(_MARK, mark)])
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _kill_all(mark: str) -> None:
-    """Kill every process of this Ray, and those that they still started meanwhile."""
-    deadline = time.monotonic() + KILL_SECONDS  # a process that waits for a dead disk cannot be killed
-    # Those of Ray that give themselves a title overwrite their environment, mark and all: they are known as children
-    # of a raylet that still lives. When it is dead they are no one's, and take ten seconds and more to notice.
-    family = psutil.Process().children(recursive=True)
-    while (alive := [*filter(_lives, family), *_marked(mark)]) and time.monotonic() < deadline:
-        for process in alive:
-            with suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(alive, timeout=0.05)  # no longer: to psutil, one that is dead and not waited for still runs
-
-
-def _lives(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    """Every process that inherited `mark`, also of a parent that is dead."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(_MARK) == mark and _lives(process):
-                found.append(process)
-    return found

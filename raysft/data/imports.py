@@ -17,6 +17,7 @@ import numpy as np
 
 from raysft.data import cifar
 from raysft.data.shards import (
+    FORMAT,
     MANIFEST,
     ImageSpec,
     Manifest,
@@ -49,7 +50,8 @@ def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Pl
     if data.source == "shards":
         return place(data.path or "")
     listing = listing_of(data.source, data.path, data.test_path, progress)
-    folder = (cache or cache_folder() / "datasets") / f"{data.source}-{data.on_bad_image}-{listing.fingerprint[:16]}"
+    name = f"{data.source}-{data.on_bad_image}-{listing.fingerprint[:16]}-v{FORMAT}"
+    folder = (cache or cache_folder() / "datasets") / name
     if not (folder / MANIFEST).is_file():
         import_listing(listing, folder, data.on_bad_image, progress)
     return folder

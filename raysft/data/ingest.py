@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from raysft.data.images import fit, open_rgb
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, columns, read_labels, read_table
 from raysft.data.sources import stratified_order
-from raysft.storage import Place, place
+from raysft.storage import Place
 
 MIXED_SIZE = 224
 WINDOW_BYTES = 256_000_000
@@ -136,7 +136,7 @@ def read_split(source: SplitSource, tasks: int = 2) -> Rows:
     n = len(source.ids)
     rows = Rows(source.ids, np.empty((n, source.height, source.width, 3), np.uint8), np.empty(n, np.int64))
     found = 0
-    parts = (_rows_of(_read_shards(pa.table({"path": [str(source.folder / file.path)]}), source), source)
+    parts = (_rows_of(_read_shards(pa.Table.from_pylist([asdict(file)]), source), source)
              for file in source.files)
     for part in parts if source.nbytes <= READ_HERE_BYTES else stream_tables(source, source.files, tasks):
         at = np.searchsorted(source.ids, part.ids)
@@ -157,10 +157,10 @@ def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    paths = [{"path": str(source.folder / file.path)} for file in files]
-    blocks = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+    named = [asdict(file) for file in files]
+    blocks = ray.data.from_items(named, override_num_blocks=len(named)).map_batches(
         partial(_read_shards, source=replace(source, files=())), batch_size=1, batch_format="pyarrow", num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=min(tasks, len(paths))))
+        compute=ray.data.TaskPoolStrategy(size=min(tasks, len(named))))
     for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         yield _rows_of(table, source)
 
@@ -171,8 +171,8 @@ def _rows_of(table: pa.Table, source: SplitSource) -> Rows:
 
 
 def _read_shards(batch: pa.Table, source: SplitSource) -> pa.Table:
-    """The task of Ray Data: chosen rows of the shards named in `batch`, images as raw bytes of the decoded size."""
-    table = pa.concat_tables([read_table(place(path)) for path in batch["path"].to_pylist()])
+    """The task of Ray Data: chosen rows of the shards in `batch`, images as raw bytes of the decoded size."""
+    table = pa.concat_tables([read_table(source.folder, ShardFile(**file)) for file in batch.to_pylist()])
     ids = table["id"].to_numpy()
     at = np.searchsorted(source.ids, ids)
     chosen = (at < len(source.ids)) & (source.ids[np.minimum(at, len(source.ids) - 1)] == ids)
@@ -229,12 +229,14 @@ class Kept:
         """Size of the images, or of the features in their place."""
         return self.rows.images.nbytes
 
-    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int) -> Iterator[Batch]:
-        """One worker's share of every global batch of an epoch, shuffled."""
+    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int,
+              first: int = 0) -> Iterator[Batch]:
+        """One worker's share of every global batch of an epoch from batch number `first` on, shuffled."""
         order, start = permutation(seed, epoch, len(self)), 0
         for number, size in enumerate(batch_sizes(len(self), batch_size)):
             mine = share(size, rank, workers)
-            yield Batch(self.rows.take(order[start + mine.start:start + mine.stop]), number, mine.start, size)
+            if number >= first:
+                yield Batch(self.rows.take(order[start + mine.start:start + mine.stop]), number, mine.start, size)
             start += size
 
     def in_order(self, batch_size: int, rank: int, workers: int) -> Iterator[Rows]:
@@ -255,7 +257,8 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.source.ids)
 
-    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int) -> Iterator[Batch]:
+    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int,
+              first: int = 0) -> Iterator[Batch]:
         """As `Kept.epoch`; the order is another one, and as independent of the number of workers."""
         files = self.source.files
         order = permutation(seed, epoch, len(files), part=1)
@@ -264,7 +267,8 @@ class Streamed:
         cut = _cut(shuffled, batch_sizes(len(self), batch_size))
         for number, rows in enumerate(cut):
             mine = share(len(rows), rank, workers)
-            yield Batch(rows.take(np.arange(mine.start, mine.stop)), number, mine.start, len(rows))
+            if number >= first:
+                yield Batch(rows.take(np.arange(mine.start, mine.stop)), number, mine.start, len(rows))
 
     def in_order(self, batch_size: int, rank: int, workers: int) -> Iterator[Rows]:
         """As `Kept.in_order`, interleaved by batch instead of cut in contiguous parts."""

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysft.errors import DataError
-from raysft.storage import Place, sha256, write_bytes, write_text
+from raysft.storage import Place, read_json, sha256, write_bytes, write_json
 
-FORMAT = 1
+FORMAT = 2  # 2: dataset.json has a checksum of its own
 MANIFEST = "dataset.json"
 
 
@@ -85,14 +85,14 @@ class Manifest:
 
 def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Write `dataset.json`, whole or not at all."""
-    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
 def read_manifest(folder: Place) -> Manifest:
     """The manifest of a data set; raises DataError when there is none or it cannot be understood."""
     path = folder / MANIFEST
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
     except FileNotFoundError:
         raise DataError(str(folder), f"is not a data set: it has no {MANIFEST}",
                         "make one with `raysft data import`") from None
@@ -128,8 +128,7 @@ def verify(folder: Place, manifest: Manifest) -> None:
             if not path.is_file():
                 raise DataError(str(path), "is missing from its data set", "import the data set again")
             if sha256(path) != file.sha256:
-                raise DataError(str(path), "does not have the checksum of its manifest: it was changed or torn",
-                                "import the data set again")
+                raise _changed(path)
 
 
 def write_shard(path: Place, spec: ImageSpec, ids: np.ndarray, images: np.ndarray | Sequence[bytes],
@@ -151,11 +150,30 @@ def write_shard(path: Place, spec: ImageSpec, ids: np.ndarray, images: np.ndarra
     return ShardFile(f"{path.parent.name}/{path.name}", len(table), digest)
 
 
-def read_table(path: Place, columns: list[str] | None = None) -> pa.Table:
-    """A shard, or some columns of it."""
-    if isinstance(path, Path):
-        return pq.read_table(path, columns=columns)
-    return pq.read_table(path.key, columns=columns, filesystem=path.fs)
+def read_table(folder: Place, file: ShardFile, columns: list[str] | None = None) -> pa.Table:
+    """A whole shard, compared with its checksum, or some columns of it, which are not.
+
+    Raises DataError where it is missing or not what was written.
+    """
+    path = folder / file.path
+    try:
+        if columns is None:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != file.sha256:
+                raise _changed(path)
+            return pq.read_table(pa.BufferReader(content))
+        if isinstance(path, Path):
+            return pq.read_table(path, columns=columns)
+        return pq.read_table(path.key, columns=columns, filesystem=path.fs)
+    except FileNotFoundError:
+        raise DataError(str(path), "is missing from its data set", "import the data set again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise _changed(path, f" ({str(error).splitlines()[0]})") from None
+
+
+def _changed(path: Place, why: str = "") -> DataError:
+    return DataError(str(path), f"does not have the checksum of its manifest: it was changed or torn{why}",
+                     "import the data set again")
 
 
 def columns(table: pa.Table, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray]:
@@ -172,7 +190,7 @@ def columns(table: pa.Table, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray | 
 
 def read_labels(folder: Place, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(ids, labels) of a split in the order of its shards, read without the images."""
-    tables = [read_table(folder / f.path, ["id", "label"]) for f in split.files]
+    tables = [read_table(folder, file, ["id", "label"]) for file in split.files]
     both = pa.concat_tables(tables)
     return both["id"].to_numpy(), both["label"].to_numpy().astype(np.int64)
 
@@ -180,4 +198,4 @@ def read_labels(folder: Place, split: Split) -> tuple[np.ndarray, np.ndarray]:
 def iter_tables(folder: Place, split: Split) -> Iterator[pa.Table]:
     """The shards of a split, one table each."""
     for file in split.files:
-        yield read_table(folder / file.path)
+        yield read_table(folder, file)

@@ -104,7 +104,7 @@ def _parse(text: str, where: str) -> Any:
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set a dotted key of `tree`, for example `train.optimizer.lr=1e-3`; raises JobError."""
-    where = f"--set {override}"
+    where = f"--set {override if override.isprintable() else repr(override)}"
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise JobError(where, "is not KEY=VALUE", "for example --set train.epochs=2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -13,6 +14,7 @@ OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "adafactor", "adadelt
                         "nadam", "radam", "rprop"]
 
 
+_EVERY = re.compile(r"epoch|[1-9]\d{0,8} steps?|(?:[1-9]\d{0,5}(?:\.\d+)?|0\.\d*[1-9]\d*) minutes?")
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
 
@@ -170,10 +172,31 @@ class Train(Section):
     """auto (bf16 on hardware made for it, fp16 on older GPUs, else fp32) | fp32 | bf16 | fp16"""
     accumulate: int = Field(1, ge=1)
     """Parts that a batch is cut into to save memory; the step is that of the whole batch."""
+    checkpoint_every: str = "epoch"
+    """A checkpoint every epoch, and inside epochs every `N steps` or `N minutes`."""
     channels_last: bool = True
     """Keep images' channels last in memory, which convolutions are faster on."""
     compile: bool = False
     """Compile the network with torch.compile."""
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _known_rhythm(cls, value: str) -> str:
+        if not _EVERY.fullmatch(value):
+            raise ValueError("give epoch, N steps or N minutes, for example 200 steps")
+        return value
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Steps from one checkpoint inside an epoch to the next; None: not by steps."""
+        number, _, unit = self.checkpoint_every.partition(" ")
+        return int(number) if unit.startswith("step") else None
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """Seconds from one checkpoint inside an epoch to the next; None: not by the clock."""
+        number, _, unit = self.checkpoint_every.partition(" ")
+        return 60 * float(number) if unit.startswith("minute") else None
 
     @field_validator("freeze", mode="before")
     @classmethod

@@ -100,6 +100,8 @@ class Search(Section):
     """Dotted train.* and model.* keys, a range each; optimizer (or a section): a list of alternatives with ranges."""
     start_with: list[dict[str, Any]] = Field(default_factory=list)
     """Known configurations to try first, each with keys as in `space` and a value for each."""
+    max_failures: int | None = Field(None, ge=0)
+    """End the run when more trials than this have failed (not those that diverged); null: never."""
     confirm: int = Field(0, ge=0, le=100)
     """Train the best configuration again with this many other seeds, and tell mean and standard deviation."""
     scheduler: Scheduler = Field(default_factory=Scheduler)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raysft.data.preparation import Preparation
 from raysft.errors import UserError
-from raysft.storage import Place, local_copy, put_file, put_folder, scratch_beside, write_text
+from raysft.storage import Place, local_copy, put_file, put_folder, read_json, scratch_beside, sha256, write_json
 
-FORMAT = 2  # 2: images may be resized for the network
+FORMAT = 3  # 2: images may be resized for the network; 3: checksums
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
@@ -32,6 +31,7 @@ class ModelCard:
     image_size: int | None = None
     """Height and width that the network sees; None: as decoded."""
     interpolation: str = "bilinear"
+    weights_sha256: str = ""
     format: int = FORMAT
 
     @property
@@ -44,7 +44,7 @@ def deliver(folder: Place, checkpoint: Place, card: ModelCard) -> None:
     """Make the model folder from a checkpoint, whole or not at all."""
     with scratch_beside(folder) as scratch, local_copy(checkpoint / WEIGHTS) as weights:
         put_file(weights, scratch / WEIGHTS)
-        write_text(scratch / CARD, json.dumps(asdict(card), indent=1, default=str) + "\n")
+        write_json(scratch / CARD, asdict(replace(card, weights_sha256=sha256(scratch / WEIGHTS))))
         put_folder(scratch, folder, last=CARD)
 
 
@@ -53,13 +53,13 @@ def read_card(folder: Place) -> ModelCard:
     folder = model_folder(folder)
     path = folder / CARD
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         if stored["format"] > FORMAT:
             raise UserError(str(path), f"has format {stored['format']}, this raysft reads up to {FORMAT}",
                             "use a newer raysft")
         return ModelCard(stored["architecture"], tuple(stored["classes"]), stored["height"], stored["width"],
                          tuple(stored["mean"]), tuple(stored["std"]), stored["scores"], stored["provenance"],
-                         stored.get("image_size"), stored.get("interpolation", "bilinear"), stored["format"])
+                         stored["image_size"], stored["interpolation"], stored["weights_sha256"], stored["format"])
     except FileNotFoundError:
         raise UserError(str(folder), f"is not a model: it has no {CARD}", "give RUN/model") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -81,6 +81,9 @@ def load_model(folder: Place) -> tuple[Any, ModelCard]:
         sys.path.append(os.getcwd())  # where package.module:factory was importable when the model was trained
     net = network(card.architecture, len(card.classes), card.image_size)
     with local_copy(model_folder(folder) / WEIGHTS) as weights:
+        if sha256(weights) != card.weights_sha256:
+            raise UserError(str(model_folder(folder) / WEIGHTS), f"does not have the checksum of its {CARD}: it was "
+                            "changed or torn", "train again, or restore it from a copy")
         state = read_state_dict(weights)
     try:
         net.load_state_dict(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import os
 import platform
@@ -22,9 +22,10 @@ from raysft import interrupts
 from raysft.errors import UserError
 from raysft.job import Job, dump_job, load_text
 from raysft.job.spec import order
-from raysft.storage import Place, make_folder, place, remove, write_text
+from raysft.storage import Place, make_folder, place, remove, write_json, write_text
+from raysft.storage import read_json as read_checked
 
-INFO, TRIAL, RESULTS = "run.json", "trial.json", "results.json"
+JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
 LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -100,8 +101,9 @@ class Run:
             raise _unwritable(storage, error) from None
         try:
             run = cls(folder, job)
-            write_text(folder / "job.yaml", dump_job(job))
-            run.save()
+            text = dump_job(job)
+            write_text(folder / JOB, text)
+            run.save(job=hashlib.sha256(text.encode()).hexdigest())
         except BaseException as error:
             remove(folder)
             if isinstance(error, OSError):
@@ -118,14 +120,14 @@ class Run:
         if is_alive(info):
             raise UserError(str(folder), f"is still running on {info['host']} as process {info['pid']}",
                             "stop it first with `raysft stop`")
-        job = load_text((folder / "job.yaml").read_text(encoding="utf-8"), str(folder / "job.yaml"))
-        run = cls(folder, job)
+        run = cls(folder, job_of(folder, info))
         for row in read_trials(folder):
             record = TrialRecord(row["trial"], row["config"], row["status"], row["history"], None, row["seconds"],
                                  row["error"], row["trace"], row["host"])
             if not record.ended:
                 record.status = "pending"
             run.known[record.trial] = record
+        run.info |= {key: info[key] for key in ("data", "job", "weights") if key in info}
         run.info |= {"started": info["started"], "resumed": [*info.get("resumed", []), _now()]}
         return run
 
@@ -164,18 +166,18 @@ class Run:
         self.info |= info
         if self.info["status"] in ("done", "failed", "stopped"):
             self.info["ended"] = self.info["ended"] or _now()
-        _write_json(self.folder / INFO, self.info)
+        write_json(self.folder / INFO, self.info)
 
     def save_trial(self, record: TrialRecord) -> None:
         """Write a trial's trial.json."""
         folder = self.trial_folder(record.trial)
         if isinstance(folder, Path):
             folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / TRIAL, record.row(self.metric) | {"history": record.history, "trace": record.trace})
+        write_json(folder / TRIAL, record.row(self.metric) | {"history": record.history, "trace": record.trace})
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""
-        _write_json(self.folder / RESULTS, results)
+        write_json(self.folder / RESULTS, results)
 
 
 def _unwritable(storage: Place, error: OSError) -> UserError:
@@ -231,6 +233,19 @@ def is_alive(info: dict[str, Any]) -> bool:
     return psutil.pid_exists(info["pid"])
 
 
+def job_of(folder: Place, info: dict[str, Any]) -> Job:
+    """The job of a run with the run.json `info`; raises UserError where its file is not what was written."""
+    file = folder / JOB
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(str(file), f"cannot be read ({error.strerror or error})") from None
+    if hashlib.sha256(content).hexdigest() != info["job"]:
+        raise UserError(str(file), "is not what the run began with: it was changed or torn",
+                        "submit a changed job as a run of its own")
+    return load_text(content.decode(), str(file))
+
+
 def all_runs(storage: str) -> list[dict[str, Any]]:
     """The run.json of every run in a folder, oldest first."""
     folder = place(storage)
@@ -247,9 +262,9 @@ def read_trials(folder: Place) -> list[dict[str, Any]]:
 
 
 def read_json(path: Place) -> dict[str, Any]:
-    """A JSON file of a run; raises UserError when it is not there or torn."""
+    """A JSON file of a run; raises UserError when it is not there, changed or torn."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_checked(path)
     except FileNotFoundError:
         raise UserError(str(path), "does not exist") from None
     except (OSError, ValueError) as error:
@@ -275,10 +290,6 @@ def git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _write_json(path: Place, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def _now() -> str:

@@ -27,7 +27,7 @@ from raysft.results.run import Run, TrialRecord, leaderboard
 from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
 from raysft.search.propose import searcher
 from raysft.search.space import known_configurations
-from raysft.search.tuner import search
+from raysft.search.tuner import Known, search
 from raysft.storage import Place, remove
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
@@ -71,13 +71,14 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         verify(folder, manifest)
     if manifest.skipped:
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
+    _compare_data(run, manifest, folder)
     plan = make_plan(job, _outline(folder, manifest), nodes)
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.image_sizes())
     _note_missing(manifest, sources["val"], listener)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
     run.save(status="running", trials=plan.trials,
-             data={"fingerprint": manifest.fingerprint, "path": str(folder), "classes": len(manifest.classes),
+             data={**_identity(manifest), "path": str(folder),
                    "rows": {name: len(source.ids) for name, source in sources.items()}, "read": how})
     conductor = _Conductor(job, run, plan, manifest, sources, listener, str(scratch), begun)
     conductor.start()
@@ -88,6 +89,25 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         return conductor.deliver()
     finally:
         conductor.close(wait_for_end)
+
+
+def _identity(manifest: Manifest) -> dict[str, Any]:
+    """What of a data set must be the same when a run is taken up again."""
+    return {"fingerprint": manifest.fingerprint, "classes": list(manifest.classes),
+            "stored": {name: split.rows for name, split in manifest.splits.items()}}
+
+
+def _compare_data(run: Run, manifest: Manifest, folder: Place) -> None:
+    """Raise DataError where the data is not what the run began with, and say what is different."""
+    before, now = run.info.get("data"), _identity(manifest)
+    if before is None or before["fingerprint"] == now["fingerprint"]:
+        return
+    told = [f"{name} has {rows} rows, had {before['stored'].get(name, 0)}" for name, rows in now["stored"].items()
+            if before["stored"].get(name) != rows]
+    if now["classes"] != before["classes"]:
+        told.append(f"classes are {', '.join(now['classes'])}, were {', '.join(before['classes'])}")
+    raise DataError(str(folder), f"is not the data that the run began with: {'; '.join(told) or 'other images'}",
+                    "restore it, or submit a run of its own")
 
 
 def _note_missing(manifest: Manifest, val: SplitSource, listener: Listener) -> None:
@@ -136,6 +156,9 @@ class _Conductor:
         self.make_task = partial(task_of, job, self.names, run.folder / "trials")
         numbers = [i for i, name in enumerate(self.names) if not self.records[name].ended]
         past = [(r.config, r.status, r.history) for r in self.records.values() if r.ended]
+        histories = {i: self.records[name].history for i, name in enumerate(self.names)}
+        self.before = Known({i: h for i, h in histories.items() if i not in numbers},
+                            {i: list(h) for i, h in histories.items() if i in numbers})
         self.proposals = searcher(job, numbers, self.configs, past)
         self.over = any(self._is_target(epoch) for r in self.records.values() for epoch in r.history)
         self.total_epochs = plan.trials * job.train.epochs
@@ -176,7 +199,7 @@ class _Conductor:
         try:
             if self.job.search is not None and self.proposals.waiting:
                 search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams,
-                       self.job.train.epochs, self.run.metric, self.job.search.scheduler, self.scratch)
+                       self.job.train.epochs, self.run.metric, self.job.search.scheduler, self.scratch, self.before)
             for number in self.proposals.waiting if self.job.search is None else ():  # one trial: nothing to decide
                 task = self.make_task(number, self.configs[number])
                 ray.get(self.queue.put.remote(replace(task, of_search=False)))
@@ -280,6 +303,14 @@ class _Conductor:
         if event.kind != "progress":
             self.run.save_trial(record)
         self._tell(record, event)
+        self._check_failures(record, event)
+
+    def _check_failures(self, record: TrialRecord, event: Event) -> None:
+        most = self.job.search.max_failures if self.job.search else None
+        failed = sum(r.status == "failed" for r in self.records.values())
+        if event.kind == "failed" and most is not None and failed > most:
+            raise RunError("search", f"{failed} trials have failed, more than search.max_failures {most}; "
+                           f"{record.trial}: {record.error}", f"see {self.run.trial_folder(record.trial)}/trial.json")
 
     def _reach(self, record: TrialRecord, epoch: dict[str, Any]) -> None:
         """End the search when a trial is as good as the job wants it."""

@@ -94,7 +94,7 @@ class ByOptuna(InOrder):
     def _learn(self, trial: Any, status: str, history: Sequence[Mapping[str, Any]]) -> None:
         """Tell the study how good the best epoch of a trial was; a trial without one failed."""
         epochs = [m for m in history if m.get(self.goal) == m.get(self.goal) and m.get(self.goal) is not None]
-        if epochs and status != "failed":
+        if epochs and status not in ("failed", "diverged"):
             self.study.tell(trial, min(epochs, key=lambda m: order(m, self.goal))[self.goal])
         else:
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)

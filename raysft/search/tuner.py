@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from raysft.errors import UserError
 from raysft.job.spec import METRICS, Scheduler, metric_mode
@@ -60,6 +62,60 @@ class StandIn(tune.Trainable):
         """Nothing: the teams read the checkpoints."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What trials of an earlier part of this run came to: epochs by the number of the trial."""
+
+    ended: Mapping[int, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    going_on: Mapping[int, Sequence[dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _PastTrial:
+    trial_id: str
+
+
+class _NoTune:
+    """What a scheduler may ask of Tune while it takes in the past: there are no trials."""
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+
+_NO_TUNE: Any = _NoTune()
+
+
+class _WithPast(FIFOScheduler):
+    """A scheduler that judges by the epochs of earlier parts of the run too."""
+
+    known = Known()
+
+    def remember(self, known: Known) -> None:
+        """Take in the trials that have ended, and those that go on as soon as Tune adds them."""
+        for number, history in known.ended.items():
+            trial: Any = _PastTrial(f"past-{number}")
+            self.on_trial_add(None, trial)
+            for epoch in history:
+                self.on_trial_result(_NO_TUNE, trial, epoch)
+        self.known = known
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        if isinstance(trial, _PastTrial):
+            return
+        # The team tells the last epoch again, and it is judged then: it may have died before that was heard.
+        for epoch in self.known.going_on.get(trial.config["number"], ())[:-1]:
+            self.on_trial_result(_NO_TUNE, trial, epoch)
+
+
+class _Asha(_WithPast, ASHAScheduler):
+    pass
+
+
+class _Median(_WithPast, MedianStoppingRule):
+    pass
+
+
 class _StopAtOnce(tune.Callback):
     """Tells the team when the scheduler ends a trial, before the stand-in gets its next one."""
 
@@ -71,17 +127,17 @@ class _StopAtOnce(tune.Callback):
 
 
 def search(proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: Any, teams: int, epochs: int,
-           metric: str, scheduler: Scheduler, storage: str) -> None:
+           metric: str, scheduler: Scheduler, storage: str, known: Known) -> None:
     """Run all trials that are proposed, `teams` at a time; returns when Tune has ended the last one.
 
-    names: of all trials of the run, by their numbers.
+    names: of all trials of the run, by their numbers; known: where the run stood when it was taken up again.
     """
     os.environ.update(_QUIET)
     trials = len(proposals.waiting)
     trainable = tune.with_parameters(StandIn, queue=queue, make_task=make_task, names=list(names))
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory(_RESERVE)),
-        tune_config=tune.TuneConfig(metric=metric, mode=metric_mode(metric), scheduler=_scheduler(scheduler, epochs),
+        tune_config=tune.TuneConfig(scheduler=_scheduler(scheduler, epochs, metric, known),
                                     search_alg=proposals, num_samples=trials,
                                     max_concurrent_trials=min(teams, trials), reuse_actors=True),
         run_config=tune.RunConfig(name="search", storage_path=storage, verbose=0,
@@ -89,10 +145,12 @@ def search(proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue:
     tuner.fit()
 
 
-def _scheduler(spec: Scheduler, epochs: int) -> tune.schedulers.TrialScheduler:
+def _scheduler(spec: Scheduler, epochs: int, metric: str, known: Known) -> TrialScheduler:
     if spec.name == "none":
-        return tune.schedulers.FIFOScheduler()
-    if spec.name == "median":
-        return tune.schedulers.MedianStoppingRule(time_attr="epoch", grace_period=spec.grace_epochs)
-    return tune.schedulers.ASHAScheduler(time_attr="epoch", max_t=max(epochs, spec.grace_epochs),
-                                         grace_period=spec.grace_epochs, reduction_factor=spec.reduction_factor)
+        return FIFOScheduler()
+    goal: dict[str, Any] = {"time_attr": "epoch", "metric": metric, "mode": metric_mode(metric),
+                            "grace_period": spec.grace_epochs}
+    scheduler = _Median(**goal) if spec.name == "median" else _Asha(
+        max_t=max(epochs, spec.grace_epochs), reduction_factor=spec.reduction_factor, **goal)
+    scheduler.remember(known)
+    return scheduler

@@ -1,58 +1,116 @@
-"""Checkpoints of a trial: one folder an epoch, written whole or not at all, taken up again without unpickling.
+"""Checkpoints of a trial: one folder each, written whole or not at all, taken up again without unpickling.
 
-    checkpoints/epoch-0003/   model.safetensors       what would be delivered: with `ema` the moving average
-                              raw.safetensors         with `ema` the weights in training
-                              optimizer.safetensors
-                              state.json              epoch, history, hyperparameters, counters
+    checkpoints/epoch-0003/               after three epochs; epoch-0003-step-000200: and 200 steps of the fourth
+        model.safetensors                 what would be delivered: with `ema` the moving average
+        raw.safetensors                   with `ema` the weights in training
+        optimizer.safetensors
+        state.json                        where training stood, hyperparameters, counters, checksums of the others
 
-Learning rate, order, augmentation and the random numbers of an epoch are functions of (seed, epoch, step), so the
-epoch stands for all of them.
+Learning rate, order, augmentation and the random numbers of a step are functions of (seed, epoch, step), so the two
+stand for all of them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import logging
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from raysft.storage import Place, local_copy, put_folder, scratch_beside
-from raysft.train.checkpoint_paths import STATE, checkpoint_path
+from raysft.errors import DataError
+from raysft.storage import Place, local_copy, put_folder, read_json, scratch_beside, sha256, write_json
+from raysft.train.checkpoint_paths import STATE, checkpoint_path, newest_first
 from raysft.train.learner import Learner
 
+MODEL = "model.safetensors"
 
-def save_checkpoint(folder: Place, epoch: int, learner: Learner, history: Sequence[dict[str, Any]]) -> Place:
-    """Write the state after `epoch` epochs below `folder`; returns its own folder."""
-    target = checkpoint_path(folder, epoch)
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a trial is: whole epochs, steps of the next one and what these came to, the metrics of whole epochs."""
+
+    epoch: int = 0
+    step: int = 0
+    totals: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Sum of the losses, right answers and images of the steps, over the whole team."""
+    seconds: float = 0.0
+    """Of the steps, and of `waited` those spent waiting for data."""
+    waited: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(folder: Place, standing: Standing, learner: Learner) -> Place:
+    """Write where training stands below `folder`; returns its own folder."""
+    target = checkpoint_path(folder, standing.epoch, standing.step)
     stored = learner.optimizer.state_dict()
     values = {f"{index}.{name}": value for index, values in stored["state"].items() for name, value in values.items()}
     tensors = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
-    state = {"epoch": epoch, "history": list(history), "param_groups": stored["param_groups"],
+    state = {"standing": asdict(standing), "param_groups": stored["param_groups"],
              "scalars": {key: value for key, value in values.items() if key not in tensors}, **learner.counters()}
     with scratch_beside(target) as scratch:
         for name, content in {**learner.tensors(), "optimizer": tensors}.items():
             save_file({k: v.detach().contiguous() for k, v in content.items()}, scratch / f"{name}.safetensors")
-        (scratch / STATE).write_text(json.dumps(state))
+        files = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
+        write_json(scratch / STATE, {**state, "files": files})
         put_folder(scratch, target, last=STATE)
     return target
 
 
-def load_checkpoint(path: Place, learner: Learner) -> tuple[int, list[dict]]:
-    """Restore network and optimizer; returns (epochs done, their metrics)."""
-    stored = json.loads((path / STATE).read_text())
-    names = [name for name in ("model", "raw") if (path / f"{name}.safetensors").is_file()]
-    learner.restore({name: read_tensors(path / f"{name}.safetensors") for name in names}, stored)
+def newest_sound(folder: Place) -> Standing | None:
+    """Where the newest checkpoint below `folder` stands that is what was written; damaged ones are passed over."""
+    for path in newest_first(folder):
+        try:
+            state = read_state(path)
+            for name in state["files"]:
+                _check(path, name, state)
+        except DataError as error:
+            logging.getLogger(__name__).warning("%s; the checkpoint before it is taken", error)
+        else:
+            return Standing(**state["standing"])
+    return None
+
+
+def load_checkpoint(path: Place, learner: Learner) -> Standing:
+    """Restore network and optimizer; returns where training stood. Raises DataError where it is damaged."""
+    stored = read_state(path)
+    names = [name.removesuffix(".safetensors") for name in stored["files"]]
+    tensors = {name: read_tensors(path, f"{name}.safetensors", stored) for name in names}
+    learner.restore({name: content for name, content in tensors.items() if name != "optimizer"}, stored)
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**read_tensors(path / "optimizer.safetensors"), **stored["scalars"]}.items():
+    for key, value in {**tensors["optimizer"], **stored["scalars"]}.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     learner.optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
-    return stored["epoch"], stored["history"]
+    return Standing(**stored["standing"])
 
 
-def read_tensors(file: Place) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, wherever it lies."""
-    with local_copy(file) as copy:
-        return load_file(copy)
+def read_state(path: Place) -> dict[str, Any]:
+    """The state.json of a checkpoint; raises DataError."""
+    try:
+        return read_json(path / STATE)
+    except (OSError, ValueError) as error:
+        raise DataError(str(path / STATE), f"cannot be read ({error})") from None
+
+
+def read_tensors(path: Place, name: str, state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of one file of a checkpoint; raises DataError where it is not what was written."""
+    try:
+        with local_copy(path / name) as copy:
+            _compare(path / name, sha256(copy), state["files"].get(name))
+            return load_file(copy)
+    except OSError as error:
+        raise DataError(str(path / name), f"cannot be read ({error})") from None
+
+
+def _check(path: Place, name: str, state: dict[str, Any]) -> None:
+    try:
+        _compare(path / name, sha256(path / name), state["files"][name])
+    except OSError as error:
+        raise DataError(str(path / name), f"cannot be read ({error})") from None
+
+
+def _compare(file: Place, found: str, expected: str | None) -> None:
+    if found != expected:
+        raise DataError(str(file), "does not have the checksum of its checkpoint: it was changed or torn")

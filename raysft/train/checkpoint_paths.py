@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from raysft.storage import Place, remove
 
 STATE = "state.json"
 
 
-def checkpoint_path(folder: Place, epoch: int) -> Place:
-    """Where the checkpoint after `epoch` epochs lies."""
-    return folder / f"epoch-{epoch:04d}"
+def checkpoint_path(folder: Place, epoch: int, step: int = 0) -> Place:
+    """Where the checkpoint after `epoch` epochs and `step` steps of the next one lies."""
+    return folder / (f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else ""))
 
 
-def last_checkpoint(folder: Place) -> Place | None:
-    """The newest complete checkpoint."""
-    newest_first = sorted(_checkpoints(folder), key=lambda p: p.name, reverse=True)
-    return next((p for p in newest_first if (p / STATE).is_file()), None)
+def newest_first(folder: Place) -> list[Place]:
+    """All checkpoints that were written to their end."""
+    return [path for path in sorted(_checkpoints(folder), key=lambda p: p.name, reverse=True)
+            if (path / STATE).is_file()]
 
 
-def prune(folder: Place, keep: set[int]) -> None:
-    """Remove all checkpoints but those of the epochs in `keep`."""
-    kept = {checkpoint_path(folder, epoch).name for epoch in keep}
+def prune(folder: Place, keep: Collection[Place]) -> None:
+    """Remove all checkpoints but those in `keep`."""
+    kept = {path.name for path in keep}
     for path in _checkpoints(folder):
         if path.name not in kept:
             remove(path)

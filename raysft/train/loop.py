@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,18 +17,19 @@ from raysft.data.ingest import Batch, Kept, Reader
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.preparation import Preparation
 from raysft.data.staging import staged
-from raysft.errors import TrialError
+from raysft.errors import Diverged
 from raysft.job.recipe import Train
 from raysft.job.spec import order
 from raysft.storage import Place
-from raysft.train.checkpoint import load_checkpoint, save_checkpoint
-from raysft.train.checkpoint_paths import last_checkpoint, prune
+from raysft.train.checkpoint import Standing, load_checkpoint, newest_sound, save_checkpoint
+from raysft.train.checkpoint_paths import checkpoint_path, prune
 from raysft.train.learner import Learner
 from raysft.train.metrics import Sums, prefixed
 from raysft.train.optim import learning_rate
 from raysft.train.team import Team
 
 PROGRESS_SECONDS = 1.0
+ASK_STEPS = 10  # how often a team asks its rank 0 for the time
 
 T = TypeVar("T")
 Metrics = dict[str, Any]
@@ -83,33 +84,43 @@ class Splits:
 def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report: Report, progress: Progress) -> None:
     """Train `net` from where its last checkpoint left off, if there is one, to the last epoch or until told to stop.
 
-    `report(metrics, last)` is called on rank 0 after every epoch and says whether to go on. Raises TrialError when the
+    `report(metrics, last)` is called on rank 0 after every epoch and says whether to go on. Raises Diverged when the
     loss is not finite any more.
     """
     learner = Learner(net, recipe.head, recipe.train, recipe.class_rows, team)
-    start = 0
-    history: list[Metrics] = []
-    if (checkpoint := last_checkpoint(recipe.folder)) is not None:
-        start, history = load_checkpoint(checkpoint, learner)
-        if not _go_on(history, recipe, team, report):  # whoever wrote it may have died before it could report it
-            return
-    for epoch in range(start, recipe.train.epochs):
-        history.append(_one_epoch(recipe, epoch, learner, splits, progress))
+    standing = _taken_up(recipe, learner)
+    # Whoever wrote the checkpoint may have died before the last epoch could be reported.
+    if standing.history and not _go_on(standing, recipe, team, report):
+        return
+    for epoch in range(standing.epoch, recipe.train.epochs):
+        metrics = _one_epoch(recipe, standing, learner, splits, progress)
+        standing = Standing(epoch + 1, history=[*standing.history, metrics])
         if team.rank == 0:
-            save_checkpoint(recipe.folder, epoch + 1, learner, history)
-        if not _go_on(history, recipe, team, report):
+            save_checkpoint(recipe.folder, standing, learner)
+        if not _go_on(standing, recipe, team, report):
             return
 
 
-def _go_on(history: list[Metrics], recipe: Recipe, team: Team, report: Report) -> bool:
-    """Report the last epoch of `history`, drop the checkpoints that it made useless; whether to train another."""
-    done, best = history[-1]["epoch"], best_epoch(history, recipe.metric)
+def _taken_up(recipe: Recipe, learner: Learner) -> Standing:
+    """Where the newest checkpoint of the trial stands, with the learner as it was then."""
+    team = learner.team
+    found = newest_sound(recipe.folder) if team.rank == 0 else None
+    epoch, step = team.told([found.epoch, found.step] if found else [0, 0])  # all take up the same
+    if not epoch and not step:
+        return Standing()
+    return load_checkpoint(checkpoint_path(recipe.folder, epoch, step), learner)
+
+
+def _go_on(standing: Standing, recipe: Recipe, team: Team, report: Report) -> bool:
+    """Report the last whole epoch, drop the checkpoints that it made useless; whether to train another."""
+    done, best = standing.epoch, best_epoch(standing.history, recipe.metric)
     patience = recipe.train.patience
     last = done == recipe.train.epochs or (patience is not None and done - best >= patience)
     go_on = not last
     if team.rank == 0:
-        go_on = report(history[-1], last) and not last
-        prune(recipe.folder, {best, done})
+        go_on = report(standing.history[-1], last) and not last
+        prune(recipe.folder, [checkpoint_path(recipe.folder, best), checkpoint_path(recipe.folder, done),
+                              checkpoint_path(recipe.folder, done, standing.step)])
     return team.agree(go_on)
 
 
@@ -118,45 +129,51 @@ def best_epoch(history: list[Metrics], metric: str) -> int:
     return min(history, key=lambda m: order(m, metric))["epoch"]
 
 
-def _one_epoch(recipe: Recipe, epoch: int, learner: Learner, splits: Splits, progress: Progress) -> Metrics:
-    team = learner.team
-    # Random numbers inside the network (dropout) depend on where training stands, not on how it got there.
-    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch, team.rank]).generate_state(1)[0]))
+def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Splits, progress: Progress) -> Metrics:
+    team, epoch = learner.team, standing.epoch
     head_alone = recipe.train.freeze == "backbone" or epoch < recipe.train.head_epochs
     known = [splits.features("train"), splits.features("val")] if head_alone and not recipe.train.augment.any else []
     train, val = known if len([k for k in known if k is not None]) == 2 else (splits.train, splits.val)
     assert train is not None
     assert val is not None
     learner.enter(head_alone, on_features=train is not splits.train)
-    clock = Clock()
-    loss, accuracy, rows = train_epoch(recipe, epoch, learner, train, clock, progress)
+    clock = Clock(time.perf_counter() - standing.seconds, standing.waited)
+    loss, accuracy, rows = train_epoch(recipe, standing, learner, train, clock, progress)
     seconds = clock.elapsed()
     if not math.isfinite(loss):
-        raise TrialError(recipe.folder.parent.name, f"diverged: the training loss is {loss} in epoch {epoch + 1}")
+        raise Diverged(recipe.folder.parent.name, f"the training loss is {loss} in epoch {epoch + 1}")
     learner.share_buffers()
     prepare = Preparer(recipe.preparation, team.device)
     judged = prefixed(evaluate(learner.part(learner.judged), val, team, prepare, len(recipe.class_rows)), "val")
     if not math.isfinite(judged["val_loss"]):
-        raise TrialError(recipe.folder.parent.name,
-                         f"diverged: the validation loss is {judged['val_loss']} in epoch {epoch + 1}")
+        raise Diverged(recipe.folder.parent.name,
+                       f"the validation loss is {judged['val_loss']} in epoch {epoch + 1}")
     return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy, **judged, "seconds": clock.elapsed(),
             "train_seconds": seconds, "data_wait_seconds": clock.waited, "images": rows}
 
 
-def train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clock: Clock,
+def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Reader, clock: Clock,
                 progress: Progress) -> tuple[float, float, int]:
-    """(mean loss, accuracy, images) over the whole team."""
-    spec, team = recipe.train, learner.team
+    """Train from where training stands to the end of its epoch; (mean loss, accuracy, images) over the whole team.
+
+    Writes checkpoints on the way as often as the recipe says.
+    """
+    spec, team, epoch = recipe.train, learner.team, standing.epoch
     prepare = Preparer(recipe.preparation, team.device, spec.channels_last)
     steps = math.ceil(len(train) / spec.batch_size)
-    totals = torch.zeros(3, dtype=torch.float64, device=team.device)
-    told = clock.started
-    batches = train.epoch(recipe.seed, epoch, spec.batch_size, team.rank, team.workers)
+    before = standing.totals if team.rank == 0 else (0.0, 0.0, 0.0)
+    totals = torch.tensor(before, dtype=torch.float64, device=team.device)
+    told = time.perf_counter()
+    rhythm = Rhythm(spec, team)
+    batches = train.epoch(recipe.seed, epoch, spec.batch_size, team.rank, team.workers, standing.step)
     for batch in clock.timed(staged(train, batches, team.device)):
         inputs = batch.rows.images
         targets = labels = batch.rows.labels
         if not learner.on_features:
             inputs, targets = _changed(recipe, epoch, batch, inputs, labels, prepare)
+        # Random numbers inside the network (dropout) depend on where training stands, not on how it got there.
+        place_of_step = np.random.SeedSequence([recipe.seed, epoch, batch.number, team.rank])
+        torch.manual_seed(int(place_of_step.generate_state(1)[0]))
         rate = learning_rate(epoch * steps + batch.number, spec.optimizer.lr, spec.schedule, steps, spec.epochs)
         loss, outputs = learner.step(inputs, targets, batch.size, rate)
         totals[0] += loss
@@ -165,8 +182,41 @@ def train_epoch(recipe: Recipe, epoch: int, learner: Learner, train: Reader, clo
         if team.rank == 0 and time.perf_counter() - told > PROGRESS_SECONDS:
             told = time.perf_counter()
             progress(batch.number + 1, steps)
+        if batch.number + 1 < steps and rhythm.due(batch.number + 1):
+            _write(recipe, standing, batch.number + 1, totals, clock, learner)
     loss_sum, correct, rows = team.sums(totals).tolist()
     return loss_sum / rows, correct / rows, int(rows)
+
+
+class Rhythm:
+    """When to write a checkpoint inside an epoch."""
+
+    def __init__(self, train: Train, team: Team) -> None:
+        self.steps, self.seconds = train.checkpoint_steps, train.checkpoint_seconds
+        self.team, self.last = team, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to write one after `step` steps; the same for the whole team."""
+        if self.steps is not None:
+            return step % self.steps == 0
+        if self.seconds is None or step % ASK_STEPS:
+            return False
+        due = self.team.agree(time.monotonic() - self.last >= self.seconds)
+        if due:
+            self.last = time.monotonic()
+        return due
+
+
+def _write(recipe: Recipe, standing: Standing, step: int, totals: torch.Tensor, clock: Clock,
+           learner: Learner) -> None:
+    """Write a checkpoint inside an epoch in place of the one before."""
+    loss, correct, rows = learner.team.sums(totals.clone()).tolist()
+    if learner.team.rank:
+        return
+    now = replace(standing, step=step, totals=(loss, correct, rows), seconds=clock.elapsed(), waited=clock.waited)
+    written = save_checkpoint(recipe.folder, now, learner)
+    best = best_epoch(now.history, recipe.metric) if now.history else 0
+    prune(recipe.folder, [written, *(checkpoint_path(recipe.folder, epoch) for epoch in (best, now.epoch))])
 
 
 def _changed(recipe: Recipe, epoch: int, batch: Batch, images: torch.Tensor, labels: torch.Tensor,

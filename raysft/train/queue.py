@@ -25,6 +25,8 @@ from raysft.job.spec import Model
 
 MAX_ATTEMPTS = 3
 
+Cause = Literal["failed", "diverged", "out_of_memory"]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,8 +48,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a trial (proposed, started, progress, epoch, halved, finished, stopped, failed, scored), or to
-    a worker (built, refused)."""
+    """What happened to a trial (proposed, started, progress, epoch, halved, finished, stopped, diverged, failed,
+    scored), or to a worker (built, refused)."""
 
     kind: str
     trial: str
@@ -72,7 +74,7 @@ class _Failure:
     trial: str
     payload: dict[str, str]
     missing: set[int]
-    out_of_memory: bool
+    cause: Cause
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -258,11 +260,11 @@ class TrialQueue:
         await self._end(state, kind, payload)
 
     async def fail(self, slot: int, team: int, rank: int, workers: int, trial: str, error: str, trace: str,
-                   out_of_memory: bool = False) -> None:
+                   cause: Cause = "failed") -> None:
         """A member of a team gives its trial up. The first to do so tells the cause."""
         state = self._teams[slot, team]
         if state.failure is None:
-            state.failure = _Failure(trial, {"error": error, "trace": trace}, set(range(workers)), out_of_memory)
+            state.failure = _Failure(trial, {"error": error, "trace": trace}, set(range(workers)), cause)
         for meeting in state.meetings.values():
             if not meeting.done():  # nobody must wait for a member that gave up before it could be met
                 meeting.set_exception(ConnectionError(f"the team did not meet: {error}"))
@@ -302,7 +304,7 @@ class TrialQueue:
 
     async def _fail_or_halve(self, state: _Trial, failure: _Failure) -> None:
         """A trial that ran out of memory goes on from its last checkpoint with half the micro-batch, once."""
-        if failure.out_of_memory and not state.task.halved:
+        if failure.cause == "out_of_memory" and not state.task.halved:
             train = state.task.train.model_copy(update={"accumulate": 2 * state.task.train.accumulate})
             async with self._more:
                 if not state.stopped:  # as all are when the run closes
@@ -312,7 +314,7 @@ class TrialQueue:
             if state.task.train is train:
                 await self._tell(Event("halved", state.task.trial, {"accumulate": train.accumulate}))
                 return
-        await self._end(state, "failed", failure.payload)
+        await self._end(state, "diverged" if failure.cause == "diverged" else "failed", failure.payload)
 
     async def _restart(self, team: _Team, incarnation: int) -> None:
         lost, team.running, team.failure = team.running, None, None

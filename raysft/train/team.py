@@ -80,10 +80,14 @@ class Team:
             dist.all_reduce(values)
         return values
 
+    def told(self, numbers: list[int]) -> list[int]:
+        """The whole numbers of rank 0."""
+        if self.workers == 1:
+            return numbers
+        values = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        dist.broadcast(values, src=0)
+        return values.tolist()
+
     def agree(self, go_on: bool) -> bool:
         """What rank 0 says."""
-        if self.workers == 1:
-            return go_on
-        flag = torch.tensor([go_on], dtype=torch.int32, device=self.device)
-        dist.broadcast(flag, src=0)
-        return bool(flag.item())
+        return bool(self.told([go_on])[0])

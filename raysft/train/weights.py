@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import urllib.error
@@ -23,7 +22,7 @@ import torch
 
 from raysft.errors import ModelError, in_words
 from raysft.job.spec import Model
-from raysft.storage import BLOCK, Remote, locked, sha256
+from raysft.storage import BLOCK, Remote, locked, read_json, sha256
 from raysft.train.setup import stated_hash, weights_file
 
 SILENCE_S = 60
@@ -86,10 +85,11 @@ def delivered_pixels(spec: Model) -> Pixels | None:
     if card is None or not card.is_file():
         return None
     try:
-        stored = json.loads(card.read_text(encoding="utf-8"))
-        return Pixels(tuple(stored["mean"]), tuple(stored["std"]), stored.get("interpolation", "bilinear"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        stored = read_json(card)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.weights: {spec.weights}", f"the model.json beside it cannot be read ({error})",
+                         "restore it, or move the weights to a folder without one") from None
+    return Pixels(tuple(stored["mean"]), tuple(stored["std"]), stored["interpolation"])
 
 
 # --- fetching --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import sys
 import traceback
 from dataclasses import asdict
@@ -15,14 +16,15 @@ from raysft.data.ingest import Kept, Reader, open_reader
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.data.staging import resident
-from raysft.errors import ModelError, TrialError
+from raysft.errors import Diverged, ModelError, StorageFull, TrialError
 from raysft.job.spec import Model
 from raysft.storage import place
-from raysft.train.checkpoint import read_tensors
+from raysft.train.allocator import keep_freed_memory
+from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
 from raysft.train.loop import Recipe, Splits, evaluate, run_trial
 from raysft.train.modeling import Network, build_network
-from raysft.train.queue import Task
+from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
 from raysft.train.team import Team
 from raysft.train.weights import Pixels
@@ -39,6 +41,8 @@ class Worker:
         device = torch.device("cuda", 0) if setup.resources.gpus_per_worker else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        else:
+            keep_freed_memory()
         torch.set_num_threads(setup.resources.cpus_per_worker)
         self.team = Team(rank, setup.resources.workers, device)
         self.group: int | None = None
@@ -65,10 +69,10 @@ class Worker:
                 turn = self._give_up(task, turn, *failed)
         self.team.disconnect()
 
-    def _attempt(self, task: Task, group: int) -> tuple[str, str, bool] | None:
-        """Do a task; returns (error, traceback, whether memory was short) when it failed.
+    def _attempt(self, task: Task, group: int) -> tuple[str, str, Cause] | None:
+        """Do a task; returns (error, traceback, cause) when it failed.
 
-        So one trial's failure stays its own.
+        So one trial's failure stays its own; a full disk is everyone's.
         """
         try:
             self._connect(group)
@@ -77,17 +81,20 @@ class Worker:
                 ray.get(self.queue.finish.remote(self.slot, self.team_number, task.trial, payload))
         except Exception as error:
             line = error.what if isinstance(error, TrialError) else f"{type(error).__name__}: {error}"
-            return line.strip().splitlines()[0], traceback.format_exc(), _out_of_memory(error)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                full = StorageFull(task.folder, "no space is left for its checkpoints",
+                                   "make some, then take the run up again with `raysft resume`")
+                ray.get(self.queue.refuse.remote(full))
+            return line.strip().splitlines()[0], traceback.format_exc(), _cause(error)
         return None
 
-    def _give_up(self, task: Task, turn: int, error: str, trace: str, out_of_memory: bool) -> int:
+    def _give_up(self, task: Task, turn: int, error: str, trace: str, cause: Cause) -> int:
         """Tell why before the others find this member gone, leave the group, wait for all to have left it.
 
         Returns the turn from which all go on.
         """
         me = (self.slot, self.team_number)
-        ray.get(self.queue.fail.remote(*me, self.team.rank, self.team.workers, task.trial, error, trace,
-                                       out_of_memory))
+        ray.get(self.queue.fail.remote(*me, self.team.rank, self.team.workers, task.trial, error, trace, cause))
         self.team.disconnect()
         self.group = None
         if self.team.device.type == "cuda":
@@ -130,7 +137,8 @@ class Worker:
         network = self._network(task.model, task.seed)
         how = self._preparation(task.model, network)
         net = copy.deepcopy(network.net)
-        net.load_state_dict(read_tensors(place(task.folder) / "model.safetensors"))
+        checkpoint = place(task.folder)
+        net.load_state_dict(read_tensors(checkpoint, MODEL, read_state(checkpoint)))
         scores = evaluate(self.team.place(net), self._reader("test"), self.team, Preparer(how, self.team.device),
                           self.setup.classes)
         return {"scores": scores, "preparation": how}
@@ -178,8 +186,10 @@ class Worker:
         return resident(split, self.team.device, min(1.0, self.setup.resources.gpus_per_worker))
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # of a GPU, of the CPU
+def _cause(error: Exception) -> Cause:
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # of a GPU, of the CPU
+        return "out_of_memory"
+    return "diverged" if isinstance(error, Diverged) else "failed"
 
 
 def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any, model: Model | None,

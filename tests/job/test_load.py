@@ -200,6 +200,7 @@ def test_reading_a_job_imports_neither_ray_nor_torch():
 KNOBS = {
     "train.freeze": "backbone", "train.head_epochs": 1, "train.layer_decay": 0.8, "train.clip_norm": 1.0,
     "train.label_smoothing": 0.1, "train.class_weights": "balanced", "train.ema": 0.99, "train.patience": 3,
+    "train.checkpoint_every": "200 steps",
     "train.precision": "bf16", "train.accumulate": 2, "train.channels_last": False, "train.compile": True,
     "train.optimizer.weight_decay": 0.1, "train.optimizer.nesterov": True, "train.optimizer.dampening": 0.1,
     "train.optimizer.decay_norms_and_biases": True, "train.schedule.name": "one_cycle", "train.schedule.floor": 0.1,
@@ -254,6 +255,7 @@ def test_a_wrong_argument_of_an_optimizer_says_which_exist(write, optimizer, exp
 
 
 @pytest.mark.parametrize(("text", "expected"), [
+    ("train: {checkpoint_every: 0 steps}", "give epoch, N steps or N minutes"),
     ("train: {head_epochs: 11}", "more than the 10 epochs"),
     ("train: {head_epochs: 1, freeze: backbone}", "leave head_epochs at 0"),
     ("train: {head_epochs: 1, optimizer: {name: sgd, fused: true}}", "cannot begin with the head alone"),

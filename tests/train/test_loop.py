@@ -1,5 +1,6 @@
 """One trial in one process: it learns, it repeats itself, and it goes on where a checkpoint left off."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ import torch
 
 from raysft.data.ingest import Kept, Rows
 from raysft.data.preparation import Preparation
-from raysft.errors import TrialError
+from raysft.errors import Diverged
 from raysft.job.optimizers import NAMES
 from raysft.job.recipe import Train
-from raysft.train.checkpoint_paths import last_checkpoint
-from raysft.train.loop import Recipe, Splits, best_epoch, run_trial
+from raysft.train.checkpoint import newest_sound
+from raysft.train.loop import Recipe, Rhythm, Splits, best_epoch, run_trial
 from raysft.train.team import Team
 from tests.tiny import tiny
 
@@ -88,11 +89,63 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(tmp_path):
     assert left == sorted({best_epoch(history, "val_accuracy"), 5})
 
 
-def test_a_torn_checkpoint_is_not_taken_up(tmp_path):
-    trial(tmp_path, epochs=2)
+class Dying(torch.nn.Sequential):
+    """`tiny` with dropout, which dies in its training step number `at`."""
+
+    def __init__(self, at=None):
+        super().__init__(*tiny(3))
+        self.at, self.steps = at, 0
+
+    def forward(self, images):
+        if self.training:
+            if self.steps == self.at:
+                raise InterruptedError
+            self.steps += 1
+        return super().forward(torch.nn.functional.dropout(images, 0.1, self.training))
+
+
+@pytest.mark.parametrize("every", ["2 steps", "epoch"])
+@pytest.mark.parametrize("knobs", [{}, {"ema": 0.9, "clip_norm": 0.1}])
+def test_a_trial_killed_inside_an_epoch_ends_as_if_it_had_not_been(tmp_path, every, knobs):
+    torch.manual_seed(0)
+    net = Dying()
+    start = {k: v.clone() for k, v in net.state_dict().items()}
+    whole = trial(tmp_path / "a", net=net, **knobs)
+    dying, again = Dying(at=7 + 5), Dying()  # an epoch has 7 steps
+    for one in (dying, again):
+        one.load_state_dict(start)
+    with pytest.raises(InterruptedError):
+        trial(tmp_path / "b", net=dying, checkpoint_every=every, **knobs)
+    rest = trial(tmp_path / "b", net=again, checkpoint_every=every, **knobs)
+    assert values(rest) == values(whole)
+    assert again.steps == (4 - 1) * 7 - (4 if every == "2 steps" else 0)  # no image twice
+    left = {p.name for p in (tmp_path / "b/t0/checkpoints").iterdir()}
+    assert not [name for name in left if "step" in name]
+
+
+def test_checkpoints_inside_an_epoch_go_by_the_clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("raysft.train.loop.time.monotonic", lambda: now[0])
+    rhythm = Rhythm(Train.model_validate({"checkpoint_every": "0.5 minutes"}), Team(0, 1, torch.device("cpu")))
+    due = []
+    for step in range(1, 91):
+        now[0] += 1
+        if rhythm.due(step):
+            due.append(step)
+    assert due == [30, 60, 90]
+
+
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, damage):
+    trial(tmp_path, epochs=3)
     folder = tmp_path / "t0/checkpoints"
+    shutil.copytree(folder / "epoch-0003", folder / "epoch-0004")
     (folder / "epoch-0009").mkdir()
-    assert last_checkpoint(folder) == folder / "epoch-0002"
+    assert newest_sound(folder).epoch == 3
+    damaged = folder / "epoch-0004" / file
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    assert newest_sound(folder).epoch == 3
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path):
@@ -100,7 +153,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path):
         def forward(self, images):
             return images * torch.nan
 
-    with pytest.raises(TrialError, match="diverged: the training loss is nan in epoch 1"):
+    with pytest.raises(Diverged, match="the training loss is nan in epoch 1"):
         trial(tmp_path, net=torch.nn.Sequential(*tiny(3), Exploding()))
 
 

@@ -279,7 +279,7 @@ def test_a_trial_that_ran_out_of_memory_goes_on_once_with_half_the_micro_batch()
         for attempt, parts in enumerate((1, 2)):
             taken, _, turn = await queue.take(0, 0, 0, 1, attempt)
             assert taken.train.accumulate == parts
-            await queue.fail(0, 0, 0, 1, "a", "out of memory", "", True)
+            await queue.fail(0, 0, 0, 1, "a", "out of memory", "", "out_of_memory")
             assert await queue.settle(0, 0, turn) == turn
         assert await kinds(queue) == ["started", "halved", "started", "failed"]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import json
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from torch import nn
 
 from raysft.errors import ModelError
 from raysft.job.spec import Model
+from raysft.storage import write_json
 from raysft.train.modeling import build_network, load_weights
 from raysft.train.weights import Pixels, file_of
 from tests.tiny import tiny
@@ -127,8 +127,17 @@ def test_weights_say_how_they_want_their_images(tmp_path):
 
 def test_a_model_of_raysft_says_so_itself(tmp_path):
     save_file(tiny(3).state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "model.json").write_text(json.dumps({"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}))
+    write_json(tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"})
     assert build(str(tmp_path / "model.safetensors")).pixels == Pixels((0.1,) * 3, (0.2,) * 3, "bicubic")
+
+
+def test_a_damaged_card_beside_weights_is_not_passed_over(tmp_path):
+    save_file(tiny(3).state_dict(), tmp_path / "model.safetensors")
+    write_json(tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"})
+    card = tmp_path / "model.json"
+    card.write_text(card.read_text().replace("0.1", "0.7", 1))
+    with pytest.raises(ModelError, match=r"model\.json beside it cannot be read \(its checksum does not fit"):
+        build(str(tmp_path / "model.safetensors"))
 
 
 def test_the_report_says_what_was_loaded_new_and_left_out(tmp_path):

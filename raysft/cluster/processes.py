@@ -1,0 +1,70 @@
+"""Finding and killing every process of a Ray, also those that have lost their parent, their name and their environment.
+
+    python -m raysft.cluster.processes FOLDER      waits until its standard input ends, then does so for FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import psutil
+
+KILL_SECONDS = 10.0
+
+
+def kill_all(find: Callable[[], Sequence[psutil.Process]]) -> None:
+    """Kill what `find` finds until it finds nothing, and with that what was still started meanwhile."""
+    deadline = time.monotonic() + KILL_SECONDS  # a process that waits for a dead disk cannot be killed
+    while (alive := find()) and time.monotonic() < deadline:
+        for process in alive:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive, timeout=0.05)  # no longer: to psutil, one that is dead and not waited for still runs
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is neither gone nor dead and only not waited for."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def marked(name: str, value: str) -> list[psutil.Process]:
+    """Every other process that inherited an environment variable, also of a parent that is dead."""
+    return _others(lambda process: process.environ().get(name) == value)
+
+
+def using(folder: str) -> list[psutil.Process]:
+    """Every other process that has a file below `folder` open, or names it in its command: Ray's own all do."""
+    below = folder.rstrip("/") + "/"
+
+    def uses(process: psutil.Process) -> bool:
+        return any(below in word for word in process.cmdline()) or any(
+            file.path.startswith(below) for file in process.open_files())
+
+    return _others(uses)
+
+
+def _others(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and wanted(process) and lives(process):
+                found.append(process)
+    return found
+
+
+def main(folder: str) -> None:
+    """Outlive the process that started this one, and clean up after it."""
+    sys.stdin.buffer.read()
+    kill_all(lambda: using(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,88 @@
+"""Whatever stands in a job file, it is a job or a line for a person each; never anything else."""
+
+from pathlib import Path
+
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raysft.errors import JobError, ResourceError
+from raysft.job import dump_job
+from raysft.job.load import apply_override, load_text
+from raysft.job.plan import Node, Outline, make_plan
+from raysft.search.space import check_configurations, configurations
+
+JOBS = [path.read_text() for path in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))]
+OUTLINE = Outline(("ant", "bee"), 100, 20, "D")
+FUZZ = settings(max_examples=700, deadline=None, database=None, derandomize=True,
+                suppress_health_check=list(HealthCheck))
+
+NAMES = st.sampled_from([
+    "name", "seed", "storage", "data", "source", "path", "limit", "val_fraction", "budget_gb", "mean", "std", "model",
+    "weights", "image_size", "train", "epochs", "batch_size", "freeze", "optimizer", "lr", "momentum", "betas",
+    "schedule", "warmup_epochs", "augment", "mixup", "clip_norm", "checkpoint_every", "patience", "search", "trials",
+    "space", "start_with", "confirm", "max_failures", "scheduler", "grace_epochs", "resources", "workers",
+    "gpus_per_worker", "train.optimizer.lr", "train.batch_size", "model.name", "grid", "choice", "uniform",
+    "loguniform", "cluster", "x"])
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-3, 300), st.floats(), st.text(max_size=8),
+    st.binary(max_size=4),
+    st.sampled_from(["adam", "sgd", "digits", "imagefolder", "none", "asha", "tpe", "backbone", "1e-3", "resnet18",
+                     "5 minutes", "timm:x", "a.b:c", "s3://b/c", "\0", "2001-01-01"]))
+TREES = st.recursive(VALUES, lambda inner: st.one_of(st.lists(inner, max_size=4),
+                                                     st.dictionaries(st.one_of(NAMES, VALUES), inner, max_size=5)),
+                     max_leaves=25)
+SYNTAX = st.text(alphabet=st.sampled_from("ab:{}[],&*!|>-?#%@`'\"\\ \n\t0123.eE~<=\0é\ud7ff"), max_size=60)
+
+
+def check_lines(error: JobError | ResourceError) -> None:
+    lines = [str(problem) for problem in error.problems]
+    assert all(line.strip() and "\n" not in line for line in lines), lines
+
+
+def settle(text: str) -> None:
+    """Read a job and all that is made of it before anything starts."""
+    try:
+        job = load_text(text, "j.yaml")
+        check_configurations(job)
+        make_plan(job, OUTLINE, [Node(2, 0)])
+    except (JobError, ResourceError) as error:
+        check_lines(error)
+        return
+    assert load_text(dump_job(job), "again") == job
+    if job.search is not None and job.search.trials <= 100 and job.search.algorithm == "random":
+        assert configurations(job)
+
+
+@FUZZ
+@given(st.dictionaries(NAMES, TREES, max_size=6))
+def test_any_tree(tree):
+    settle(yaml.safe_dump(tree))
+
+
+@FUZZ
+@given(SYNTAX)
+def test_any_text(text):
+    settle(text)
+
+
+@FUZZ
+@given(st.sampled_from(JOBS), st.lists(st.tuples(st.integers(0, 5000), st.one_of(SYNTAX, st.just(""))), min_size=1,
+                                       max_size=4))
+def test_jobs_that_come_with_raysft_with_pieces_replaced(text, changes):
+    for at, piece in changes:
+        at %= len(text) + 1
+        text = text[:at] + piece + text[at + len(piece) + 1:]
+    settle(text)
+
+
+@FUZZ
+@given(st.sampled_from(JOBS), NAMES, NAMES, st.one_of(SYNTAX, VALUES.map(str)))
+def test_any_override(text, section, key, value):
+    tree = yaml.safe_load(text)
+    try:
+        apply_override(tree, f"{section}.{key}={value}")
+    except JobError as error:
+        check_lines(error)
+        return
+    settle(yaml.safe_dump(tree))
