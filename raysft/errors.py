@@ -84,6 +84,12 @@ class RunError(RaysftError):
 class StorageFull(RunError):
     """No room for what a run writes; it can be taken up again when there is some."""
 
+    def __init__(self, where: str) -> None:
+        super().__init__(where, "no space is left to write to", "make some, then take the run up with `raysft resume`")
+
+    def __reduce__(self) -> tuple[type[StorageFull], tuple[str]]:
+        return type(self), (self.where,)
+
 
 class TrialError(RaysftError):
     """A trial that ended without a result; its run goes on."""

@@ -6,6 +6,7 @@ folder, the file that says it is complete is written last.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -24,6 +25,15 @@ from raysft.errors import UserError
 BLOCK = 1 << 20
 READ_ATTEMPTS = 20
 CHECKSUM = "checksum"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that no space is left, or none that this user may fill.
+
+    The library of safetensors has no OSError of its own for it, and says it in words.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 @dataclass(frozen=True)

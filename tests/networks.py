@@ -36,6 +36,19 @@ def fails_on_rank_1(num_classes: int) -> nn.Module:
     return FailsOnRank1(num_classes)
 
 
+class Failing(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = tiny(classes)
+
+    def forward(self, images):
+        raise RuntimeError("not today")
+
+
+def failing(num_classes: int) -> nn.Module:
+    return Failing(num_classes)
+
+
 def raises(num_classes: int) -> nn.Module:
     raise RuntimeError("no weights today")
 

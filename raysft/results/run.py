@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 
 from raysft import interrupts
-from raysft.errors import UserError
+from raysft.errors import StorageFull, UserError
 from raysft.job import Job, dump_job, load_text
 from raysft.job.spec import order
-from raysft.storage import Place, make_folder, place, remove, write_json, write_text
+from raysft.storage import Place, is_full, make_folder, place, remove, write_json, write_text
 from raysft.storage import read_json as read_checked
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
@@ -147,7 +147,8 @@ class Run:
             self.save(status="stopped")
             raise
         except BaseException:
-            self.save(status="failed")
+            with suppress(StorageFull):  # then run.json stays as it was, and the run can be taken up all the same
+                self.save(status="failed")
             raise
 
     def discard(self) -> None:
@@ -166,18 +167,27 @@ class Run:
         self.info |= info
         if self.info["status"] in ("done", "failed", "stopped"):
             self.info["ended"] = self.info["ended"] or _now()
-        write_json(self.folder / INFO, self.info)
+        self._write(INFO, self.info)
 
     def save_trial(self, record: TrialRecord) -> None:
         """Write a trial's trial.json."""
-        folder = self.trial_folder(record.trial)
-        if isinstance(folder, Path):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / TRIAL, record.row(self.metric) | {"history": record.history, "trace": record.trace})
+        self._write(f"trials/{record.trial}/{TRIAL}",
+                    record.row(self.metric) | {"history": record.history, "trace": record.trace})
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""
-        write_json(self.folder / RESULTS, results)
+        self._write(RESULTS, results)
+
+    def _write(self, name: str, document: dict[str, Any]) -> None:
+        file = self.folder / name
+        try:
+            if isinstance(file, Path):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, document)
+        except OSError as error:
+            if is_full(error):
+                raise StorageFull(str(file)) from None
+            raise
 
 
 def _unwritable(storage: Place, error: OSError) -> UserError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import sys
 import traceback
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from raysft.data.preparation import Preparation
 from raysft.data.staging import resident
 from raysft.errors import Diverged, ModelError, StorageFull, TrialError
 from raysft.job.spec import Model
-from raysft.storage import place
+from raysft.storage import is_full, place
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
@@ -81,10 +80,8 @@ class Worker:
                 ray.get(self.queue.finish.remote(self.slot, self.team_number, task.trial, payload))
         except Exception as error:
             line = error.what if isinstance(error, TrialError) else f"{type(error).__name__}: {error}"
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                full = StorageFull(task.folder, "no space is left for its checkpoints",
-                                   "make some, then take the run up again with `raysft resume`")
-                ray.get(self.queue.refuse.remote(full))
+            if is_full(error):
+                ray.get(self.queue.refuse.remote(StorageFull(task.folder)))
             return line.strip().splitlines()[0], traceback.format_exc(), _cause(error)
         return None
 

@@ -1,6 +1,5 @@
 """Imports: complete or absent, restartable, and clear about what is wrong."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from raysft.data.imports import import_dataset
 from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
 from raysft.data.sources import Folders
 from raysft.errors import DataError
+from raysft.storage import read_json, write_json
 from tests.conftest import make_images
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -189,7 +189,7 @@ def test_a_wrong_checksum_names_the_shard(images, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "expected"), [
-    (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 1"),
+    (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 2"),
     (lambda m: {"format": 1}, "is not a manifest"),
     (lambda m: m | {"mean": [0.5]}, "is not a manifest"),
     (lambda m: m | {"splits": {"train": {"rows": 0, "files": []}}}, "the split train is empty"),
@@ -197,7 +197,7 @@ def test_a_wrong_checksum_names_the_shard(images, tmp_path):
 def test_manifests_that_cannot_be_understood(images, tmp_path, change, expected):
     run(images, tmp_path / "D")
     path = tmp_path / "D" / MANIFEST
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    write_json(path, change(read_json(path)))
     with pytest.raises(DataError, match=expected):
         read_manifest(tmp_path / "D")
 

@@ -1,12 +1,15 @@
 """Whole runs on a real Ray with real process groups: what comes out, and what a failure costs."""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from raysft.data.imports import import_dataset
-from raysft.errors import DataError, RunError
+from raysft.errors import DataError, RunError, StorageFull
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.results.predict import Classifier
@@ -123,6 +126,46 @@ def test_what_does_not_fit_in_memory_is_streamed(go):
     results, listener, _ = go(data={"budget_gb": 1e-9})
     assert any(note.startswith("data streamed") for note in listener.notes)
     assert results["best"]["val_accuracy"] is not None
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of one megabyte."""
+    if os.geteuid():
+        pytest.skip("only root can mount a file system")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_disk, tmp_path):
+    (small_disk / "filler").write_bytes(b"0" * 1_004_000)
+    with pytest.raises(StorageFull, match="no space is left to write to"):
+        go(storage=str(small_disk / "runs"), train={"epochs": 6})
+    (small_disk / "filler").unlink()
+    run = Run.reopen(small_disk / "runs/r0")
+    results = execute(run.job, run, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
+    assert results["trials"][0]["epochs"] == 6
+    assert results["status"] == "done"
+
+
+def test_too_many_failures_end_the_run(go):
+    space = {"train.batch_size": {"grid": [8, 16, 32]}}
+    with pytest.raises(RunError, match=r"2 trials have failed, more than search\.max_failures 1"):
+        go(search={"space": space, "max_failures": 1}, model={"name": "tests.networks:failing"})
+
+
+def test_other_data_than_the_run_began_with_is_refused(go, images, tmp_path):
+    job = {"data": {"source": "imagefolder", "path": str(images)}, "train": {"epochs": 1}}
+    _, _, run = go(**job)
+    run.save(status="stopped", pid=0)
+    shutil.rmtree(images / "train/cow")
+    shutil.rmtree(images / "test/cow")
+    again = Run.reopen(run.folder)
+    with pytest.raises(DataError, match=r"train has 40 rows, had 60; .*classes are ant, bee, were ant, bee, cow"):
+        execute(again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
 
 
 def test_a_trial_that_diverges_ends_alone(go):
