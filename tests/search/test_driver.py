@@ -15,6 +15,7 @@ from raysft.job.plan import Node
 from raysft.results.predict import Classifier
 from raysft.results.run import Run
 from raysft.search.driver import execute
+from raysft.storage import read_json, write_json
 from raysft.train.team import COLLECTIVE_TIMEOUT
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -141,10 +142,12 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_disk, tmp_path):
-    (small_disk / "filler").write_bytes(b"0" * 1_004_000)
+    (small_disk / "filler").write_bytes(b"0" * 248 * 4096)
     with pytest.raises(StorageFull, match="no space is left to write to"):
         go(storage=str(small_disk / "runs"), train={"epochs": 6})
     (small_disk / "filler").unlink()
+    info = small_disk / "runs/r0/run.json"
+    write_json(info, read_json(info) | {"status": "stopped"})  # as it looks once this process has ended
     run = Run.reopen(small_disk / "runs/r0")
     results = execute(run.job, run, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
     assert results["trials"][0]["epochs"] == 6
