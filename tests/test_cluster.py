@@ -19,6 +19,7 @@ import yaml
 from raysft.cluster.entry import shared_storage
 from raysft.cluster.wire import decode, messages, summary
 from raysft.errors import UserError
+from raysft.storage import read_json
 from tests.conftest import make_images, processes_of, processes_of_ray
 
 REPOSITORY = Path(__file__).parents[1]
@@ -165,7 +166,7 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert list((tmp_path / "storage/datasets").glob("imagefolder-*/dataset.json"))  # where all nodes can read it
 
     results = json.loads(call("results", "first", "--address", cluster, "--json").stdout)
-    assert results == json.loads((tmp_path / "storage/first/results.json").read_text())
+    assert results == read_json(tmp_path / "storage/first/results.json")
     rows = json.loads(call("list", "--json", RAY_ADDRESS=cluster).stdout)
     assert [row["status"] for row in rows if row["run"] == "first"] == ["done"]
     status = json.loads(call("status", "first", "--address", cluster, "--json").stdout)

@@ -125,6 +125,8 @@ class Resources(Section):
     """GPUs a worker; 0: the CPU trains. A fraction shares a GPU."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and so threads, a worker."""
+    hang_minutes: float = Field(5.0, gt=0, le=24 * 60)
+    """How long the workers of a trial wait for one of them before they take it for dead."""
 
     @field_validator("gpus_per_worker")
     @classmethod

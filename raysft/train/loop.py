@@ -29,13 +29,15 @@ from raysft.train.optim import learning_rate
 from raysft.train.team import Team
 
 PROGRESS_SECONDS = 1.0
-ASK_STEPS = 10  # how often a team asks its rank 0 for the time
+ASK_STEPS = 10  # how often a team asks its rank 0 whether a checkpoint is due
+NOTICE_SECONDS = 15.0  # from one checkpoint to the next once a machine is about to go
 
 T = TypeVar("T")
 Metrics = dict[str, Any]
 Report = Callable[[Metrics, bool], bool]
 Progress = Callable[[int, int], None]
 Features = Callable[[str], Kept | None]
+Notice = Callable[[], bool]  # whether a machine of this worker group is about to be taken away
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Splits:
     features: Features = lambda split: None
 
 
-def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report: Report, progress: Progress) -> None:
+def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report: Report, progress: Progress,
+              notice: Notice = lambda: False) -> None:
     """Train `net` from where its last checkpoint left off, if there is one, to the last epoch or until told to stop.
 
     `report(metrics, last)` is called on rank 0 after every epoch and says whether to go on. Raises Diverged when the
@@ -93,7 +96,7 @@ def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report
     if standing.history and not _go_on(standing, recipe, team, report):
         return
     for epoch in range(standing.epoch, recipe.train.epochs):
-        metrics = _one_epoch(recipe, standing, learner, splits, progress)
+        metrics = _one_epoch(recipe, standing, learner, splits, progress, notice)
         standing = Standing(epoch + 1, history=[*standing.history, metrics])
         if team.rank == 0:
             save_checkpoint(recipe.folder, standing, learner)
@@ -129,7 +132,8 @@ def best_epoch(history: list[Metrics], metric: str) -> int:
     return min(history, key=lambda m: order(m, metric))["epoch"]
 
 
-def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Splits, progress: Progress) -> Metrics:
+def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Splits, progress: Progress,
+               notice: Notice) -> Metrics:
     team, epoch = learner.team, standing.epoch
     head_alone = recipe.train.freeze == "backbone" or epoch < recipe.train.head_epochs
     known = [splits.features("train"), splits.features("val")] if head_alone and not recipe.train.augment.any else []
@@ -138,7 +142,7 @@ def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Spl
     assert val is not None
     learner.enter(head_alone, on_features=train is not splits.train)
     clock = Clock(time.perf_counter() - standing.seconds, standing.waited)
-    loss, accuracy, rows = train_epoch(recipe, standing, learner, train, clock, progress)
+    loss, accuracy, rows = train_epoch(recipe, standing, learner, train, clock, progress, notice)
     seconds = clock.elapsed()
     if not math.isfinite(loss):
         raise Diverged(recipe.folder.parent.name, f"the training loss is {loss} in epoch {epoch + 1}")
@@ -153,10 +157,10 @@ def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Spl
 
 
 def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Reader, clock: Clock,
-                progress: Progress) -> tuple[float, float, int]:
+                progress: Progress, notice: Notice = lambda: False) -> tuple[float, float, int]:
     """Train from where training stands to the end of its epoch; (mean loss, accuracy, images) over the whole team.
 
-    Writes checkpoints on the way as often as the recipe says.
+    Writes checkpoints on the way as often as the recipe says. `progress(step, steps)` is called on every rank.
     """
     spec, team, epoch = recipe.train, learner.team, standing.epoch
     prepare = Preparer(recipe.preparation, team.device, spec.channels_last)
@@ -164,7 +168,7 @@ def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Rea
     before = standing.totals if team.rank == 0 else (0.0, 0.0, 0.0)
     totals = torch.tensor(before, dtype=torch.float64, device=team.device)
     told = time.perf_counter()
-    rhythm = Rhythm(spec, team)
+    rhythm = Rhythm(spec, team, notice)
     batches = train.epoch(recipe.seed, epoch, spec.batch_size, team.rank, team.workers, standing.step)
     for batch in clock.timed(staged(train, batches, team.device)):
         inputs = batch.rows.images
@@ -179,7 +183,7 @@ def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Rea
         totals[0] += loss
         totals[1] += (outputs.argmax(1) == labels).sum()
         totals[2] += len(labels)
-        if team.rank == 0 and time.perf_counter() - told > PROGRESS_SECONDS:
+        if time.perf_counter() - told > PROGRESS_SECONDS:
             told = time.perf_counter()
             progress(batch.number + 1, steps)
         if batch.number + 1 < steps and rhythm.due(batch.number + 1):
@@ -189,22 +193,31 @@ def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Rea
 
 
 class Rhythm:
-    """When to write a checkpoint inside an epoch."""
+    """When to write a checkpoint inside an epoch: as the recipe says, and often once a machine is about to go."""
 
-    def __init__(self, train: Train, team: Team) -> None:
+    def __init__(self, train: Train, team: Team, notice: Notice) -> None:
         self.steps, self.seconds = train.checkpoint_steps, train.checkpoint_seconds
-        self.team, self.last = team, time.monotonic()
+        self.team, self.notice = team, notice
+        self.last, self.warned = time.monotonic(), False
 
     def due(self, step: int) -> bool:
         """Whether to write one after `step` steps; the same for the whole team."""
-        if self.steps is not None:
-            return step % self.steps == 0
-        if self.seconds is None or step % ASK_STEPS:
+        if self.steps is not None and step % self.steps == 0:
+            return True
+        if step % (1 if self.team.workers == 1 else ASK_STEPS):
             return False
-        due = self.team.agree(time.monotonic() - self.last >= self.seconds)
+        due = self.team.agree(self._due_now())
         if due:
             self.last = time.monotonic()
         return due
+
+    def _due_now(self) -> bool:
+        """What rank 0 thinks."""
+        waited = time.monotonic() - self.last
+        if self.notice():
+            first, self.warned = not self.warned, True
+            return first or waited >= NOTICE_SECONDS
+        return self.seconds is not None and waited >= self.seconds
 
 
 def _write(recipe: Recipe, standing: Standing, step: int, totals: torch.Tensor, clock: Clock,

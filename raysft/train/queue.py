@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from raysft.errors import RaysftError
+from raysft.errors import RaysftError, TrialError
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
 
 MAX_ATTEMPTS = 3
+SETTLE_AGAIN_SECONDS = 60.0
 
 Cause = Literal["failed", "diverged", "out_of_memory"]
 
@@ -67,6 +68,8 @@ class _Trial:
     complete: bool = False
     ended: bool = False
     epochs: int = 0
+    stood: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """(step, steps of the epoch) that each rank told last."""
 
 
 @dataclass
@@ -215,7 +218,7 @@ class TrialQueue:
             await self._restart(state, incarnation)
         if state.failure is not None:  # this member was done with the trial before another one gave it up
             await self._give_up(state, rank)
-            turn = await self.settle(slot, team, turn)
+            turn = await self.settle(slot, team, turn, SETTLE_AGAIN_SECONDS)
         if turn > state.turn:
             state.turn, state.task = turn, asyncio.get_running_loop().create_future()
             await self._assign(state)
@@ -232,9 +235,11 @@ class TrialQueue:
             future.set_result(address)
         return await asyncio.shield(future)
 
-    async def progress(self, trial: str, epoch: int, step: int, steps: int) -> None:
-        """How far a team is inside an epoch."""
-        await self._tell(Event("progress", trial, {"epoch": epoch, "step": step, "steps": steps}))
+    async def progress(self, trial: str, rank: int, step: int, steps: int) -> None:
+        """How far a member of a team is inside an epoch."""
+        self._trials[trial].stood[rank] = (step, steps)
+        if rank == 0:
+            await self._tell(Event("progress", trial, {"step": step, "steps": steps}))
 
     async def report(self, trial: str, metrics: dict[str, Any], last: bool) -> bool:
         """Metrics of an epoch; returns whether to train on, once the search has decided."""
@@ -271,16 +276,20 @@ class TrialQueue:
                 meeting.exception()
         await self._give_up(state, rank)
 
-    async def settle(self, slot: int, team: int, turn: int) -> int:
+    async def settle(self, slot: int, team: int, turn: int, patience_s: float) -> int:
         """Wait until all members have given the trial up; returns the turn from which they go on together.
 
-        The team then gets a new process group. `turn` is the answer where all had given up already.
+        The team then gets a new process group. `turn` is the answer where all had given up already. Raises TrialError
+        when one of them hangs: their worker group has to be started again.
         """
         state = self._teams[slot, team]
         failure = state.failure
         if failure is None:
             return max(turn, state.agreed_turn)
-        await failure.settled.wait()
+        try:
+            await asyncio.wait_for(failure.settled.wait(), patience_s)
+        except asyncio.TimeoutError:
+            raise await self._hang(state, failure) from None
         return state.agreed_turn
 
     # --- inside ---
@@ -301,6 +310,14 @@ class TrialQueue:
             if running is not None and running != failure.trial:  # some had taken the next when others failed this one
                 await self._again(self._trials[running])
             failure.settled.set()
+
+    async def _hang(self, team: _Team, failure: _Failure) -> TrialError:
+        """End a trial that some members of its team never gave up, and say where these stood."""
+        trial, team.running = self._trials[failure.trial], None
+        missing = ", ".join(f"rank {rank} ({_where(trial.stood.get(rank))})" for rank in sorted(failure.missing))
+        error = f"{missing} did not answer any more; the others: {failure.payload['error']}"
+        await self._end(trial, "failed", failure.payload | {"error": error})
+        return TrialError(failure.trial, error)
 
     async def _fail_or_halve(self, state: _Trial, failure: _Failure) -> None:
         """A trial that ran out of memory goes on from its last checkpoint with half the micro-batch, once."""
@@ -362,6 +379,10 @@ class TrialQueue:
         async with self._happened:
             self._events.append(event)
             self._happened.notify_all()
+
+
+def _where(stood: tuple[int, int] | None) -> str:
+    return f"last seen after step {stood[0]} of {stood[1]}" if stood else "not seen in training"
 
 
 def _decide(state: _Trial, go_on: bool) -> None:

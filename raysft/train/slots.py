@@ -35,6 +35,17 @@ def start_coordinator() -> Any:
     return get_or_create_autoscaling_coordinator()
 
 
+def machine_is_going() -> bool:
+    """In a worker: whether Ray Train has heard that a machine of this worker group will be taken away.
+
+    Ray's public `get_preemption_info` waits until all workers of the group ask, and teams do not march in step; so this
+    reads what it would hand out. To be looked at with every new series of Ray.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
 class SlotThread(threading.Thread):
     """A thread that holds one Ray Train run; `error` says why it ended, if it should not have."""
 

@@ -23,8 +23,9 @@ MEETING_TIMEOUT = datetime.timedelta(seconds=60)
 class Team:
     """One worker's view of its team."""
 
-    def __init__(self, rank: int, workers: int, device: torch.device) -> None:
-        self.rank, self.workers, self.device = rank, workers, device
+    def __init__(self, rank: int, workers: int, device: torch.device,
+                 patience: datetime.timedelta = COLLECTIVE_TIMEOUT) -> None:
+        self.rank, self.workers, self.device, self.patience = rank, workers, device, patience
 
     def connect(self, host: str, meet: Callable[[str | None], str]) -> None:
         """Form the process group. `meet` hands the address of rank 0 to all: it takes it there, returns it here."""
@@ -40,7 +41,7 @@ class Team:
             store = dist.TCPStore(address, int(port), self.workers, is_master=False, timeout=MEETING_TIMEOUT)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.workers,
-                                timeout=COLLECTIVE_TIMEOUT)
+                                timeout=self.patience)
 
     def disconnect(self) -> None:
         """Leave the process group; members that still wait in it get an error instead of waiting on."""

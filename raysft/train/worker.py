@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import sys
 import traceback
 from dataclasses import asdict
@@ -25,9 +26,11 @@ from raysft.train.loop import Recipe, Splits, evaluate, run_trial
 from raysft.train.modeling import Network, build_network
 from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
+from raysft.train.slots import machine_is_going
 from raysft.train.team import Team
 from raysft.train.weights import Pixels
 
+SETTLE_SECONDS = 30.0  # that those who gave a trial up wait for the others to have noticed
 NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 
 
@@ -43,7 +46,8 @@ class Worker:
         else:
             keep_freed_memory()
         torch.set_num_threads(setup.resources.cpus_per_worker)
-        self.team = Team(rank, setup.resources.workers, device)
+        self.patience = datetime.timedelta(minutes=setup.resources.hang_minutes)
+        self.team = Team(rank, setup.resources.workers, device, self.patience)
         self.group: int | None = None
         self.readers: dict[str, Reader] = {}
         self.networks: dict[tuple[Model, int], Network] = {}
@@ -96,7 +100,7 @@ class Worker:
         self.group = None
         if self.team.device.type == "cuda":
             torch.cuda.empty_cache()
-        return ray.get(self.queue.settle.remote(*me, turn))
+        return ray.get(self.queue.settle.remote(*me, turn, min(SETTLE_SECONDS, self.patience.total_seconds())))
 
     def _connect(self, group: int) -> None:
         if self.group == group:
@@ -117,17 +121,15 @@ class Worker:
         prepare = Preparer(recipe.preparation, self.team.device, task.train.channels_last)
         splits = Splits(self._reader("train"), self._reader("val"),
                         lambda split: self._features(task, network, prepare, split))
-        epochs = 0
 
         def report(metrics: dict[str, Any], last: bool) -> bool:
-            nonlocal epochs
-            epochs = metrics["epoch"]
             return ray.get(queue.report.remote(task.trial, metrics, last))
 
         def progress(step: int, steps: int) -> None:
-            queue.progress.remote(task.trial, epochs, step, steps)
+            queue.progress.remote(task.trial, self.team.rank, step, steps)
 
-        run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress)
+        run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress,
+                  machine_is_going)
         return {"host": ray.util.get_node_ip_address()}
 
     def _score(self, task: Task) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     scores = [t["val_loss"] for t in results["trials"]]
     assert scores == sorted(scores)
     assert results["best"]["val_loss"] == scores[0]
-    assert json.loads((run.folder / "results.json").read_text()) == results
+    assert read_json(run.folder / "results.json") == results
     again = Classifier(run.folder).evaluate(images / "test", "test")
     assert again["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert again["loss"] == pytest.approx(results["best"]["test_loss"], rel=1e-4)
@@ -98,6 +98,43 @@ def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, 
     assert [t["status"] for t in results["trials"]] == ["finished"]
     for one, two in zip(losses(alone), losses(both), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_a_rank_that_hangs_is_named_and_its_workers_start_again(go, tmp_path, monkeypatch):
+    (tmp_path / "hanging.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))
+    monkeypatch.chdir(tmp_path)
+    space = {"train.batch_size": {"grid": [8, 16]}}
+    results, _, _ = go(search={"space": space, "scheduler": {"name": "none"}}, model={"name": "hanging:network"},
+                       train={"epochs": 2}, resources={"workers": 2, "hang_minutes": 0.1})
+    assert [t["status"] for t in results["trials"]] == ["finished", "failed"]
+    assert "rank 1 (last seen after step" in results["trials"][1]["error"]
+    assert "did not answer any more; the others: RuntimeError" in results["trials"][1]["error"]
+
+
+HANGING = """
+import time
+from pathlib import Path
+import torch
+from torch import nn
+from tests.tiny import tiny
+
+class Hanging(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.net, self.steps = tiny(classes), 0
+
+    def forward(self, images):
+        self.steps += self.training
+        if torch.distributed.get_rank() == 1 and self.training and not Path("{marker}").exists():
+            time.sleep(0.6)  # so slow that it tells where it is
+            if self.steps == 4:
+                Path("{marker}").touch()
+                time.sleep(3600)
+        return self.net(images)
+
+def network(num_classes):
+    return Hanging(num_classes)
+"""
 
 
 CRASHING = """

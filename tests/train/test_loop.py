@@ -126,13 +126,18 @@ def test_a_trial_killed_inside_an_epoch_ends_as_if_it_had_not_been(tmp_path, eve
 def test_checkpoints_inside_an_epoch_go_by_the_clock(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("raysft.train.loop.time.monotonic", lambda: now[0])
-    rhythm = Rhythm(Train.model_validate({"checkpoint_every": "0.5 minutes"}), Team(0, 1, torch.device("cpu")))
-    due = []
-    for step in range(1, 91):
-        now[0] += 1
-        if rhythm.due(step):
-            due.append(step)
-    assert due == [30, 60, 90]
+    train, alone = Train.model_validate({"checkpoint_every": "0.5 minutes"}), Team(0, 1, torch.device("cpu"))
+
+    def due(notice):
+        rhythm = Rhythm(train, alone, lambda: notice(now[0]))
+        for step in range(1, 91):
+            now[0] += 1
+            if rhythm.due(step):
+                yield step
+
+    assert list(due(lambda now: False)) == [30, 60, 90]
+    now[0] = 0
+    assert list(due(lambda now: now >= 42)) == [30, 42, 57, 72, 87]  # a machine will be gone soon
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
