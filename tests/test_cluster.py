@@ -19,7 +19,7 @@ import yaml
 from raysft.cluster.entry import shared_storage
 from raysft.cluster.wire import decode, messages, summary
 from raysft.errors import UserError
-from raysft.storage import read_json
+from raysft.storage import read_json, sha256, write_json
 from tests.conftest import make_images, processes_of, processes_of_ray
 
 REPOSITORY = Path(__file__).parents[1]
@@ -207,6 +207,8 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, cal
     before = json.loads(trial.read_text())
     stored = tmp_path / "storage/long/job.yaml"
     stored.write_text(stored.read_text().replace("epochs: 400", f"epochs: {before['epochs'] + 2}"))
+    info = stored.with_name("run.json")
+    write_json(info, read_json(info) | {"job": sha256(stored)})  # or it would be taken for damaged
     resumed = call("resume", "long", "--address", cluster)
     assert resumed.returncode == 0, resumed.stderr
     assert [resumed.stdout.count(line) for line in ("[1/1]", "test accuracy")] == [1, 1]

@@ -28,7 +28,7 @@ def measure(rounds: int = 2) -> dict[str, Any]:
         run(RAYSFT, "data", "import", "imagefolder", data / "train", "--test", data / "test", "--out", scratch / "D")
         timings = [
             *take_turns({f"{PLAIN}, 4": lambda: _plain(data, 1), "raysft, 4": lambda: _raysft(scratch, 1)}, rounds),
-            *take_turns({f"{PLAIN}, 12": lambda: _plain(data, 3), "raysft, 12": lambda: _raysft(scratch, 3)}, rounds,
+            *take_turns({f"{PLAIN}, 12": lambda: _plain(data, 3), "raysft, 12": lambda: _raysft(scratch, 3)}, 1,
                         warm_up=False),
             *take_turns({RAY: lambda: _documented(scratch, data)}, 1, warm_up=False)]
     median = {t.name: t.median for t in timings}
