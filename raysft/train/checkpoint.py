@@ -3,7 +3,7 @@
     checkpoints/epoch-0003/               after three epochs; epoch-0003-step-000200: and 200 steps of the fourth
         model.safetensors                 what would be delivered: with `ema` the moving average
         raw.safetensors                   with `ema` the weights in training
-        optimizer.safetensors
+        optimizer.safetensors             not after the last epoch
         state.json                        where training stood, hyperparameters, counters, checksums of the others
 
 Learning rate, order, augmentation and the random numbers of a step are functions of (seed, epoch, step), so the two
@@ -41,16 +41,21 @@ class Standing:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save_checkpoint(folder: Place, standing: Standing, learner: Learner) -> Place:
-    """Write where training stands below `folder`; returns its own folder."""
+def save_checkpoint(folder: Place, standing: Standing, learner: Learner, final: bool = False) -> Place:
+    """Write where training stands below `folder`; returns its own folder.
+
+    A `final` one is only ever delivered or told of again: it has no state of the optimizer, its larger half.
+    """
     target = checkpoint_path(folder, standing.epoch, standing.step)
     stored = learner.optimizer.state_dict()
+    if final:
+        stored["state"] = {}
     values = {f"{index}.{name}": value for index, values in stored["state"].items() for name, value in values.items()}
     tensors = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
     state = {"standing": asdict(standing), "param_groups": stored["param_groups"],
              "scalars": {key: value for key, value in values.items() if key not in tensors}, **learner.counters()}
     with scratch_beside(target) as scratch:
-        for name, content in {**learner.tensors(), "optimizer": tensors}.items():
+        for name, content in (learner.tensors() | ({} if final else {"optimizer": tensors})).items():
             save_file({k: v.detach().contiguous() for k, v in content.items()}, scratch / f"{name}.safetensors")
         files = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
         write_json(scratch / STATE, {**state, "files": files})
@@ -78,6 +83,8 @@ def load_checkpoint(path: Place, learner: Learner) -> Standing:
     names = [name.removesuffix(".safetensors") for name in stored["files"]]
     tensors = {name: read_tensors(path, f"{name}.safetensors", stored) for name in names}
     learner.restore({name: content for name, content in tensors.items() if name != "optimizer"}, stored)
+    if "optimizer" not in tensors:  # the trial has trained to its end
+        return Standing(**stored["standing"])
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors["optimizer"], **stored["scalars"]}.items():
         index, _, name = key.partition(".")

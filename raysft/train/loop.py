@@ -99,7 +99,7 @@ def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report
         metrics = _one_epoch(recipe, standing, learner, splits, progress, notice)
         standing = Standing(epoch + 1, history=[*standing.history, metrics])
         if team.rank == 0:
-            save_checkpoint(recipe.folder, standing, learner)
+            save_checkpoint(recipe.folder, standing, learner, final=standing.epoch == recipe.train.epochs)
         if not _go_on(standing, recipe, team, report):
             return
 

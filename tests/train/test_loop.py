@@ -80,6 +80,8 @@ def test_an_epoch_whose_report_was_lost_in_a_crash_is_reported_again(tmp_path):
 
 def test_a_trial_that_had_trained_to_its_end_is_only_reported(tmp_path):
     whole = trial(tmp_path)
+    last = {p.name for p in (tmp_path / "t0/checkpoints/epoch-0004").iterdir()}
+    assert last == {"model.safetensors", "state.json"}
     assert values(trial(tmp_path)) == values(whole[-1:])
 
 
@@ -143,7 +145,7 @@ def test_checkpoints_inside_an_epoch_go_by_the_clock(monkeypatch):
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, damage):
-    trial(tmp_path, epochs=3)
+    trial(tmp_path, epochs=4, stop_after=3)
     folder = tmp_path / "t0/checkpoints"
     shutil.copytree(folder / "epoch-0003", folder / "epoch-0004")
     (folder / "epoch-0009").mkdir()
