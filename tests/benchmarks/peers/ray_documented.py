@@ -76,8 +76,8 @@ def main() -> None:
     parser.add_argument("--storage", required=True)
     parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
-    # With the two CPUs there are, Ray Data is left with half a CPU a trainer, less than a task of it asks for, and waits
-    # for ever: twice as many are declared, as people do who meet that.
+    # With the two CPUs there are, Ray Data is left with half a CPU a trainer, less than a task of it asks for, and
+    # waits for ever: twice as many are declared, as people do who meet that.
     ray.init(num_cpus=4)
     space = {"lr": tune.grid_search([0.01, 0.003]), "optimizer": tune.grid_search(["sgd", "adamw"]),
              "epochs": options.epochs, "storage": options.storage}
