@@ -27,7 +27,10 @@ _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray 
 # Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own,
 # no watch for the end of a spot machine.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+          # A tenth of two busy cores went into these, which nobody sees without Ray's dashboard.
+          "RAY_enable_metrics_collection": "0", "RAY_metrics_report_interval_ms": "60000",
+          "RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
 
 
 def this_node() -> Node:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from raysft.results.run import versions
 
+SETTLE_SECONDS = 0.5  # for what was killed at the end of a round to be dead, and its CPU seconds known
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -72,6 +73,7 @@ def take_turns(ways: Mapping[str, Callable[[], float | None]], rounds: int, warm
             began, cpu = time.perf_counter(), sum(os.times()[:4])
             value = ways[timing.name]()
             timing.wall.append(time.perf_counter() - began)
+            time.sleep(SETTLE_SECONDS)
             _reap()
             timing.cpu.append(sum(os.times()[:4]) - cpu)
             if value is not None:
