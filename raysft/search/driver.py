@@ -228,7 +228,7 @@ class _Conductor:
                 if self.tune_error is not None:
                     raise RunError("search", f"Ray Tune failed ({_cause(self.tune_error)})", f"see {self._log}")
                 over_since = over_since or time.monotonic()
-                if time.monotonic() - over_since > WIND_DOWN_SECONDS:
+                if self.job.search is not None and time.monotonic() - over_since > WIND_DOWN_SECONDS:
                     raise RunError("search", "is over, but a trial does not end", f"see {self._log}")
 
     @property

@@ -191,6 +191,12 @@ def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_dis
     assert results["status"] == "done"
 
 
+def test_a_single_trial_may_take_its_time(go, monkeypatch):
+    monkeypatch.setattr("raysft.search.driver.WIND_DOWN_SECONDS", 0.0)  # no search runs beside it that could be over
+    results, _, _ = go()
+    assert [t["status"] for t in results["trials"]] == ["finished"]
+
+
 def test_too_many_failures_end_the_run(go):
     space = {"train.batch_size": {"grid": [8, 16, 32]}}
     with pytest.raises(RunError, match=r"2 trials have failed, more than search\.max_failures 1"):
