@@ -24,6 +24,7 @@ MIXED_SIZE = 224
 WINDOW_BYTES = 256_000_000
 STORE_SHARE = 0.6
 READ_HERE_BYTES = 32_000_000
+READ_BYTES = 512_000_000  # of blocks that Ray Data has read and nobody has taken yet
 
 SplitName = Literal["train", "val", "test"]
 
@@ -157,6 +158,8 @@ def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    # Without a limit Ray Data fills half of the object store with blocks that are read long before their turn.
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=READ_BYTES)
     named = [asdict(file) for file in files]
     blocks = ray.data.from_items(named, override_num_blocks=len(named)).map_batches(
         partial(_read_shards, source=replace(source, files=())), batch_size=1, batch_format="pyarrow", num_cpus=0,
