@@ -197,12 +197,13 @@ class _Conductor:
 
     def _search(self) -> None:
         try:
-            if self.job.search is not None and self.proposals.waiting:
+            if self.job.search is None:  # one trial: nothing to decide
+                for number in self.proposals.waiting:
+                    task = self.make_task(number, self.configs[number])
+                    ray.get(self.queue.put.remote(replace(task, of_search=False)))
+            elif self.proposals.waiting:
                 search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams,
                        self.job.train.epochs, self.run.metric, self.job.search.scheduler, self.scratch, self.before)
-            for number in self.proposals.waiting if self.job.search is None else ():  # one trial: nothing to decide
-                task = self.make_task(number, self.configs[number])
-                ray.get(self.queue.put.remote(replace(task, of_search=False)))
         except BaseException as error:
             self.tune_error = error
 

@@ -128,8 +128,7 @@ class Worker:
         def progress(step: int, steps: int) -> None:
             queue.progress.remote(task.trial, self.team.rank, step, steps)
 
-        run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress,
-                  machine_is_going)
+        run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress, machine_is_going)
         return {"host": ray.util.get_node_ip_address()}
 
     def _score(self, task: Task) -> dict[str, Any]:
