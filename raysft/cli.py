@@ -184,19 +184,22 @@ def stop(run: RunName, address: Address = None, debug: Debug = False) -> None:
         stop_here(run, _output())
 
 
-@app.command(epilog="Example: raysft resume quickstart-20261124-101500")
+@app.command(epilog="Example: raysft resume quickstart-20261124-101500 --workers 4")
 def resume(run: RunName, address: Address = None,
+           workers: Annotated[str | None, typer.Option(
+               help="Go on with another resources.workers: N, or LEAST,MOST. The metrics stay those of the job.",
+               show_default=False)] = None,
            detach: Annotated[bool, typer.Option("--detach", help="On a cluster: do not follow it.")] = False,
            debug: Debug = False) -> None:
     """Take up a run that was stopped or died: ended trials stay as they are, others go on from their checkpoints."""
     if address:
         from raysft.remote import resume_on
 
-        resume_on(address, run, detach, _output())
+        resume_on(address, run, _numbers(workers), detach, _output())
     else:
         from raysft.submit import resume_here
 
-        resume_here(run, _output())
+        resume_here(run, _numbers(workers), _output())
 
 
 @app.command(epilog="Example: raysft evaluate runs/NAME/model my/test-images")
@@ -217,11 +220,25 @@ def evaluate(model: ModelPath,
         show_scores(scores, _output())
 
 
-@app.command(epilog="Example: raysft predict runs/NAME/model cat.jpg dog.png --json")
+@app.command(epilog="Examples: raysft predict runs/NAME/model cat.jpg dog.png --json\n\n"
+                    "raysft predict runs/NAME/model photos --out predictions.parquet")
 def predict(model: ModelPath,
-            images: Annotated[list[str], typer.Argument(help="Image files.", show_default=False)],
+            images: Annotated[list[str], typer.Argument(help="Image files; with --out one folder of images or one data "
+                                                             "set.", show_default=False)],
+            out: Annotated[str | None, typer.Option(help="Predict all images of a folder or a data set, with a row "
+                                                         "for each in this Parquet file. Interrupted, it goes on when "
+                                                         "called again.", show_default=False)] = None,
+            split: Annotated[str | None, typer.Option(help="With --out: the split of a data set; default: all.",
+                                                      show_default=False)] = None,
+            probabilities: Annotated[bool, typer.Option("--probabilities", help="With --out: the probability of every "
+                                                                                "class too.")] = False,
             as_json: AsJson = False, debug: Debug = False) -> None:
-    """Classify image files with a delivered model."""
+    """Classify images with a delivered model: some files, or with --out any number of them."""
+    if out is not None:
+        from raysft.submit import predict_here
+
+        predict_here(model, images, out, split, probabilities, as_json, _output())
+        return
     from raysft.results.predict import Classifier
     from raysft.storage import place
 
@@ -304,6 +321,17 @@ def data_show(folder: Annotated[str, typer.Argument(help="A data set of shards."
     from raysft.submit import show_data
 
     show_data(folder, as_json, _output())
+
+
+def _numbers(text: str | None) -> int | list[int] | None:
+    """N, or LEAST,MOST."""
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--workers {text}", "is not a number of workers", "give N, or LEAST,MOST") from None
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _show(rows: list[dict[str, Any]], table: Any, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
 from raysft.job import dump_job, load_job, load_text
-from raysft.results.run import Run, new_name
+from raysft.results.run import Run, new_name, with_workers
 
 
 def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool,
@@ -27,7 +27,7 @@ def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str 
     _go(cluster, name, run_id, detach, output)
 
 
-def resume_on(address: str, name: str, detach: bool, output: Output) -> None:
+def resume_on(address: str, name: str, workers: int | list[int] | None, detach: bool, output: Output) -> None:
     """Take up a run that stopped or failed, from its run directory in the cluster's storage."""
     cluster = Cluster(address)
     run = cluster.run(name)
@@ -38,7 +38,7 @@ def resume_on(address: str, name: str, detach: bool, output: Output) -> None:
     job = summary(cluster.messages(run)).job
     if job is None:
         raise UserError(name, "had not begun, there is nothing to resume", "submit it again under another name")
-    run_id = cluster.submit(load_text(job, name), name, resume=True)
+    run_id = cluster.submit(with_workers(load_text(job, name), workers), name, resume=True)
     _go(cluster, name, run_id, detach, output)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, table_of
+from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, show_predicted, table_of
 from raysft.errors import RunError, UserError
 from raysft.inputs import outline_of
 from raysft.job import Job, load_job
@@ -66,9 +66,9 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
     _run_to_the_end(ahead, Run.create(ahead.job, name), output)
 
 
-def resume_here(name: str, output: Output) -> None:
+def resume_here(name: str, workers: int | list[int] | None, output: Output) -> None:
     """Take up a run of this machine that was stopped or died: finished trials stay, others go on from checkpoints."""
-    run = Run.reopen(find_run(name))
+    run = Run.reopen(find_run(name), workers)
     node = this_node()
     known = outline_of(run.job)
     _run_to_the_end(Ahead(run.job, known, make_plan(run.job, known, [node]), node), run, output)
@@ -167,6 +167,33 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
         with local_ray(this_node()):
             import_listing(listing, target, policy, watcher.progress)
     show_data(out, as_json, output)
+
+
+def predict_here(model: str, sources: Sequence[str], out: str, split: str | None, shares: bool, as_json: bool,
+                 output: Output) -> None:
+    """Predict a whole folder or data set on a Ray of this machine."""
+    from raysft.deploy.images import source_of
+    from raysft.results.model import read_card
+
+    if len(sources) != 1:
+        raise UserError(" ".join(sources), "are several", "give one folder of images or one data set with --out")
+    read_card(place(model))
+    source, target = source_of(place(sources[0]), split), place(out)
+    from raysft.deploy.bulk import check_out, predict_all  # what is wrong is known before libraries are loaded
+
+    check_out(target)
+    with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
+        output.send_others_to(Path(log.name))
+    try:
+        with Watcher(output, "", shown=not as_json) as watcher, local_ray(this_node()):
+            predicted = predict_all(place(model), source, target, shares, watcher.progress)
+    except KeyboardInterrupt:
+        output.warning("stopped: the same command goes on where it was")
+        raise
+    if as_json:
+        output.json(asdict(predicted))
+    else:
+        show_predicted(predicted, output)
 
 
 def show_data(folder: str, as_json: bool, output: Output) -> None:

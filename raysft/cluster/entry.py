@@ -89,7 +89,7 @@ def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
     known = outline_of(job)
     plan, nodes = _wait_for_room(job, known, reporter)
     check_storage(job.storage, hosts())
-    run = Run.reopen(place(job.storage) / name) if resume else Run.create(job, name)
+    run = Run.reopen(place(job.storage) / name, job.resources.workers) if resume else Run.create(job, name)
     addresses = ", ".join(h.address for h in hosts())
     where = f"{count_text(len(nodes), 'node')} ({addresses})"
     with run.recorded(), tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
@@ -150,7 +150,7 @@ def _ask_for_nodes(job: Job) -> bool:
     each = {"CPU": float(job.resources.cpus_per_worker)}
     if job.resources.gpus_per_worker:
         each["GPU"] = job.resources.gpus_per_worker
-    request_resources(bundles=[each] * job.resources.workers)
+    request_resources(bundles=[each] * job.resources.least_workers)
     return True
 
 

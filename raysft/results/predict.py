@@ -35,14 +35,19 @@ class Prediction:
 class Classifier:
     """A delivered model, ready to classify."""
 
-    def __init__(self, folder: Place) -> None:
-        self.net, self.card = load_model(folder)
-        self._prepare = Preparer(self.card.preparation)
+    def __init__(self, folder: Place, device: torch.device | str = "cpu") -> None:
+        net, self.card = load_model(folder)
+        self.net, self.device = net.to(device), torch.device(device)
+        self._prepare = Preparer(self.card.preparation, device)
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> torch.Tensor:
-        """(n, classes) float32 for (n, height, width, 3) uint8 of the card's size."""
-        return self.net(self._prepare(torch.from_numpy(images)))
+        """(n, classes) float32 on the CPU for (n, height, width, 3) uint8 of the card's size."""
+        return self.net(self._prepare(torch.from_numpy(images).to(self.device))).cpu()
+
+    def shares(self, images: np.ndarray) -> np.ndarray:
+        """(n, classes) float32 probabilities, as for `logits`."""
+        return F.softmax(self.logits(images), dim=1).numpy()
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""

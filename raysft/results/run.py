@@ -21,6 +21,7 @@ import psutil
 from raysft import interrupts
 from raysft.errors import StorageFull, UserError
 from raysft.job import Job, dump_job, load_text
+from raysft.job.load import validate_job
 from raysft.job.spec import order
 from raysft.storage import Place, is_full, make_folder, place, remove, write_json, write_text
 from raysft.storage import read_json as read_checked
@@ -112,15 +113,18 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Place) -> Run:
-        """A run that has stopped or failed, with what its trials had come to; raises UserError for any other."""
+    def reopen(cls, folder: Place, workers: int | list[int] | None = None) -> Run:
+        """A run that has stopped or failed, with what its trials had come to; raises UserError for any other.
+
+        workers: resources.workers from now on, where they are to be others.
+        """
         info = read_json(folder / INFO)
         if info["status"] == "done":
             raise UserError(str(folder), "is done", "see `raysft results`")
         if is_alive(info):
             raise UserError(str(folder), f"is still running on {info['host']} as process {info['pid']}",
                             "stop it first with `raysft stop`")
-        run = cls(folder, job_of(folder, info))
+        run = cls(folder, with_workers(job_of(folder, info), workers))
         for row in read_trials(folder):
             record = TrialRecord(row["trial"], row["config"], row["status"], row["history"], None, row["seconds"],
                                  row["error"], row["trace"], row["host"])
@@ -254,6 +258,15 @@ def job_of(folder: Place, info: dict[str, Any]) -> Job:
         raise UserError(str(file), "is not what the run began with: it was changed or torn",
                         "submit a changed job as a run of its own")
     return load_text(content.decode(), str(file))
+
+
+def with_workers(job: Job, workers: int | list[int] | None) -> Job:
+    """A job with other resources.workers; raises UserError where it cannot have them."""
+    if workers is None:
+        return job
+    tree = job.model_dump()
+    tree["resources"]["workers"] = workers
+    return validate_job(tree, "--workers")
 
 
 def all_runs(storage: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A run from data to model: slots start while data is read, Tune decides, the best trial is scored and delivered."""
+"""A run from data to model: slots start while data is read, the search decides, the best trial is delivered."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.job.space import recipe_of
 from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
+from raysft.results.predictions import write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
 from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
 from raysft.search.propose import searcher
 from raysft.search.space import known_configurations
-from raysft.search.tuner import Known, search
+from raysft.search.tuner import Known, scheduler_of, search
 from raysft.storage import Place, remove
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
@@ -134,7 +135,7 @@ def task_of(job: Job, names: Sequence[str], trials: Place, number: int, config: 
 
 
 class _Conductor:
-    """The parts of a run that live at the same time: queue, slots, Tune, and the records of the trials."""
+    """The parts of a run that live at the same time: queue, slots, search, and the records of the trials."""
 
     def __init__(self, job: Job, run: Run, plan: Plan, manifest: Manifest, sources: dict[SplitName, SplitSource],
                  listener: Listener, scratch: str, begun: float) -> None:
@@ -162,8 +163,8 @@ class _Conductor:
         self.proposals = searcher(job, numbers, self.configs, past)
         self.over = any(self._is_target(epoch) for r in self.records.values() for epoch in r.history)
         self.total_epochs = plan.trials * job.train.epochs
-        self.tune_error: BaseException | None = None
-        self.tune = threading.Thread(target=self._search, name="tune", daemon=True)
+        self.search_error: BaseException | None = None
+        self.searching = threading.Thread(target=self._search, name="search", daemon=True)
 
     # --- starting ---
 
@@ -178,7 +179,7 @@ class _Conductor:
                       for i, slot in enumerate(self.plan.slots)]
         if self.over:  # a run taken up again after it had reached its target
             ray.get(self.queue.finish_search.remote())
-        for thread in (*self.slots, self.tune):
+        for thread in (*self.slots, self.searching):
             thread.start()
 
     def _first_model(self) -> Model | None:
@@ -202,10 +203,10 @@ class _Conductor:
                     task = self.make_task(number, self.configs[number])
                     ray.get(self.queue.put.remote(replace(task, of_search=False)))
             elif self.proposals.waiting:
-                search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams,
-                       self.job.train.epochs, self.run.metric, self.job.search.scheduler, self.scratch, self.before)
+                scheduler = scheduler_of(self.job.search.scheduler, self.job.train.epochs, self.run.metric, self.before)
+                search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams, scheduler)
         except BaseException as error:
-            self.tune_error = error
+            self.search_error = error
 
     def hand_out(self, how: str) -> None:
         """Read the splits into the object store, or say where they are to be streamed from."""
@@ -218,16 +219,16 @@ class _Conductor:
     # --- following ---
 
     def follow(self) -> None:
-        """Take in what happens until every trial has ended; Tune may still be winding down then."""
+        """Take in what happens until every trial has ended."""
         over_since = None
         while True:
             self._take_in(POLL_SECONDS)
             self._check_slots()
             if self._all_ended:
                 return
-            if not self.tune.is_alive():
-                if self.tune_error is not None:
-                    raise RunError("search", f"Ray Tune failed ({_cause(self.tune_error)})", f"see {self._log}")
+            if not self.searching.is_alive():
+                if self.search_error is not None:
+                    raise RunError("search", f"failed ({_cause(self.search_error)})", f"see {self._log}")
                 over_since = over_since or time.monotonic()
                 if self.job.search is not None and time.monotonic() - over_since > WIND_DOWN_SECONDS:
                     raise RunError("search", "is over, but a trial does not end", f"see {self._log}")
@@ -286,7 +287,8 @@ class _Conductor:
             self.first_trial = self.first_trial or event.at
             record.status, record.started = "running", record.started or event.at
             if event.payload["attempt"]:
-                self.listener.note(f"{record.trial}: a worker died; taken up again from its last checkpoint")
+                stood = f" ({event.payload['stood']})" if event.payload["stood"] else ""
+                self.listener.note(f"{record.trial}: a worker died{stood}; taken up again from its last checkpoint")
         elif event.kind == "progress":
             self.inside[record.trial] = event.payload["step"] / event.payload["steps"]
         elif event.kind == "epoch":
@@ -371,6 +373,7 @@ class _Conductor:
             raise RunError("run", f"no trial came to an end; {board[0].trial}: {board[0].error}", f"see {self._log}")
         checkpoint = checkpoint_path(self.run.trial_folder(board[0].trial) / "checkpoints", best["epoch"])
         scored = self._score(board[0], best, checkpoint)
+        write_predictions(self.run.folder, scored.judged)
         deliver(self.run.folder / "model", checkpoint, card_of(self.run, self.manifest, self.sources["test"], scored))
         for record in (*board[1:], *self.repeats.values()):  # only the delivered trial is worth the disk
             remove(self.run.trial_folder(record.trial) / "checkpoints")
@@ -394,14 +397,15 @@ class _Conductor:
             for event in self._take_in(POLL_SECONDS):
                 if event.trial == SCORE and event.kind == "scored":
                     scores = {f"test_{name}": value for name, value in event.payload["scores"].items()}
-                    return Scored(record, best, trained, scores, event.payload["preparation"])
+                    return Scored(record, best, trained, scores, event.payload["preparation"],
+                                  event.payload["judged"])
                 if event.trial == SCORE and event.kind == "failed":
                     raise RunError("test score", event.payload["error"], f"see {self._log}")
 
     def close(self, wait: bool) -> None:
         """Send the teams home and end the search; `wait` until both have gone."""
         self.queue.close.remote()
-        for thread in [*self.slots, self.tune] if wait else []:
+        for thread in [*self.slots, self.searching] if wait else []:
             thread.join(WIND_DOWN_SECONDS)
 
 

@@ -185,7 +185,7 @@ class TrialQueue:
         """End a trial before its last epoch; one that waits for a team never starts."""
         state = self._trials.get(trial)
         if state is None or state.ended or state.stopped or state.complete:
-            return  # Tune also completes trials that have trained to their end
+            return  # the search also stops trials that have trained to their end
         state.stopped = True
         if state.task in self._pending:
             self._pending.remove(state.task)
@@ -363,7 +363,10 @@ class TrialQueue:
         future.set_result(task)
         if task is not None:
             team.running = task.trial
-            await self._tell(Event("started", task.trial, {"kind": task.kind, "attempt": task.attempt}))
+            state = self._trials[task.trial]
+            stood = ", ".join(f"rank {rank} {_where(at)}" for rank, at in sorted(state.stood.items()))
+            state.stood = {}
+            await self._tell(Event("started", task.trial, {"kind": task.kind, "attempt": task.attempt, "stood": stood}))
 
     async def _end(self, state: _Trial, kind: str, payload: dict[str, Any]) -> None:
         if not state.ended:

@@ -22,6 +22,11 @@ from raysft.job.spec import Resources
 LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120"}
 
 
+# How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a failure costs: the
+# start of the workers, and the time since the last checkpoint.
+GROW_SECONDS = float(os.environ.get("RAYSFT_GROW_SECONDS", "60"))
+
+
 def start_coordinator() -> Any:
     """The actor that Ray Train's controllers register with, started before them; returns its handle.
 
@@ -68,8 +73,11 @@ class SlotThread(threading.Thread):
         each = {"CPU": float(self.resources.cpus_per_worker)}
         if self.resources.gpus_per_worker:
             each["GPU"] = self.resources.gpus_per_worker
-        scaling = train.ScalingConfig(num_workers=self.slot.teams * self.slot.workers, resources_per_worker=each,
-                                      use_gpu=bool(self.resources.gpus_per_worker))
+        slot = self.slot
+        workers: Any = (slot.least, slot.workers) if slot.least else slot.teams * slot.workers
+        scaling = train.ScalingConfig(  # the one of Ray Train's second version, which type checkers do not see
+            num_workers=workers, resources_per_worker=each, use_gpu=bool(self.resources.gpus_per_worker),
+            elastic_resize_monitor_interval_s=GROW_SECONDS)  # type: ignore[call-arg]
         failures = train.FailureConfig(max_failures=self.restarts, controller_failure_limit=0)  # type: ignore[call-arg]
         run = train.RunConfig(name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures)
         config = {**self.config, "slot": self.number}
@@ -80,5 +88,6 @@ def _enter(config: dict[str, Any]) -> None:
     from raysft.train.worker import run_worker  # torch is imported here, in the worker
 
     incarnation = broadcast_from_rank_zero(time.time_ns())  # the same for all that start together, and ever growing
-    run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), incarnation, config["queue"],
-               config["model"], config["seed"])
+    context = train.get_context()
+    run_worker(config["setup"], config["slot"], context.get_world_rank(), context.get_world_size(), incarnation,
+               config["queue"], config["model"], config["seed"])

@@ -22,7 +22,7 @@ from raysft.storage import is_full, place
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
-from raysft.train.loop import Recipe, Splits, evaluate, run_trial
+from raysft.train.loop import Recipe, Splits, run_trial, score
 from raysft.train.modeling import Network, build_network
 from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
@@ -37,9 +37,11 @@ NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 class Worker:
     """Member `rank` of team `team` in a slot."""
 
-    def __init__(self, setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any) -> None:
+    def __init__(self, setup: Setup, slot: int, world_rank: int, world_size: int, incarnation: int,
+                 queue: Any) -> None:
         self.setup, self.slot, self.queue, self.incarnation = setup, slot, queue, incarnation
-        self.team_number, rank = divmod(world_rank, setup.resources.workers)
+        workers = world_size if setup.resources.elastic else setup.resources.most_workers
+        self.team_number, rank = divmod(world_rank, workers)
         device = torch.device("cuda", 0) if setup.resources.gpus_per_worker else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -47,7 +49,7 @@ class Worker:
             keep_freed_memory()
         torch.set_num_threads(setup.resources.cpus_per_worker)
         self.patience = datetime.timedelta(minutes=setup.resources.hang_minutes)
-        self.team = Team(rank, setup.resources.workers, device, self.patience)
+        self.team = Team(rank, workers, device, self.patience)
         self.group: int | None = None
         self.readers: dict[str, Reader] = {}
         self.networks: dict[tuple[Model, int], Network] = {}
@@ -137,9 +139,9 @@ class Worker:
         net = copy.deepcopy(network.net)
         checkpoint = place(task.folder)
         net.load_state_dict(read_tensors(checkpoint, MODEL, read_state(checkpoint)))
-        scores = evaluate(self.team.place(net), self._reader("test"), self.team, Preparer(how, self.team.device),
-                          self.setup.classes)
-        return {"scores": scores, "preparation": how}
+        scores, judged = score(self.team.place(net), self._reader("test"), self.team, Preparer(how, self.team.device),
+                               self.setup.classes)
+        return {"scores": scores, "preparation": how, "judged": judged.numpy()}
 
     def _network(self, spec: Model, seed: int) -> Network:
         """The network of `spec` as trials start with it; made once, but for the last few only kept."""
@@ -190,7 +192,7 @@ def _cause(error: Exception) -> Cause:
     return "diverged" if isinstance(error, Diverged) else "failed"
 
 
-def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any, model: Model | None,
-               seed: int) -> None:
+def run_worker(setup: Setup, slot: int, world_rank: int, world_size: int, incarnation: int, queue: Any,
+               model: Model | None, seed: int) -> None:
     """What Ray Train runs in each process of a slot; `incarnation` grows with every start of its worker group."""
-    Worker(setup, slot, world_rank, incarnation, queue).work(model, seed)
+    Worker(setup, slot, world_rank, world_size, incarnation, queue).work(model, seed)

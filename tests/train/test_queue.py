@@ -139,10 +139,13 @@ def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
         await queue.take(0, 0, 1, 1, 0)
+        await queue.progress("a", 1, 7, 20)
         await queue.fail(0, 0, 0, 2, "a", "connection closed by peer", "")
         found, *_ = await queue.take(0, 0, 1, 2, 0)
         assert (found.trial, found.attempt) == ("a", 1)
         assert "failed" not in await kinds(queue)
+        again = (await queue.events(0, 0))[-1]
+        assert (again.kind, again.payload["stood"]) == ("started", "rank 1 last seen after step 7 of 20")
 
     run(scenario)
 

@@ -1,0 +1,1 @@
+"""A delivered model put to work: exported, on any number of images, behind HTTP."""
