@@ -232,12 +232,10 @@ def predict(model: ModelPath,
                                                       show_default=False)] = None,
             probabilities: Annotated[bool, typer.Option("--probabilities", help="With --out: the probability of every "
                                                                                 "class too.")] = False,
-            as_json: AsJson = False, debug: Debug = False) -> None:
+            address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Classify images with a delivered model: some files, or with --out any number of them."""
     if out is not None:
-        from raysft.submit import predict_here
-
-        predict_here(model, images, out, split, probabilities, as_json, _output())
+        _predict_all(model, images, out, split, probabilities, address, as_json)
         return
     from raysft.results.predict import Classifier
     from raysft.storage import place
@@ -250,6 +248,28 @@ def predict(model: ModelPath,
     for prediction in found:
         ranked = ", ".join(f"{c} {s:.3f}" for c, s in prediction.classes)
         _output().line(f"{prediction.image}: {ranked}")
+
+
+def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, address: str | None,
+                 as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from raysft.console import show_predicted
+
+    if len(sources) != 1:
+        raise UserError(" ".join(sources), "are several", "give one folder of images or one data set with --out")
+    if address:
+        from raysft.remote import predict_on
+
+        predicted = predict_on(address, model, sources[0], out, split, shares, not as_json, _output())
+    else:
+        from raysft.submit import predict_here
+
+        predicted = predict_here(model, sources[0], out, split, shares, not as_json, _output())
+    if as_json:
+        _output().json(asdict(predicted))
+    else:
+        show_predicted(predicted, _output())
 
 
 @app.command(epilog="Example: raysft doctor --address http://127.0.0.1:8265 --storage s3://bucket/runs")

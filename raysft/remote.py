@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -128,6 +129,17 @@ def plan_on(address: str, job_file: Path, overrides: Sequence[str], timed: bool)
 def examine(address: str, storage: str) -> list[dict[str, Any]]:
     """What the doctor finds on a cluster."""
     return Cluster(address).ask(f"raysft.cluster.doctor {shlex.quote(storage)}", {}, "doctor")["findings"]
+
+
+def predict_on(address: str, model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
+               output: Output) -> Any:
+    """Predict a whole folder or data set on a cluster; all paths are those of its nodes. Returns a `Predicted`."""
+    from raysft.deploy.bulk import Predicted
+
+    request = {"model": model, "source": source, "out": out, "split": split, "probabilities": shares}
+    with Watcher(output, "", shown=shown) as watcher:
+        return Predicted(**Cluster(address).ask("raysft.cluster.predictor predict.json",
+                                                {"predict.json": json.dumps(request)}, "predicted", watcher.progress))
 
 
 def run_results(address: str, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, show_predicted, table_of
+from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, table_of
 from raysft.errors import RunError, UserError
 from raysft.inputs import outline_of
 from raysft.job import Job, load_job
@@ -169,31 +169,25 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
     show_data(out, as_json, output)
 
 
-def predict_here(model: str, sources: Sequence[str], out: str, split: str | None, shares: bool, as_json: bool,
-                 output: Output) -> None:
-    """Predict a whole folder or data set on a Ray of this machine."""
+def predict_here(model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
+                 output: Output) -> Any:
+    """Predict a whole folder or data set on a Ray of this machine; returns a `Predicted`."""
+    from raysft.deploy.bulk import check_out, predict_all
     from raysft.deploy.images import source_of
     from raysft.results.model import read_card
 
-    if len(sources) != 1:
-        raise UserError(" ".join(sources), "are several", "give one folder of images or one data set with --out")
+    target = place(out)
+    check_out(target)  # what is wrong is known before Ray starts
     read_card(place(model))
-    source, target = source_of(place(sources[0]), split), place(out)
-    from raysft.deploy.bulk import check_out, predict_all  # what is wrong is known before libraries are loaded
-
-    check_out(target)
+    images = source_of(place(source), split)
     with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
         output.send_others_to(Path(log.name))
     try:
-        with Watcher(output, "", shown=not as_json) as watcher, local_ray(this_node()):
-            predicted = predict_all(place(model), source, target, shares, watcher.progress)
+        with Watcher(output, "", shown=shown) as watcher, local_ray(this_node()):
+            return predict_all(place(model), images, target, shares, watcher.progress)
     except KeyboardInterrupt:
         output.warning("stopped: the same command goes on where it was")
         raise
-    if as_json:
-        output.json(asdict(predicted))
-    else:
-        show_predicted(predicted, output)
 
 
 def show_data(folder: str, as_json: bool, output: Output) -> None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -174,6 +175,14 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert "raysft: results" in call("logs", "first", "--address", cluster).stdout
     again = call("submit", job, "--address", cluster, "--name", "first")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+
+    words = ("predict", tmp_path / "storage/first", tmp_path / "images", "--out", tmp_path / "p.parquet", "--json")
+    predicted = json.loads(call(*words, "--address", cluster).stdout)
+    assert (predicted["images"], predicted["errors"]) == (200, 0)
+    assert len(pq.read_table(tmp_path / "p.parquet")) == 200
+    twice = call(*words, "--address", cluster)
+    assert (twice.returncode, twice.stderr.count("\n")) == (2, 1)
+    assert "is there already" in twice.stderr
 
 
 def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, call, job, home, tmp_path, proxy):
