@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +118,7 @@ def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares:
     rows = [{"number": i, "chunk": pickle.dumps(source.chunks[i])} for i in waiting]
     actor: Any = Predictor
     predicted = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        actor, fn_constructor_args=(str(model), str(parts), source.labelled, shares, threads, bool(gpus)),
+        actor, fn_constructor_args=(str(model), str(parts), source.labelled, shares, threads, bool(gpus), os.getcwd()),
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
         num_cpus=threads if gpus else 1, num_gpus=1 if gpus else 0)
     for row in predicted.iter_rows():
@@ -131,11 +133,13 @@ class Predictor:
     `threads` decode images ahead of the network, one decodes them in between.
     """
 
-    def __init__(self, model: str, parts: str, labelled: bool, shares: bool, threads: int, gpu: bool) -> None:
+    def __init__(self, model: str, parts: str, labelled: bool, shares: bool, threads: int, gpu: bool,
+                 import_from: str) -> None:
         import torch
 
         from raysft.results.predict import Classifier
 
+        sys.path.append(import_from)  # where package.module:factory is importable for the caller
         torch.set_num_threads(threads)
         self.classifier = Classifier(place(model), "cuda" if gpu else "cpu")
         self.parts, self.labelled, self.shares = place(parts), labelled, shares
@@ -198,7 +202,7 @@ def schema_of(card: ModelCard, labelled: bool, shares: bool) -> pa.Schema:
     named = {"image": pa.string(), **({"label": pa.string()} if labelled else {}), "class": pa.string(),
              "probability": pa.float32(), "error": pa.string()}
     if shares:
-        named["probabilities"] = pa.list_(pa.float32(), len(card.classes))
+        named["probabilities"] = pa.list_(pa.float32())  # of a fixed size, Parquet cannot hold the nulls of bad images
     about = {"classes": json.dumps(card.classes), "model": card.weights_sha256}
     return pa.schema(list(named.items()), metadata=about)
 

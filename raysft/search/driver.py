@@ -33,7 +33,7 @@ from raysft.storage import Place, remove
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
 from raysft.train.setup import Setup, absolute
-from raysft.train.slots import SlotThread, start_coordinator
+from raysft.train.slots import SlotThread, look_at_nodes, start_coordinator
 
 POLL_SECONDS = 1.0
 WIND_DOWN_SECONDS = 60.0
@@ -243,6 +243,8 @@ class _Conductor:
 
     def _check_slots(self) -> None:
         """A slot that ended leaves its trials to the others; without any slot the run cannot go on."""
+        if self.job.resources.elastic:
+            look_at_nodes(self.coordinator)
         ended = [slot for slot in self.slots if not slot.is_alive()]
         for slot in ended:
             self._take_in(0)

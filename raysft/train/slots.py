@@ -40,6 +40,15 @@ def start_coordinator() -> Any:
     return get_or_create_autoscaling_coordinator()
 
 
+def look_at_nodes(coordinator: Any) -> None:
+    """Have the coordinator count the nodes now; by itself it does so every 20 seconds.
+
+    Until then it lets an elastic slot start workers on a node that is dead, which fails after a minute. To be looked at
+    with every new series of Ray, as `start_coordinator`.
+    """
+    coordinator.get_reserved_resources.remote("raysft", recompute=True)
+
+
 def machine_is_going() -> bool:
     """In a worker: whether Ray Train has heard that a machine of this worker group will be taken away.
 
@@ -78,7 +87,10 @@ class SlotThread(threading.Thread):
         scaling = train.ScalingConfig(  # the one of Ray Train's second version, which type checkers do not see
             num_workers=workers, resources_per_worker=each, use_gpu=bool(self.resources.gpus_per_worker),
             elastic_resize_monitor_interval_s=GROW_SECONDS)  # type: ignore[call-arg]
-        failures = train.FailureConfig(max_failures=self.restarts, controller_failure_limit=0)  # type: ignore[call-arg]
+        # A node that dies just when workers start on it is no reason to give an elastic slot up.
+        starts = self.restarts if slot.least else 0
+        failures = train.FailureConfig(max_failures=self.restarts,
+                                       controller_failure_limit=starts)  # type: ignore[call-arg]
         run = train.RunConfig(name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures)
         config = {**self.config, "slot": self.number}
         return DataParallelTrainer(_enter, train_loop_config=config, scaling_config=scaling, run_config=run)

@@ -128,11 +128,11 @@ def go(run: Run, nodes: list[Node], listener: Silent) -> list[dict]:
 def test_elastic_workers_become_fewer_with_the_nodes_and_more_again(no_ray, images, tmp_path, monkeypatch):
     monkeypatch.setattr("raysft.train.slots.GROW_SECONDS", 3.0)
     with cluster_of(head_cpus=1) as nodes:
-        run, hold = prepared(images, tmp_path, monkeypatch, train={"epochs": 200, "batch_size": 16},
+        run, hold = prepared(images, tmp_path, monkeypatch, 0.05, train={"epochs": 100, "batch_size": 16},
                              resources={"workers": [1, 2]})
         trial, = go(run, [Node(1), Node(1)], Saboteur(nodes, hold, brings_back=True))
     assert trial["status"] == "finished"
-    assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 201))
+    assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 101))
     assert {epoch["images"] for epoch in trial["history"]} == {ROWS}
     workers = [epoch["workers"] for epoch in trial["history"]]
     assert [count for count, _ in itertools.groupby(workers)] == [2, 1, 2]
