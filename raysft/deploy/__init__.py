@@ -1,0 +1,1 @@
+"""A delivered model at work: served over HTTP, exported, on whole collections of images."""
