@@ -238,12 +238,12 @@ def predict(model: ModelPath,
         _predict_all(model, images, out, split, probabilities, address, as_json)
         return
     from raysft.results.predict import Classifier
+    from raysft.results.ranking import ranking_json
     from raysft.storage import place
 
     found = Classifier(place(model)).predict(images)
     if as_json:
-        _output().json([{"image": p.image, "class": p.classes[0][0], "probability": p.classes[0][1],
-                         "top": [{"class": c, "probability": s} for c, s in p.classes]} for p in found])
+        _output().json([{"image": p.image} | ranking_json(p.classes) for p in found])
         return
     for prediction in found:
         ranked = ", ".join(f"{c} {s:.3f}" for c, s in prediction.classes)
@@ -270,6 +270,32 @@ def _predict_all(model: str, sources: list[str], out: str, split: str | None, sh
         _output().json(asdict(predicted))
     else:
         show_predicted(predicted, _output())
+
+
+@app.command(epilog="Example: raysft serve runs/NAME/model --port 8000 --replicas 2")
+def serve(model: ModelPath,
+          host: Annotated[str, typer.Option(help="Where to listen; others than this machine reach it at 0.0.0.0, "
+                                                 "without authentication.")] = "127.0.0.1",
+          port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+          replicas: Annotated[int, typer.Option(help="Processes that predict; they share this machine's CPUs.",
+                                                min=1)] = 1,
+          max_batch: Annotated[int, typer.Option(help="Images of any requests that are predicted together.",
+                                                 min=1)] = 32,
+          batch_wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.", min=0)] = 5.0,
+          max_megapixels: Annotated[int, typer.Option(help="Of an image.", min=1)] = 50,
+          max_body_mb: Annotated[int, typer.Option(help="Of a request.", min=1)] = 16,
+          max_images: Annotated[int, typer.Option(help="Of a request.", min=1)] = 64,
+          queue: Annotated[int, typer.Option(help="Requests accepted and not yet answered; more get 503.",
+                                             min=1)] = 256,
+          gpus_per_replica: Annotated[float, typer.Option(help="0: CPUs predict. A fraction shares a GPU.",
+                                                          min=0)] = 0.0,
+          debug: Debug = False) -> None:
+    """Serve a delivered model over HTTP on this machine until Ctrl-C."""
+    from raysft.deploy.serve import serve_here
+    from raysft.deploy.settings import Settings
+
+    serve_here(model, Settings(host, port, replicas, max_batch, batch_wait_ms, max_megapixels, max_body_mb, max_images,
+                               queue, gpus_per_replica), _output())
 
 
 @app.command(epilog="Example: raysft doctor --address http://127.0.0.1:8265 --storage s3://bucket/runs")

@@ -62,11 +62,11 @@ def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(image, dtype=np.uint8)
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """(height, width) from the header alone, as shown upright; raises DataError."""
+def size_of(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
+    """(height, width) from the header alone, as shown upright; raises DataError that names the file."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             turned = _orientation(image) >= 5
             return image.size if turned else image.size[::-1]
     except BAD_IMAGE as error:
-        raise DataError(str(path), f"is not a readable image ({error})") from None
+        raise DataError(name or str(source), f"is not a readable image ({error})") from None

@@ -1,1 +1,1 @@
-"""A delivered model put to work: exported, on any number of images, behind HTTP."""
+"""A delivered model at work: served over HTTP, exported, on whole collections of images."""

@@ -18,10 +18,9 @@ from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, ve
 from raysft.data.sources import Folders
 from raysft.errors import DataError
 from raysft.results.model import ModelCard, load_model
+from raysft.results.ranking import TOP, Ranking
 from raysft.storage import Place
 from raysft.train.metrics import Sums
-
-TOP = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Prediction:
     """One image's most likely classes, best first."""
 
     image: str
-    classes: tuple[tuple[str, float], ...]
+    classes: Ranking
 
 
 class Classifier:
@@ -37,29 +36,32 @@ class Classifier:
 
     def __init__(self, folder: Place, device: torch.device | str = "cpu") -> None:
         net, self.card = load_model(folder)
-        self.net, self.device = net.to(device), torch.device(device)
+        self.net, self._device = net.to(device), device
         self._prepare = Preparer(self.card.preparation, device)
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> torch.Tensor:
         """(n, classes) float32 on the CPU for (n, height, width, 3) uint8 of the card's size."""
-        return self.net(self._prepare(torch.from_numpy(images).to(self.device))).cpu()
+        return self.net(self._prepare(torch.from_numpy(images).to(self._device))).cpu()
 
     def shares(self, images: np.ndarray) -> np.ndarray:
         """(n, classes) float32 probabilities, as for `logits`."""
         return F.softmax(self.logits(images), dim=1).numpy()
 
+    def rank(self, images: np.ndarray, top: int = TOP) -> list[Ranking]:
+        """The `top` most likely classes of each of (n, height, width, 3) uint8 images of the card's size."""
+        best = F.softmax(self.logits(images), dim=1).topk(min(top, len(self.card.classes)), dim=1)
+        return [tuple((self.card.classes[i], share) for i, share in zip(labels, shares, strict=True))
+                for shares, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
-        found = []
+        found: list[Prediction] = []
         size = batch_of(self.card)
         for start in range(0, len(paths), size):
             part = paths[start:start + size]
             images = np.stack([fit(open_rgb(Path(p), p), self.card.height, self.card.width) for p in part])
-            best = F.softmax(self.logits(images), dim=1).topk(min(TOP, len(self.card.classes)), dim=1)
-            for path, shares, labels in zip(part, best.values.tolist(), best.indices.tolist(), strict=True):
-                named = tuple((self.card.classes[i], share) for i, share in zip(labels, shares, strict=True))
-                found.append(Prediction(path, named))
+            found += [Prediction(path, ranking) for path, ranking in zip(part, self.rank(images), strict=True)]
         return found
 
     def evaluate(self, data: Place, split: str) -> dict[str, Any]:
