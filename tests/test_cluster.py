@@ -266,6 +266,7 @@ def scraped(run: str) -> dict[str, float]:
 def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
     wrong = {
         "storage=/proc/none": "storage: /proc/none: cannot be used from node",
+        "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a cluster's job has not",
     }
     for number, (override, expected) in enumerate(wrong.items()):
         done = call("submit", job, "--address", cluster, "--name", f"wrong-{number}", "--set", override)

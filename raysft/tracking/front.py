@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from raysft import interrupts
-from raysft.errors import UserError, in_words
+from raysft.errors import in_words
 from raysft.job import Job
 from raysft.results.run import Run, TrialRecord
 from raysft.storage import Place, is_full, read_json, write_json
@@ -78,15 +78,11 @@ class Memory:
 
     @classmethod
     def of(cls, folder: Place) -> Memory:
-        """That of a run directory; empty where nothing was tracked yet. Raises UserError for a damaged file."""
-        file = folder / MEMORY
+        """That of a run directory; empty where nothing was tracked yet. Raises OSError, ValueError."""
         try:
-            return cls(folder, read_json(file))
+            return cls(folder, read_json(folder / MEMORY))
         except FileNotFoundError:
             return cls(folder)
-        except ValueError as error:
-            raise UserError(str(file), f"cannot be read ({error})",
-                            "remove it: the trials are then logged anew") from None
 
     def keep(self, tracker: Tracker, now: bool = False) -> None:
         """Write down what a tracker remembers; on an object store at once only what must not be forgotten.
@@ -162,14 +158,23 @@ class Tracking:
         self.results: dict[str, Any] | None = None
         self.heard: dict[str, dict[int, float]] = {}
         self.begun = False
-        trackers = _trackers_of(job, run, scratch)
-        memory = Memory.of(run.folder) if trackers else Memory(run.folder)
-        self.threads: list[TrackerThread] = []
-        for tracker in trackers:
-            tracker.remembers |= memory.known.get(tracker.name, {})
-            self.threads.append(TrackerThread(tracker, memory, note))
+        self.threads = self._threads(_trackers_of(job, run, scratch))
         for record in run.known.values():  # what an earlier part of the run could not log is logged now
             self._tell(record)
+
+    def _threads(self, trackers: list[Tracker]) -> list[TrackerThread]:
+        """A thread a tracker, none where it is not known what was logged already: that would be logged twice."""
+        if not trackers:
+            return []
+        try:
+            memory = Memory.of(self.run.folder)
+        except (OSError, ValueError) as error:
+            self.note(f"tracking: {self.run.folder / MEMORY} cannot be read ({error}); nothing is logged, the run goes "
+                      "on. Without that file all is logged anew")
+            return []
+        for tracker in trackers:
+            tracker.remembers |= memory.known.get(tracker.name, {})
+        return [TrackerThread(tracker, memory, self.note) for tracker in trackers]
 
     def trial(self, record: TrialRecord, kind: str, at: float) -> None:
         """Something happened to a trial at `at` (seconds of the epoch).

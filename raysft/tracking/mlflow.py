@@ -33,7 +33,7 @@ class Mlflow:
 
     def __init__(self, job: Job, folder: Place, metric: str) -> None:
         self.job, self.folder, self.metric = job, folder, metric
-        self.remembers: dict[str, Any] = {"given": None, "uri": None, "parent": None, "trials": {}}
+        self.remembers: dict[str, Any] = {"uri": None, "parent": None, "trials": {}}
         self._open: set[str] = set()
 
     def open(self) -> None:
@@ -41,9 +41,7 @@ class Mlflow:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        if self.remembers["given"] != self.job.tracking.mlflow:
-            self.remembers |= {"given": self.job.tracking.mlflow, "uri": _absolute(self.job.tracking.mlflow or ""),
-                               "parent": None, "trials": {}}
+        self.remembers["uri"] = self.remembers["uri"] or _absolute(self.job.tracking.mlflow or "")
         self.client: Any = MlflowClient(tracking_uri=self.remembers["uri"])
         if self.remembers["parent"] is None:
             self._begin_parent()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raysft.errors import JobErrors, UserError
-from raysft.inputs import check_tracking
+from raysft.inputs import check_tracking, outline_of
 from raysft.job import Job
 from raysft.job.load import validate_job
 from raysft.job.spec import Tracking as Spec
@@ -18,7 +18,7 @@ from raysft.results.run import Run, TrialRecord
 from raysft.storage import read_json, write_json
 from raysft.tracking import Tracking
 from raysft.tracking.front import Memory, TrackerThread
-from raysft.tracking.values import flattened, metrics_of
+from raysft.tracking.values import flattened
 
 SEARCH = {"space": {"optimizer": [{"name": "adam", "lr": {"loguniform": [0.001, 0.1]}}],
                     "train.batch_size": {"choice": [8, 16]}}}
@@ -71,13 +71,15 @@ class Tracked:
         return again
 
 
+def logged_of(one: dict) -> dict[str, float]:
+    """What is to be logged of an epoch: its numbers, and what follows from them."""
+    return {key: value for key, value in one.items() if key != "epoch"} | {"images_per_second": 50.0,
+                                                                           "data_wait_fraction": 0.25}
+
+
 def stepped(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
     """For each metric its (step, value)."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for one in history:
-        for name, value in metrics_of(one).items():
-            found.setdefault(name, []).append((one["epoch"], value))
-    return found
+    return {name: [(one["epoch"], logged_of(one)[name]) for one in history] for name in logged_of(history[0])}
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------
@@ -273,6 +275,15 @@ def test_a_store_that_breaks_is_told_once_and_ends_nothing(tmp_path, store):
     assert same(curves(run.run.folder / "tensorboard/t0"), stepped([epoch(1), epoch(2), epoch(3)]))
 
 
+def test_a_damaged_memory_logs_nothing_twice_and_ends_nothing(tmp_path):
+    run = Tracked(tmp_path, tensorboard=True)
+    (run.run.folder / "tracking.json").write_text("{}")
+    run.go(record("t0", 1), record("t0", 2, "finished"))
+    (note,) = run.notes
+    assert "tracking.json cannot be read (it has no checksum); nothing is logged, the run goes on" in note
+    assert not (run.run.folder / "tensorboard").exists()
+
+
 class Stuck:
     """A tracker whose server does not answer."""
 
@@ -366,7 +377,7 @@ def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkey
     assert {(r["group"], r["project"]) for r in first.values()} == {("r", "flowers")}
     assert first["r t0"]["config"]["train.optimizer.lr"] == 0.01
     logged = [{k: v for k, v in step.items() if not k.startswith("_")} for step in first["r t0"]["steps"]]
-    assert logged == [metrics_of(epoch(1)), metrics_of(epoch(2))]
+    assert logged == [logged_of(epoch(1)), logged_of(epoch(2))]
     assert [step["_step"] for step in first["r t0"]["steps"]] == [1, 2]
     assert first["r t0"]["summary"]["status"] == "finished"
     assert (first["r t0"]["exit"], first["r t1"]["exit"]) == (0, 130)
@@ -414,7 +425,7 @@ def test_wandb_online_needs_a_key(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(UserError, match=r"no key for Weights & Biases; set WANDB_API_KEY, or tracking.wandb_mode"):
-        check_tracking(Spec(wandb="p"))
+        outline_of(Job(tracking=Spec(wandb="p")))
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     (tmp_path / "netrc").chmod(0o600)
     check_tracking(Spec(wandb="p"))
