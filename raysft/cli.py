@@ -109,11 +109,20 @@ def list_runs(storage: Annotated[str, typer.Option(help="The folder of run direc
     _show(rows, table_of(rows, keys), as_json)
 
 
-@app.command(epilog="Example: raysft status quickstart-20261124-101500")
-def status(run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
+@app.command(epilog="Example: raysft status quickstart-20261124-101500 --watch")
+def status(run: RunName, address: Address = None,
+           watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until the run has ended; with --json a "
+                                                                     "document a line.")] = False,
+           as_json: AsJson = False, debug: Debug = False) -> None:
     """Show how far a run is, trial by trial."""
     from raysft.console import config_text, metric_text, score_text, table_of
 
+    if watch:
+        from raysft import watch as watching
+
+        documents = watching.on_cluster(address, run) if address else watching.here(run)
+        watching.watch(documents, _output(), as_json)
+        return
     if address:
         from raysft.remote import run_status
 

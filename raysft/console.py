@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -54,6 +55,10 @@ class Output:
     def warning(self, text: str) -> None:
         """One yellow line to standard error."""
         self.err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def live(self) -> Live:
+        """A place on a terminal that shows one thing in place of the one before."""
+        return Live(console=self.out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
     def send_others_to(self, log: Path) -> None:
         """Send what everyone else prints from now on, also from native code, to a log file.
@@ -117,6 +122,9 @@ class Watcher:
         epochs = count_text(len(record.history), "epoch")
         self.output.line(f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}  {score}  {epochs}  "
                          f"{record.seconds:.1f} s  {config_text(record.config)}")
+
+    def standing(self, document: dict[str, Any], records: Sequence[Any]) -> None:
+        """Nothing: the bar has told it."""
 
     def _advance(self, what: str, done: float, total: int) -> None:
         if what not in self._tasks:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raysft.cluster.jobs import Cluster
+from raysft.cluster.jobs import Cluster, ClusterRun
 from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
@@ -111,12 +111,17 @@ def run_status(address: str, name: str) -> dict[str, Any]:
     """How far a run of a cluster is, with its trials."""
     cluster = Cluster(address)
     run = cluster.run(name)
-    seen = summary(cluster.messages(run))
-    trials = [record.row(seen.metric) for record in seen.trials.values()]
+    return status_document(run, summary(cluster.messages(run)))
+
+
+def status_document(run: ClusterRun, seen: Seen) -> dict[str, Any]:
+    """How far a run is by its events, in the form of a run directory's status."""
+    trials = [record.row(seen.metric) | {"history": record.history, "started": record.started}
+              for record in seen.trials.values()]
     done, total = seen.epochs
-    return {"run": name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
-            "folder": seen.folder, "epochs": {"done": done, "total": total}, "trials": trials,
-            "errors": [str(error) for error in seen.errors]}
+    return {"run": run.name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
+            "folder": seen.folder, "metric": seen.metric, "epochs": {"done": done, "total": total},
+            "progress": seen.progress, "trials": trials, "errors": [str(error) for error in seen.errors]}
 
 
 def plan_on(address: str, job_file: Path, overrides: Sequence[str], timed: bool) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -175,6 +177,39 @@ class Cluster(Section):
     """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then tells what a run costs."""
 
 
+class Tracking(Section):
+    """Where the curves of a run go besides its own directory; keys and passwords come from the environment alone."""
+
+    tensorboard: bool = True
+    """Event files in RUN/tensorboard, a folder a trial."""
+    mlflow: str | None = None
+    """Address of an MLflow server (http://host:5000) or database (sqlite:///mlflow.db); null: none."""
+    mlflow_experiment: str | None = Field(None, min_length=1)
+    """MLflow's experiment that the run belongs to; null: the job's name."""
+    wandb: str | None = Field(None, min_length=1)
+    """Project of Weights & Biases that the trials go to, as one group; null: none."""
+    wandb_mode: Literal["online", "offline"] | None = None
+    """offline: into RUN/wandb, for `wandb sync`; null: what $WANDB_MODE says, else online."""
+
+    @field_validator("mlflow")
+    @classmethod
+    def _a_store_and_no_secret(cls, address: str | None) -> str | None:
+        if address is None or address == "databricks":
+            return address
+        parts = urlsplit(address)
+        if parts.scheme in ("", "file"):
+            raise ValueError("MLflow keeps no runs in plain folders any more; give http://host:5000 or "
+                             "sqlite:///FOLDER/mlflow.db")
+        if "@" in parts.netloc or _SECRET.search(parts.query):
+            raise ValueError("has a user or a password in it, which would be stored with the run; set "
+                             "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the "
+                             "environment instead")
+        return address
+
+
+_SECRET = re.compile(r"(password|passwd|pwd|secret|token|key)[^&=]*=", re.IGNORECASE)
+
+
 class Job(Section):
     """Everything a job file asks for."""
 
@@ -192,6 +227,8 @@ class Job(Section):
     """What one trial uses."""
     cluster: Cluster = Field(default_factory=Cluster)
     """How the job uses a cluster."""
+    tracking: Tracking = Field(default_factory=Tracking)
+    """Where the curves of a run go besides its own directory."""
     storage: str = "runs"
     """Folder for run directories, or a URI (s3://…, gs://…); on a cluster all nodes must reach it."""
     seed: int = Field(0, ge=0, lt=2**31)

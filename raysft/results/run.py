@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -27,6 +27,7 @@ from raysft.storage import Place, is_full, make_folder, place, remove, write_jso
 from raysft.storage import read_json as read_checked
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
+PROGRESS = "progress.json"  # where a run stood a moment ago, for those who watch it
 LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -178,6 +179,10 @@ class Run:
         self._write(f"trials/{record.trial}/{TRIAL}",
                     record.row(self.metric) | {"history": record.history, "trace": record.trace})
 
+    def save_progress(self, document: dict[str, Any]) -> None:
+        """Write progress.json."""
+        self._write(PROGRESS, document)
+
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""
         self._write(RESULTS, results)
@@ -222,13 +227,23 @@ def find_run(name: str, storage: str = "runs") -> Place:
     raise UserError(name, "is not a run", f"give a run directory, or a name in {storage}/ (`raysft list`)")
 
 
-def status_of(name: str) -> dict[str, Any]:
-    """The run.json of a run with its trials; raises UserError."""
+def status_of(name: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The run.json of a run with its trials and where it stands; raises UserError.
+
+    known: trials that are over, by their names; they are not read again.
+    """
     folder = find_run(name)
     info = read_json(folder / INFO)
     if info["status"] in ("starting", "running") and not is_alive(info) and info.get("host") == platform.node():
         info["status"] = "lost"  # its process died without a word
-    return info | {"trials": [{k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder)]}
+    progress = read_json(folder / PROGRESS) if (folder / PROGRESS).is_file() else None
+    return info | {"progress": progress,
+                   "trials": [{k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder, known or {})]}
+
+
+def is_going_on(info: Mapping[str, Any]) -> bool:
+    """Whether the status of a run says that more may happen."""
+    return info["status"] in ("starting", "running")
 
 
 def results_of(name: str) -> dict[str, Any]:
@@ -277,11 +292,12 @@ def all_runs(storage: str) -> list[dict[str, Any]]:
     return sorted(infos, key=lambda info: str(info.get("started")))
 
 
-def read_trials(folder: Place) -> list[dict[str, Any]]:
-    """The trial.json of every trial of a run that has begun, in their order."""
-    trials = folder / "trials"
+def read_trials(folder: Place, known: Mapping[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """The trial.json of every trial of a run that has begun, in their order; those `known` are not read again."""
+    trials, known = folder / "trials", known or {}
     names = sorted(p.name for p in trials.iterdir()) if trials.exists() else []
-    return [read_json(trials / name / TRIAL) for name in names if (trials / name / TRIAL).is_file()]
+    return [known.get(name) or read_json(trials / name / TRIAL) for name in names
+            if name in known or (trials / name / TRIAL).is_file()]
 
 
 def read_json(path: Place) -> dict[str, Any]:

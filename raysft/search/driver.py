@@ -25,11 +25,14 @@ from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
 from raysft.results.predictions import write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
+from raysft.search.gauges import Gauges
 from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
+from raysft.search.progress import Progress
 from raysft.search.propose import searcher
 from raysft.search.space import known_configurations
 from raysft.search.tuner import Known, scheduler_of, search
 from raysft.storage import Place, remove
+from raysft.tracking import Tracking
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
 from raysft.train.setup import Setup, absolute
@@ -37,6 +40,7 @@ from raysft.train.slots import SlotThread, look_at_nodes, start_coordinator
 
 POLL_SECONDS = 1.0
 WIND_DOWN_SECONDS = 60.0
+PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0  # between two progress.json, on a disk and on an object store
 SCORE = "score"
 
 
@@ -54,6 +58,9 @@ class Listener(Protocol):
 
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         """A trial finished, was stopped by the search, or failed."""
+
+    def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+        """Where the run stands, once a second; see raysft.search.progress."""
 
 
 def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scratch: Path, wait_for_end: bool,
@@ -81,15 +88,18 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
     run.save(status="running", trials=plan.trials,
              data={**_identity(manifest), "path": str(folder),
                    "rows": {name: len(source.ids) for name, source in sources.items()}, "read": how})
-    conductor = _Conductor(job, run, plan, manifest, sources, listener, str(scratch), begun)
-    conductor.start()
-    try:
-        conductor.hand_out(how)
-        conductor.follow()
-        conductor.confirm()
-        return conductor.deliver()
-    finally:
-        conductor.close(wait_for_end)
+    with Tracking(job, run, listener.note, scratch) as tracking:
+        conductor = _Conductor(job, run, plan, manifest, sources, listener, str(scratch), begun, tracking)
+        conductor.start()
+        try:
+            conductor.hand_out(how)
+            conductor.follow()
+            conductor.confirm()
+            results = conductor.deliver()
+        finally:
+            conductor.close(wait_for_end)
+        tracking.delivered(results)
+    return results
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
@@ -138,13 +148,14 @@ class _Conductor:
     """The parts of a run that live at the same time: queue, slots, search, and the records of the trials."""
 
     def __init__(self, job: Job, run: Run, plan: Plan, manifest: Manifest, sources: dict[SplitName, SplitSource],
-                 listener: Listener, scratch: str, begun: float) -> None:
+                 listener: Listener, scratch: str, begun: float, tracking: Tracking) -> None:
         self.job, self.run, self.plan, self.manifest, self.sources = job, run, plan, manifest, sources
-        self.listener, self.scratch, self.begun = listener, scratch, begun
+        self.listener, self.scratch, self.begun, self.tracking = listener, scratch, begun, tracking
         self.first_trial: float | None = None
         self.last_trial = begun
         self.seen = 0
-        self.inside: dict[str, float] = {}
+        self.gauges = Gauges(run.folder.name, run.metric)
+        self.stood = self.saved = 0.0
         self.built: dict[str, Any] = {}
         self.repeats: dict[str, TrialRecord] = {}
         width = len(str(plan.trials - 1))
@@ -162,6 +173,7 @@ class _Conductor:
                             {i: list(h) for i, h in histories.items() if i in numbers})
         self.proposals = searcher(job, numbers, self.configs, past)
         self.over = any(self._is_target(epoch) for r in self.records.values() for epoch in r.history)
+        self.progress = Progress(job, plan, run.known.values())
         self.total_epochs = plan.trials * job.train.epochs
         self.search_error: BaseException | None = None
         self.searching = threading.Thread(target=self._search, name="search", daemon=True)
@@ -249,6 +261,7 @@ class _Conductor:
         for slot in ended:
             self._take_in(0)
             self.slots.remove(slot)
+            self.progress.lost(slot.number)
             cause = f"({_cause(slot.error)})" if slot.error else "before the trials were done"
             if not self.slots:
                 raise RunError(f"slot {slot.number}", f"its worker group ended {cause}", f"see {self._log}")
@@ -263,10 +276,26 @@ class _Conductor:
                 raise event.payload["error"]
             if event.kind == "built":
                 self._note_weights(event.payload)
+            self.progress.take(event)
             record = self.records.get(event.trial) or self.repeats.get(event.trial)
             if record is not None:
                 self._record(record, event)
+        self._stand()
         return events
+
+    def _stand(self) -> None:
+        """Tell those who watch where the run stands."""
+        now = time.monotonic()
+        if now - self.stood < PROGRESS_SECONDS:
+            return
+        self.stood = now
+        records, repeats = list(self.records.values()), list(self.repeats.values())
+        document = self.progress.document(records, repeats)
+        if now - self.saved >= (PROGRESS_SECONDS if isinstance(self.run.folder, Path) else REMOTE_PROGRESS_SECONDS):
+            self.saved = now
+            self.run.save_progress(document)
+        self.listener.standing(document, [*records, *repeats])
+        self.gauges.set(document, records)
 
     def _note_weights(self, told: dict[str, Any]) -> None:
         """Say once for each network what came from its weights, and keep it in run.json."""
@@ -291,15 +320,12 @@ class _Conductor:
             if event.payload["attempt"]:
                 stood = f" ({event.payload['stood']})" if event.payload["stood"] else ""
                 self.listener.note(f"{record.trial}: a worker died{stood}; taken up again from its last checkpoint")
-        elif event.kind == "progress":
-            self.inside[record.trial] = event.payload["step"] / event.payload["steps"]
         elif event.kind == "epoch":
             known = [m for m in record.history if m["epoch"] < event.payload["epoch"]]
             record.history = [*known, {k: v for k, v in event.payload.items() if k != "last"}]
-            self.inside[record.trial] = 0.0
             if record.trial in self.records:
                 self._reach(record, event.payload)
-        else:
+        elif event.kind != "progress":
             record.status = event.kind
             record.error, record.trace = event.payload.get("error"), event.payload.get("trace")
             record.host = event.payload.get("host")
@@ -307,6 +333,7 @@ class _Conductor:
         record.seconds = event.at - record.started if record.started else 0.0
         if event.kind != "progress":
             self.run.save_trial(record)
+        self.tracking.trial(record, event.kind, event.at)
         self._tell(record, event)
         self._check_failures(record, event)
 
@@ -336,8 +363,7 @@ class _Conductor:
                 self.listener.trial_ended(record, sum(r.ended for r in self.repeats.values()), len(self.repeats))
             return
         ended = [r for r in self.records.values() if r.ended]
-        running = sum(len(r.history) + self.inside.get(r.trial, 0) for r in self.records.values() if r not in ended)
-        self.listener.epochs(running + len(ended) * self.job.train.epochs, self.total_epochs,
+        self.listener.epochs(sum(map(self.progress.done, self.records.values())), self.total_epochs,
                              list(self.records.values()))
         if record in ended:
             self.listener.trial_ended(record, len(ended), len(self.records))

@@ -36,7 +36,7 @@ NOTICE_SECONDS = 15.0  # from one checkpoint to the next once a machine is about
 T = TypeVar("T")
 Metrics = dict[str, Any]
 Report = Callable[[Metrics, bool], bool]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, "Clock"], None]  # step, steps, the time of the epoch so far
 Features = Callable[[str], Kept | None]
 Notice = Callable[[], bool]  # whether a machine of this worker group is about to be taken away
 
@@ -153,15 +153,22 @@ def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Spl
     if not math.isfinite(judged["val_loss"]):
         raise Diverged(recipe.folder.parent.name,
                        f"the validation loss is {judged['val_loss']} in epoch {epoch + 1}")
-    return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy, **judged, "seconds": clock.elapsed(),
+    return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy, **judged,
+            "learning_rate": _last_rate(recipe.train, epoch, len(train)), "seconds": clock.elapsed(),
             "train_seconds": seconds, "data_wait_seconds": clock.waited, "images": rows, "workers": team.workers}
+
+
+def _last_rate(spec: Train, epoch: int, rows: int) -> float:
+    """The learning rate of the last step of an epoch of `rows` images."""
+    steps = math.ceil(rows / spec.batch_size)
+    return learning_rate((epoch + 1) * steps - 1, spec.optimizer.lr, spec.schedule, steps, spec.epochs)
 
 
 def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Reader, clock: Clock,
                 progress: Progress, notice: Notice = lambda: False) -> tuple[float, float, int]:
     """Train from where training stands to the end of its epoch; (mean loss, accuracy, images) over the whole team.
 
-    Writes checkpoints on the way as often as the recipe says. `progress(step, steps)` is called on every rank.
+    Writes checkpoints on the way as often as the recipe says. `progress(step, steps, clock)` is called on every rank.
     """
     spec, team, epoch = recipe.train, learner.team, standing.epoch
     prepare = Preparer(recipe.preparation, team.device, spec.channels_last)
@@ -186,7 +193,7 @@ def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Rea
         totals[2] += len(labels)
         if time.perf_counter() - told > PROGRESS_SECONDS:
             told = time.perf_counter()
-            progress(batch.number + 1, steps)
+            progress(batch.number + 1, steps, clock)
         if batch.number + 1 < steps and rhythm.due(batch.number + 1):
             _write(recipe, standing, batch.number + 1, totals, clock, learner)
     loss_sum, correct, rows = team.sums(totals).tolist()

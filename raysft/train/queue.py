@@ -50,7 +50,7 @@ class Task:
 @dataclass(frozen=True)
 class Event:
     """What happened to a trial (proposed, started, progress, epoch, halved, finished, stopped, diverged, failed,
-    scored), or to a worker (built, refused)."""
+    scored), to a worker (built, refused), or to a team (restarted)."""
 
     kind: str
     trial: str
@@ -83,6 +83,8 @@ class _Failure:
 
 @dataclass
 class _Team:
+    slot: int
+    number: int
     incarnation: int = -1
     turn: int = -1
     agreed_turn: int = 0
@@ -211,7 +213,7 @@ class TrialQueue:
 
         All members get the same. A higher `incarnation` than before means that their worker group was restarted.
         """
-        state = self._teams.setdefault((slot, team), _Team())
+        state = self._teams.setdefault((slot, team), _Team(slot, team))
         if incarnation < state.incarnation:
             return None  # the call of a process that is dead by now
         if incarnation > state.incarnation:
@@ -235,11 +237,12 @@ class TrialQueue:
             future.set_result(address)
         return await asyncio.shield(future)
 
-    async def progress(self, trial: str, rank: int, step: int, steps: int) -> None:
-        """How far a member of a team is inside an epoch."""
+    async def progress(self, trial: str, rank: int, step: int, steps: int,
+                       about: dict[str, float | None] | None = None) -> None:
+        """How far a member of a team is inside an epoch; `about`: its seconds so far, those waited, load of its GPU."""
         self._trials[trial].stood[rank] = (step, steps)
         if rank == 0:
-            await self._tell(Event("progress", trial, {"step": step, "steps": steps}))
+            await self._tell(Event("progress", trial, {"step": step, "steps": steps, **(about or {})}))
 
     async def report(self, trial: str, metrics: dict[str, Any], last: bool) -> bool:
         """Metrics of an epoch; returns whether to train on, once the search has decided."""
@@ -334,6 +337,8 @@ class TrialQueue:
         await self._end(state, "diverged" if failure.cause == "diverged" else "failed", failure.payload)
 
     async def _restart(self, team: _Team, incarnation: int) -> None:
+        if team.incarnation != -1:
+            await self._tell(Event("restarted", "", {"slot": team.slot, "team": team.number}))
         lost, team.running, team.failure = team.running, None, None
         team.incarnation, team.turn, team.agreed_turn, team.group = incarnation, -1, 0, team.group + 1
         if lost is not None:
@@ -366,7 +371,8 @@ class TrialQueue:
             state = self._trials[task.trial]
             stood = ", ".join(f"rank {rank} {_where(at)}" for rank, at in sorted(state.stood.items()))
             state.stood = {}
-            await self._tell(Event("started", task.trial, {"kind": task.kind, "attempt": task.attempt, "stood": stood}))
+            await self._tell(Event("started", task.trial, {"kind": task.kind, "attempt": task.attempt, "stood": stood,
+                                                           "slot": team.slot, "team": team.number}))
 
     async def _end(self, state: _Trial, kind: str, payload: dict[str, Any]) -> None:
         if not state.ended:

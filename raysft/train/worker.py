@@ -22,7 +22,7 @@ from raysft.storage import is_full, place
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
-from raysft.train.loop import Recipe, Splits, run_trial, score
+from raysft.train.loop import Clock, Recipe, Splits, run_trial, score
 from raysft.train.modeling import Network, build_network
 from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
@@ -127,8 +127,9 @@ class Worker:
         def report(metrics: dict[str, Any], last: bool) -> bool:
             return ray.get(queue.report.remote(task.trial, metrics, last))
 
-        def progress(step: int, steps: int) -> None:
-            queue.progress.remote(task.trial, self.team.rank, step, steps)
+        def progress(step: int, steps: int, clock: Clock) -> None:
+            about = {"seconds": clock.elapsed(), "waited": clock.waited, "gpu": _busy(self.team.device)}
+            queue.progress.remote(task.trial, self.team.rank, step, steps, about)
 
         run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress, machine_is_going)
         return {"host": ray.util.get_node_ip_address()}
@@ -184,6 +185,16 @@ class Worker:
 
     def _resident(self, split: Kept) -> Kept:
         return resident(split, self.team.device, min(1.0, self.setup.resources.gpus_per_worker))
+
+
+def _busy(device: torch.device) -> float | None:
+    """Percent of the time that a GPU worked lately; None for a CPU, and without nvidia-ml-py, which knows it."""
+    if device.type != "cuda":
+        return None
+    try:
+        return float(torch.cuda.utilization(device))
+    except (ModuleNotFoundError, RuntimeError):
+        return None
 
 
 def _cause(error: Exception) -> Cause:

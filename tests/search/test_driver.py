@@ -38,6 +38,9 @@ class Silent:
     def trial_ended(self, record, ended, total):
         self.ended.append(record.trial)
 
+    def standing(self, document, records):
+        pass
+
 
 @pytest.fixture
 def dataset(ray_local, images, tmp_path) -> Path:
@@ -100,6 +103,39 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     assert_predictions(run, images / "test", results["best"])
     left = {p.parent.parent.name for p in run.folder.glob("trials/*/checkpoints/epoch-*")}
     assert left == {results["best"]["trial"]}
+
+
+def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_path):
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02]}}]}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    results, listener, run = go(search={"space": space, "scheduler": {"name": "none"}}, train={"epochs": 3},
+                                tracking={"mlflow": uri})
+    assert not [note for note in listener.notes if note.startswith("tracking")]
+    client = MlflowClient(tracking_uri=uri)
+    children = {r.data.tags.get("raysft.trial"): r for r in client.search_runs(["1"])}
+    assert set(children) == {None, "t0", "t1"}
+    assert children[None].data.metrics["test_accuracy"] == results["best"]["test_accuracy"]
+    assert [f.path for f in client.list_artifacts(children[None].info.run_id, "model")] == [
+        "model/model.json", "model/model.safetensors"]
+    for trial in ("t0", "t1"):
+        history = read_json(run.trial_folder(trial) / "trial.json")["history"]
+        assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+        board = EventAccumulator(str(run.folder / "tensorboard" / trial))
+        board.Reload()
+        for key in ("train_loss", "val_accuracy", "val_loss", "learning_rate", "images"):
+            expected = [(epoch["epoch"], pytest.approx(epoch[key])) for epoch in history]
+            assert [(e.step, e.value) for e in board.Scalars(key)] == expected
+            logged = client.get_metric_history(children[trial].info.run_id, key)
+            assert [(m.step, m.value) for m in logged] == expected
+        assert children[trial].info.status == "FINISHED"
+        rates = [epoch["learning_rate"] for epoch in history]
+        assert rates == sorted(rates, reverse=True)
+    progress = read_json(run.folder / "progress.json")
+    assert progress["epochs"]["total"] == 6
+    assert [team["slot"] for team in progress["teams"]] == [0, 0]
 
 
 def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, tmp_path, monkeypatch):
