@@ -165,6 +165,23 @@ def results(run: RunName, address: Address = None, as_json: AsJson = False, debu
         _output().line(line)
 
 
+@app.command(epilog="Example: raysft report quickstart-20261124-101500 --out report.html")
+def report(run: RunName,
+           out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Where to write it; default: "
+                                                   "report.html in the run's directory.", show_default=False)] = None,
+           as_json: AsJson = False, debug: Debug = False) -> None:
+    """Write the report of a run: one HTML file with its figures, charts and worst mistakes, readable offline."""
+    from raysft.results.report import figures, write_report
+    from raysft.results.run import find_run
+    from raysft.storage import place
+
+    folder = find_run(run)
+    if as_json:
+        _output().json(figures(folder))
+    else:
+        _output().line(str(write_report(folder, place(out) if out else None)))
+
+
 @app.command(epilog="Example: raysft logs quickstart-20261124-101500 --follow")
 def logs(run: RunName, address: Address = None,
          follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
