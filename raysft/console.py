@@ -175,12 +175,13 @@ def plan_json(job: Job, plan: Plan, results: str) -> dict[str, Any]:
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
-def show_outcome(results: dict[str, Any], output: Output, commands: Sequence[str]) -> None:
-    """The leaderboard, the outcome, and the commands a person will want next."""
+def show_outcome(results: dict[str, Any], folder: str, output: Output, commands: Sequence[str]) -> None:
+    """The leaderboard, the outcome, where its report is, and the commands a person will want next."""
     output.line()
     output.show(leaderboard_table(results))
     for line in result_lines(results):
         output.line(line)
+    output.line(f"report   {folder}/report.html")
     output.line()
     for command in commands:
         output.line(f"  {command}")

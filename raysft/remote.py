@@ -89,9 +89,9 @@ def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -
         raise seen.errors[0] if len(seen.errors) == 1 else JobErrors(seen.errors)  # type: ignore[arg-type]
     if seen.results is not None:
         folder = seen.folder
-        show_outcome(seen.results, output, [f"raysft results {name} --address {cluster.address}",
-                                            f"raysft evaluate {folder}/model DATA",
-                                            f"raysft predict {folder}/model IMAGE…"])
+        show_outcome(seen.results, folder, output, [f"raysft results {name} --address {cluster.address}",
+                                                    f"raysft evaluate {folder}/model DATA",
+                                                    f"raysft predict {folder}/model IMAGE…"])
         return
     if seen.status == "stopped" or cluster.exit_code(run_id) == 130:
         output.warning(f"stopped: `raysft resume {name}` takes it up again")

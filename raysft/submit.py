@@ -128,8 +128,8 @@ def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
     except KeyboardInterrupt:
         output.warning(f"stopped: `raysft resume {folder}` takes it up again")
         raise
-    show_outcome(results, output, [f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
-                                   f"raysft predict {folder}/model IMAGE…"])
+    show_outcome(results, folder, output, [f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
+                                           f"raysft predict {folder}/model IMAGE…"])
 
 
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
-from raysft.errors import DataError, RunError, UserError, in_words
+from raysft.errors import DataError, RaysftError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.job.space import recipe_of
@@ -398,6 +398,7 @@ class _Conductor:
         timing = timing_of(board, self.begun, self.first_trial, self.last_trial)
         if best is None:
             self.run.save_results(results_of_run(self.run, board, None, None, timing))
+            self._report()
             raise RunError("run", f"no trial came to an end; {board[0].trial}: {board[0].error}", f"see {self._log}")
         checkpoint = checkpoint_path(self.run.trial_folder(board[0].trial) / "checkpoints", best["epoch"])
         scored = self._score(board[0], best, checkpoint)
@@ -411,7 +412,17 @@ class _Conductor:
         results = results_of_run(self.run, board, scored, confirmed, timing)
         self.run.save(timing=timing)
         self.run.save_results(results)
+        self._report()
         return results
+
+    def _report(self) -> None:
+        """Write the report, which no run fails for: `raysft report` writes it again."""
+        from raysft.results.report import write_report  # charts and templates, which nothing else needs
+
+        try:
+            write_report(self.run.folder)
+        except RaysftError as error:
+            self.listener.note(f"no report: {error}")
 
     def _board(self) -> list[TrialRecord]:
         return leaderboard(list(self.records.values()), self.run.metric)
