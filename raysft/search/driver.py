@@ -17,14 +17,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
-from raysft.errors import DataError, RaysftError, RunError, UserError, in_words
+from raysft.errors import RaysftError, RunError, UserError, in_words
 from raysft.job import Job
-from raysft.job.plan import Node, Outline, Plan, make_plan
+from raysft.job.plan import Node, Plan, make_plan
 from raysft.job.space import recipe_of
 from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
 from raysft.results.predictions import write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
+from raysft.search.data import compare, identity, note_missing, outline
 from raysft.search.gauges import Gauges
 from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
 from raysft.search.progress import Progress
@@ -79,14 +80,14 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         verify(folder, manifest)
     if manifest.skipped:
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
-    _compare_data(run, manifest, folder)
-    plan = make_plan(job, _outline(folder, manifest), nodes)
+    compare(run, manifest, folder)
+    plan = make_plan(job, outline(folder, manifest), nodes)
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.image_sizes())
-    _note_missing(manifest, sources["val"], listener)
+    note_missing(manifest, sources["val"], listener.note)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
     run.save(status="running", trials=plan.trials,
-             data={**_identity(manifest), "path": str(folder),
+             data={**identity(manifest), "path": str(folder),
                    "rows": {name: len(source.ids) for name, source in sources.items()}, "read": how})
     with Tracking(job, run, listener.note, scratch) as tracking:
         conductor = _Conductor(job, run, plan, manifest, sources, listener, str(scratch), begun, tracking)
@@ -100,41 +101,6 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
             conductor.close(wait_for_end)
         tracking.delivered(results)
     return results
-
-
-def _identity(manifest: Manifest) -> dict[str, Any]:
-    """What of a data set must be the same when a run is taken up again."""
-    return {"fingerprint": manifest.fingerprint, "classes": list(manifest.classes),
-            "stored": {name: split.rows for name, split in manifest.splits.items()}}
-
-
-def _compare_data(run: Run, manifest: Manifest, folder: Place) -> None:
-    """Raise DataError where the data is not what the run began with, and say what is different."""
-    before, now = run.info.get("data"), _identity(manifest)
-    if before is None or before["fingerprint"] == now["fingerprint"]:
-        return
-    told = [f"{name} has {rows} rows, had {before['stored'].get(name, 0)}" for name, rows in now["stored"].items()
-            if before["stored"].get(name) != rows]
-    if now["classes"] != before["classes"]:
-        told.append(f"classes are {', '.join(now['classes'])}, were {', '.join(before['classes'])}")
-    raise DataError(str(folder), f"is not the data that the run began with: {'; '.join(told) or 'other images'}",
-                    "restore it, or submit a run of its own")
-
-
-def _note_missing(manifest: Manifest, val: SplitSource, listener: Listener) -> None:
-    """Say which classes no validation image judges."""
-    missing = [label for label, rows in enumerate(val.class_rows) if not rows]
-    if missing:
-        names = ", ".join(manifest.classes[label] for label in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        listener.note(f"no validation image of {names}{more}: raise data.val_fraction or data.limit")
-
-
-def _outline(folder: Place, manifest: Manifest) -> Outline:
-    missing = {"train", "test"} - manifest.splits.keys()
-    if missing:
-        raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
-    return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))
 
 
 def task_of(job: Job, names: Sequence[str], trials: Place, number: int, config: dict[str, Any]) -> Task:
