@@ -1,7 +1,7 @@
 """The small actor between the search and the teams: trials go one way, metrics and decisions the other.
 
     search:  put(task) ─▶ next_event ─▶ … ─▶ stop         driver:  events
-    teams:   take ─▶ meet (once) ─▶ report ─▶ … ─▶ finish | fail ─▶ settle
+    teams:   take ─▶ meet (once) ─▶ report ─▶ … ─▶ finish | fail ─▶ settle (─▶ hang)
 
 A trial fails when every member of its team has given it up; the first of them says why. A member that was killed says
 nothing: then Ray Train restarts the worker group, and the trial is taken up again from its last checkpoint.
@@ -24,7 +24,6 @@ from raysft.job.recipe import Train
 from raysft.job.spec import Model
 
 MAX_ATTEMPTS = 3
-SETTLE_AGAIN_SECONDS = 60.0
 
 Cause = Literal["failed", "diverged", "out_of_memory"]
 
@@ -220,7 +219,9 @@ class TrialQueue:
             await self._restart(state, incarnation)
         if state.failure is not None:  # this member was done with the trial before another one gave it up
             await self._give_up(state, rank)
-            turn = await self.settle(slot, team, turn, SETTLE_AGAIN_SECONDS)
+            turn = await self.settle(slot, team, turn)
+            if incarnation < state.incarnation:
+                return None
         if turn > state.turn:
             state.turn, state.task = turn, asyncio.get_running_loop().create_future()
             await self._assign(state)
@@ -279,21 +280,26 @@ class TrialQueue:
                 meeting.exception()
         await self._give_up(state, rank)
 
-    async def settle(self, slot: int, team: int, turn: int, patience_s: float) -> int:
+    async def settle(self, slot: int, team: int, turn: int) -> int:
         """Wait until all members have given the trial up; returns the turn from which they go on together.
 
-        The team then gets a new process group. `turn` is the answer where all had given up already. Raises TrialError
-        when one of them hangs: their worker group has to be started again.
+        The team then gets a new process group. `turn` is the answer where all had given up already.
         """
         state = self._teams[slot, team]
-        failure = state.failure
-        if failure is None:
+        if state.failure is None:
             return max(turn, state.agreed_turn)
-        try:
-            await asyncio.wait_for(failure.settled.wait(), patience_s)
-        except asyncio.TimeoutError:
-            raise await self._hang(state, failure) from None
+        await state.failure.settled.wait()
         return state.agreed_turn
+
+    async def hang(self, slot: int, team: int) -> TrialError | None:
+        """A member has waited long enough for others to give the trial up, which ends it: their worker group has to be
+        started again. None where they have given it up meanwhile.
+
+        Only a member that lives can say so: while their group starts again, because a machine is gone, it takes its
+        time, and the trial goes on.
+        """
+        state = self._teams[slot, team]
+        return None if state.failure is None else await self._hang(state, state.failure)
 
     # --- inside ---
 
@@ -339,6 +345,8 @@ class TrialQueue:
     async def _restart(self, team: _Team, incarnation: int) -> None:
         if team.incarnation != -1:
             await self._tell(Event("restarted", "", {"slot": team.slot, "team": team.number}))
+        if team.failure is not None:
+            team.failure.settled.set()  # nobody waits on but calls of processes that are dead
         lost, team.running, team.failure = team.running, None, None
         team.incarnation, team.turn, team.agreed_turn, team.group = incarnation, -1, 0, team.group + 1
         if lost is not None:

@@ -26,6 +26,9 @@ LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEAL
 # start of the workers, and the time since the last checkpoint.
 GROW_SECONDS = float(os.environ.get("RAYSFT_GROW_SECONDS", "60"))
 
+# An elastic slot soon tries again with what is there: Ray may not know yet that the node it has counted on is gone.
+ELASTIC_LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+
 
 def start_coordinator() -> Any:
     """The actor that Ray Train's controllers register with, started before them; returns its handle.
@@ -77,7 +80,7 @@ class SlotThread(threading.Thread):
             self.error = error
 
     def _trainer(self) -> DataParallelTrainer:
-        for name, seconds in LIMITS.items():
+        for name, seconds in (LIMITS | (ELASTIC_LIMITS if self.slot.least else {})).items():
             os.environ.setdefault(name, seconds)
         each = {"CPU": float(self.resources.cpus_per_worker)}
         if self.resources.gpus_per_worker:

@@ -30,7 +30,8 @@ from raysft.train.slots import machine_is_going
 from raysft.train.team import Team
 from raysft.train.weights import Pixels
 
-SETTLE_SECONDS = 30.0  # that those who gave a trial up wait for the others to have noticed
+# That those who gave a trial up wait for the others to have noticed; Ray takes up to 65 seconds to find a machine gone.
+SETTLE_SECONDS = 90.0
 NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 
 
@@ -102,7 +103,14 @@ class Worker:
         self.group = None
         if self.team.device.type == "cuda":
             torch.cuda.empty_cache()
-        return ray.get(self.queue.settle.remote(*me, turn, min(SETTLE_SECONDS, self.patience.total_seconds())))
+        settled = self.queue.settle.remote(*me, turn)
+        try:
+            return ray.get(settled, timeout=min(SETTLE_SECONDS, self.patience.total_seconds()))
+        except ray.exceptions.GetTimeoutError:
+            hanging = ray.get(self.queue.hang.remote(*me))
+            if hanging is not None:
+                raise hanging from None
+        return ray.get(settled)
 
     def _connect(self, group: int) -> None:
         if self.group == group:

@@ -10,9 +10,8 @@ from raysft.train.modeling import network
 
 
 def make_model(folder: Path, classes: tuple[str, ...] = ("ant", "bee", "cow"), side: int = 8,
-               architecture: str = "raysft.train.smallnet:small_cnn", seed: int = 0, spread: float = 1.6) -> Path:
+               architecture: str = "raysft.train.smallnet:small_cnn", spread: float = 1.6) -> Path:
     """A model folder for images of `side` by `side` pixels; `spread` makes its answers differ from image to image."""
-    torch.manual_seed(seed)
     checkpoint = folder.with_name(folder.name + "-checkpoint")
     checkpoint.mkdir(parents=True)
     net = network(architecture, len(classes))

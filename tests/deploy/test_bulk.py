@@ -109,7 +109,7 @@ def test_a_prediction_killed_on_its_way_goes_on_and_no_image_is_missing_or_there
     table = pq.read_table(first)
     marked = table.set_column(2, "probability", pa.array([-1.0] * len(table), pa.float32()))
     pq.write_table(marked, first)  # seen again in the result where it is taken up
-    make_model(tmp_path / "other", seed=1)
+    make_model(tmp_path / "other", spread=2)
     other = subprocess.run([*command[:2], "other", *command[3:]], cwd=tmp_path, capture_output=True, text=True)
     assert other.returncode == 2
     assert "is of another prediction: other model" in other.stderr
