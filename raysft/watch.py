@@ -153,10 +153,11 @@ def picture(document: Mapping[str, Any], now: float, height: int = 50) -> Group:
 def headline(document: Mapping[str, Any], now: float) -> str:
     """Run, status, how long it has been going, how long it still will, how far it is."""
     progress = document.get("progress") or {}
-    begun, ended = _seconds(document.get("started")), _seconds(document.get("ended"))
+    begun = _seconds([document.get("started"), *document.get("resumed", [])][-1])  # the time between is nobody's
     words = [f"{document['run']}: {document['status']}"]
     if begun is not None:
-        words[0] += f" for {_span(now - begun)}" if is_going_on(document) else f" after {_span((ended or now) - begun)}"
+        until = now if is_going_on(document) else _seconds(document.get("ended")) or now
+        words[0] += f" {'for' if is_going_on(document) else 'after'} {_span(until - begun)}"
     epochs = progress.get("epochs")
     if epochs and is_going_on(document):
         words.append(f"{epochs['done']:.1f} of {epochs['total']} epochs")

@@ -61,6 +61,7 @@ class Reporter:
         self._write, self._lock = write, threading.Lock()
         self._last_epochs = self._last_standing = 0.0
         self._told: dict[str, tuple[str, int]] = {}
+        self._doing: list[str] = []
 
     def tell(self, kind: str, **payload: Any) -> None:
         """Write an event."""
@@ -82,10 +83,14 @@ class Reporter:
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
     def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
-        """Where the run stands, and of its trials what is new: those that have begun, the epochs they have trained."""
-        if time.monotonic() - self._last_standing < STANDING_EVERY_S:
+        """Where the run stands, and of its trials what is new: those that have begun, the epochs they have trained.
+
+        Told now and then, and when a team begins something else.
+        """
+        doing = [team["doing"] for team in document["teams"]]
+        if doing == self._doing and time.monotonic() - self._last_standing < STANDING_EVERY_S:
             return
-        self._last_standing = time.monotonic()
+        self._doing, self._last_standing = doing, time.monotonic()
         trials = []
         for record in records:
             told = self._told.get(record.trial, ("pending", 0))

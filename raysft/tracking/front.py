@@ -23,7 +23,7 @@ from raysft.storage import Place, is_full, read_json, write_json
 FLUSH_SECONDS = 30.0  # for all trackers together, at the end of a run
 MODEL_SECONDS = 300.0  # more, where one of them takes the delivered model
 STOP_SECONDS = 2.0  # after Ctrl-C: a cluster kills a job that is not gone three seconds after it was asked to go
-KEEP_SECONDS = 30.0  # from one write of what trackers remember to the next, on an object store
+KEEP_SECONDS, REMOTE_KEEP_SECONDS = 1.0, 30.0  # between two writes of what trackers remember: disk, object store
 MEMORY = "tracking.json"
 
 Ending = Literal["finished", "killed", "failed"]
@@ -85,15 +85,16 @@ class Memory:
             return cls(folder)
 
     def keep(self, tracker: Tracker, now: bool = False) -> None:
-        """Write down what a tracker remembers; on an object store at once only what must not be forgotten.
+        """Write down what a tracker remembers now and then, at once what must not be forgotten.
 
         That is which trials it knows and which of them have ended; of epochs it can find out what it has.
         """
         standing = {trial: known["ended"] for trial, known in tracker.remembers["trials"].items()}
         with self.lock:
             self.known[tracker.name] = copy.deepcopy(tracker.remembers)  # others' threads change theirs meanwhile
-            now = now or isinstance(self.folder, Path) or self.standing.get(tracker.name) != standing
-            if now or time.monotonic() - self.written > KEEP_SECONDS:
+            pause = KEEP_SECONDS if isinstance(self.folder, Path) else REMOTE_KEEP_SECONDS
+            now = now or self.standing.get(tracker.name) != standing
+            if now or time.monotonic() - self.written > pause:
                 self.standing[tracker.name], self.written = standing, time.monotonic()
                 write_json(self.folder / MEMORY, self.known)
 
