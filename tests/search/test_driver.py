@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raysft.data.imports import import_dataset
 from raysft.errors import DataError, RunError, StorageFull
@@ -83,6 +84,11 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     assert again["loss"] == pytest.approx(results["best"]["test_loss"], rel=1e-4)
     left = {p.parent.parent.name for p in run.folder.glob("trials/*/checkpoints/epoch-*")}
     assert left == {results["best"]["trial"]}
+    _, matter, body = (run.folder / "model/README.md").read_text().split("---\n", 2)
+    metrics = yaml.safe_load(matter)["model-index"][0]["results"][0]["metrics"]
+    assert {m["name"]: m["value"] for m in metrics}["test accuracy"] == results["best"]["test_accuracy"]
+    assert f"picked trial {results['best']['trial']}" in body
+    assert "| training | 48 |\n| validation | 12 |\n| test | 15 |" in body
 
 
 def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, tmp_path, monkeypatch):
