@@ -224,8 +224,8 @@ def _limits(card: ModelCard, known: Known) -> list[str]:
         lines.append(f"- The test accuracy is that of {images:,} images. Were they drawn at random from what the model "
                      f"will see, its accuracy there would lie between {low:.4f} and {high:.4f} (95 % confidence, "
                      "Wilson's score interval: E. B. Wilson, J. Am. Stat. Assoc. 22, 209-212, 1927).")
-    if len(set(known.class_rows)) > 1:
-        fewest = sorted(zip(known.class_rows, card.classes, strict=True))[:FEWEST_SHOWN]
+    counted = sorted(zip(known.class_rows, card.classes, strict=True))
+    if (fewest := [(rows, name) for rows, name in counted if rows < counted[-1][0]][:FEWEST_SHOWN]):
         named = ", ".join(f"{_text(name)} ({rows:,})" for rows, name in fewest)
         lines.append(f"- The classes with the fewest training images: {named}.")
     if known.recall:
