@@ -324,6 +324,29 @@ def serve(model: ModelPath,
                                queue, gpus_per_replica), _output())
 
 
+@app.command(epilog="Example: raysft export runs/NAME/model --format onnx")
+def export(model: ModelPath,
+           kind: Annotated[str, typer.Option("--format", help="safetensors | torch-export | onnx", show_default=False)],
+           out: Annotated[str | None, typer.Option(help="The folder to make; default: beside the model.",
+                                                   show_default=False)] = None,
+           data: Annotated[str | None, typer.Option(help="What it is scored on: a data set of shards, or a folder "
+                                                         "CLASS/IMAGE; default: what the model was trained on.",
+                                                    show_default=False)] = None,
+           as_json: AsJson = False, debug: Debug = False) -> None:
+    """Make a file of a delivered model for other runtimes; it is scored in its own and has to answer alike."""
+    from raysft.console import Watcher, export_lines
+    from raysft.deploy.export import export as make
+    from raysft.storage import place
+
+    with Watcher(_output(), "", shown=not as_json) as watcher:
+        made = make(place(model), kind, place(out) if out else None, place(data) if data else None, watcher.progress)
+    if as_json:
+        _output().json(made)
+        return
+    for line in export_lines(made):
+        _output().line(line)
+
+
 @app.command(epilog="Example: raysft doctor --address http://127.0.0.1:8265 --storage s3://bucket/runs")
 def doctor(address: Address = None,
            storage: Annotated[str, typer.Option(help="Where runs will go: a folder or URI that every node reaches.")]

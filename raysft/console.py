@@ -254,6 +254,19 @@ def show_predicted(predicted: Any, output: Output) -> None:
     output.line(f"{predicted.out}: {count_text(predicted.images, 'row')}{bad}{rate}")
 
 
+def export_lines(made: dict[str, Any]) -> list[str]:
+    """What was exported, and how it compares with its model."""
+    checked = made["checked"]
+    size = sum(file["bytes"] for file in made["files"].values()) / 1e6
+    ends = [f"{end['type']} ({', '.join(map(str, end['shape']))})" for end in (made["input"], made["output"])]
+    return [
+        f"export   {made['path']}/{made['file']}, {size:.1f} MB: {' to '.join(ends)}",
+        f"checked  {checked['images']:,} {checked['split']} images of {checked['data']}: accuracy "
+        f"{checked['accuracy']:.4f}, the model's {checked['model_accuracy']:.4f}; probabilities differ by up to "
+        f"{checked['largest_difference']:.1g}, {checked['tolerance']:g} is allowed; {checked['seconds']:.1f} s",
+    ]
+
+
 def config_text(config: dict[str, Any]) -> str:
     """A configuration in one line: sgd lr=0.01 momentum=0.9 batch_size=64."""
     words = []

@@ -235,7 +235,10 @@ def scratch_beside(folder: Place) -> Iterator[Path]:
         beside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        yield beside
+        try:
+            yield beside
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)  # nothing half-made stays where something went wrong
         return
     with tempfile.TemporaryDirectory(prefix="raysft-") as scratch:
         made = Path(scratch) / folder.name

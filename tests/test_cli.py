@@ -273,6 +273,12 @@ def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_
     assert 0 < found["probability"] <= 1
     assert call("submit", QUICKSTART, "--name", "first").lines[0].endswith("is there already; give another --name")
 
+    for kind in ("safetensors", "torch-export", "onnx"):
+        checked = json.loads(call("export", "runs/first", "--format", kind, "--json").out)["checked"]
+        assert checked["data"] == str(data)
+        assert checked["accuracy"] == checked["model_accuracy"] == pytest.approx(scores["accuracy"])
+        assert checked["largest_difference"] <= checked["tolerance"]
+
 
 def test_in_a_terminal_nobody_but_raysft_speaks(no_ray, here):
     controller, terminal = pty.openpty()

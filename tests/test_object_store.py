@@ -12,6 +12,7 @@ import yaml
 
 from raysft.data.imports import import_dataset
 from raysft.data.shards import read_manifest, verify
+from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
 from raysft.results.predict import Classifier
 from raysft.results.run import Run, results_of
@@ -139,3 +140,7 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     assert left  # those of the best trial alone
     other = next(t["trial"] for t in results["trials"] if t["trial"] != results["best"]["trial"])
     assert not (place(run) / f"trials/{other}/checkpoints").exists()
+    made = export(place(run), "safetensors", None, None, lambda *a: None)
+    assert made["checked"]["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
+    assert {p.name for p in (place(run) / "export-safetensors").iterdir()} == {"export.json", "model.safetensors"}
+    assert (place(run) / "model/README.md").read_text().startswith("---\nlibrary_name: raysft\n")

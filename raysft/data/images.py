@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from raysft.errors import DataError
 
@@ -56,9 +56,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8: scaled so that it covers the area, then cropped around its centre."""
+    """(height, width, 3) uint8: scaled so that it covers the area, then cropped around its centre.
+
+    Rows are resized first, then columns. Left to itself, Pillow takes them in an order that is not the same in all of
+    its versions, and rounds in between.
+    """
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
+        wide, tall = image.size
+        kept_wide, kept_tall = min(wide, tall * (width / height)), min(tall, wide / (width / height))
+        left, top = (wide - kept_wide) / 2, (tall - kept_tall) / 2
+        image = image.resize((width, tall), Image.Resampling.BILINEAR, (left, 0, left + kept_wide, tall))
+        image = image.resize((width, height), Image.Resampling.BILINEAR, (0, top, width, top + kept_tall))
     return np.asarray(image, dtype=np.uint8)
 
 

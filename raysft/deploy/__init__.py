@@ -1,1 +1,1 @@
-"""A delivered model at work: served over HTTP, exported, on whole collections of images."""
+"""A delivered model at work: exported, on any number of images, over HTTP."""

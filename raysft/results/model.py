@@ -9,10 +9,20 @@ from typing import Any
 
 from raysft.data.preparation import Preparation
 from raysft.errors import UserError
-from raysft.storage import Place, local_copy, put_file, put_folder, read_json, scratch_beside, sha256, write_json
+from raysft.storage import (
+    Place,
+    local_copy,
+    put_file,
+    put_folder,
+    read_json,
+    scratch_beside,
+    sha256,
+    write_json,
+    write_text,
+)
 
 FORMAT = 3  # 2: images may be resized for the network; 3: checksums
-WEIGHTS, CARD = "model.safetensors", "model.json"
+WEIGHTS, CARD, README = "model.safetensors", "model.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -40,10 +50,12 @@ class ModelCard:
         return Preparation(self.mean, self.std, self.image_size, self.interpolation)
 
 
-def deliver(folder: Place, checkpoint: Place, card: ModelCard) -> None:
-    """Make the model folder from a checkpoint, whole or not at all."""
+def deliver(folder: Place, checkpoint: Place, card: ModelCard, readme: str | None = None) -> None:
+    """Make the model folder from a checkpoint, whole or not at all; `readme` is its README.md."""
     with scratch_beside(folder) as scratch, local_copy(checkpoint / WEIGHTS) as weights:
         put_file(weights, scratch / WEIGHTS)
+        if readme is not None:
+            write_text(scratch / README, readme)
         write_json(scratch / CARD, asdict(replace(card, weights_sha256=sha256(scratch / WEIGHTS))))
         put_folder(scratch, folder, last=CARD)
 

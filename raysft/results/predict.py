@@ -14,7 +14,7 @@ from PIL import Image
 
 from raysft.data.images import fit, open_rgb
 from raysft.data.pixels import Preparer, most_at_once
-from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
+from raysft.data.shards import MANIFEST, Manifest, columns, iter_tables, read_manifest, verify
 from raysft.data.sources import Folders
 from raysft.errors import DataError
 from raysft.results.model import ModelCard, load_model
@@ -53,6 +53,10 @@ class Classifier:
         best = F.softmax(self.logits(images), dim=1).topk(min(top, len(self.card.classes)), dim=1)
         return [tuple((self.card.classes[i], share) for i, share in zip(labels, shares, strict=True))
                 for shares, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
+        """(n, classes) float32 for n images of any size, of which one at a time is held as it came."""
+        return self.shares(np.stack([fit(image, self.card.height, self.card.width) for image in images]))
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
@@ -100,21 +104,11 @@ def batch_of(card: ModelCard) -> int:
 
 def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's classes."""
-    if (data / MANIFEST).is_file():
-        pairs = _shard_images(data, split, card)
-    else:
-        folder = Path(str(data))
-        folders = Folders.of(folder, folder)
-        pairs = ((open_rgb(Path(file), file), folders.classes[label]) for file, label in folders.test)
-    number = {name: i for i, name in enumerate(card.classes)}
     images: list[np.ndarray] = []
     labels: list[int] = []
-    for image, name in pairs:
-        if name not in number:
-            raise DataError(str(data), f"has the class {name}, which the model does not know",
-                            f"it knows {', '.join(card.classes)}")
+    for image, label in labelled_images(data, split, card):
         images.append(fit(image, card.height, card.width))
-        labels.append(number[name])
+        labels.append(label)
         if len(images) == batch_of(card):
             yield np.stack(images), np.array(labels)
             images, labels = [], []
@@ -122,10 +116,43 @@ def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple
         yield np.stack(images), np.array(labels)
 
 
-def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Image.Image, str]]:
+def labelled_images(data: Place, split: str, card: ModelCard) -> Iterator[tuple[Image.Image, int]]:
+    """Images as they are stored, decoded, with the labels of the model's classes; raises DataError for other classes.
+
+    data: a data set with that split, or a folder with one folder of images a class.
+    """
+    if (data / MANIFEST).is_file():
+        pairs = _shard_images(data, split)
+    else:
+        folders = _folders(data)
+        pairs = ((open_rgb(Path(file), file), folders.classes[label]) for file, label in folders.test)
+    number = {name: i for i, name in enumerate(card.classes)}
+    for image, name in pairs:
+        if name not in number:
+            raise DataError(str(data), f"has the class {name}, which the model does not know",
+                            f"it knows {', '.join(card.classes)}")
+        yield image, number[name]
+
+
+def image_count(data: Place, split: str) -> int:
+    """How many images `labelled_images` gives; raises DataError."""
+    return _manifest_with(data, split).splits[split].rows if (data / MANIFEST).is_file() else len(_folders(data).test)
+
+
+def _folders(data: Place) -> Folders:
+    folder = Path(str(data))
+    return Folders.of(folder, folder)
+
+
+def _manifest_with(data: Place, split: str) -> Manifest:
     manifest = read_manifest(data)
     if split not in manifest.splits:
         raise DataError(str(data), f"has no split {split}", f"it has {', '.join(manifest.splits)}")
+    return manifest
+
+
+def _shard_images(data: Place, split: str) -> Iterable[tuple[Image.Image, str]]:
+    manifest = _manifest_with(data, split)
     verify(data, manifest)
     for table in iter_tables(data, manifest.splits[split]):
         ids, images, labels = columns(table, manifest.image)

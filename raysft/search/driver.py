@@ -27,7 +27,7 @@ from raysft.results.predictions import write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
 from raysft.search.data import compare, identity, note_missing, outline
 from raysft.search.gauges import Gauges
-from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
+from raysft.search.outcome import Scored, card_of, confirmation, readme_of, results_of_run, timing_of
 from raysft.search.progress import Progress
 from raysft.search.propose import searcher
 from raysft.search.space import known_configurations
@@ -369,11 +369,13 @@ class _Conductor:
         checkpoint = checkpoint_path(self.run.trial_folder(board[0].trial) / "checkpoints", best["epoch"])
         scored = self._score(board[0], best, checkpoint)
         write_predictions(self.run.folder, scored.judged)
-        deliver(self.run.folder / "model", checkpoint, card_of(self.run, self.manifest, self.sources["test"], scored))
-        for record in (*board[1:], *self.repeats.values()):  # only the delivered trial is worth the disk
-            remove(self.run.trial_folder(record.trial) / "checkpoints")
         repeats = list(self.repeats.values())
         confirmed = confirmation(board[0], repeats, self.run.metric, self.job.seed)
+        card = card_of(self.run, self.manifest, self.sources["test"], scored)
+        readme = readme_of(self.run, self.manifest, self.sources, board, confirmed, card, scored.task.model)
+        deliver(self.run.folder / "model", checkpoint, card, readme)
+        for record in (*board[1:], *repeats):  # only the delivered trial is worth the disk
+            remove(self.run.trial_folder(record.trial) / "checkpoints")
         timing = timing_of([*board, *repeats], self.begun, self.first_trial, self.last_trial)
         results = results_of_run(self.run, board, scored, confirmed, timing)
         self.run.save(timing=timing)

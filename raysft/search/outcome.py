@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from raysft.data.ingest import SplitSource
+from raysft.data.ingest import SplitName, SplitSource
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
-from raysft.job.spec import metric_mode
+from raysft.job.spec import Model, metric_mode
 from raysft.results.model import ModelCard
+from raysft.results.readme import Known, model_readme
 from raysft.results.run import Run, TrialRecord, validation_metrics, versions
 from raysft.train.queue import Task
 
@@ -79,3 +80,14 @@ def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> 
     return ModelCard(scored.task.model.name, manifest.classes, test.height, test.width, tuple(how.mean),
                      tuple(how.std), {**validation_metrics(scored.best), **scored.scores}, provenance,
                      how.image_size, how.interpolation)
+
+
+def readme_of(run: Run, manifest: Manifest, sources: Mapping[SplitName, SplitSource], board: Sequence[TrialRecord],
+              confirmed: dict[str, Any] | None, card: ModelCard, model: Model) -> str:
+    """The README.md of the delivered model, which is `model` of a job."""
+    weights = next((told for told in run.info.get("weights", [])
+                    if (told["name"], told["weights"]) == (model.name, model.weights)), None)
+    known = Known(run.job, run.metric, {name: len(source.ids) for name, source in sources.items()},
+                  sources["train"].class_rows, manifest.skipped, [record.row(run.metric) for record in board], weights,
+                  confirmed)
+    return model_readme(card, known)

@@ -16,13 +16,10 @@ from raysft.errors import ModelError, in_words
 from raysft.job.spec import Model
 from raysft.storage import locked
 from raysft.train import weights
+from raysft.train.architecture import TIMM, torchvision_arguments
 from raysft.train.weights import Pixels
 
-# Networks whose auxiliary training heads are left out: one loss, on the main head.
-_AUXILIARY = {"googlenet": {"aux_logits": False, "init_weights": True},
-              "inception_v3": {"aux_logits": False, "init_weights": True}}
 _IMAGENET_CLASSES = 1000
-TIMM = "timm:"
 
 
 @dataclass(frozen=True)
@@ -132,8 +129,7 @@ def _from_torchvision(spec: Model) -> nn.Module:
         others = "timm:NAME, or package.module:factory"
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, {others}"
         raise ModelError(f"model.name: {name}", "is not a torchvision classifier", hint)
-    size = {"image_size": spec.image_size} if name.startswith("vit_") and spec.image_size else {}
-    return models.get_model(name, weights=None, **_AUXILIARY.get(name, {}), **size)
+    return models.get_model(name, weights=None, **torchvision_arguments(name, spec.image_size))
 
 
 def replace_head(net: nn.Module, classes: int) -> str:
@@ -229,7 +225,7 @@ def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, s
     own = net.state_dict()
     in_head = {key for key in own if head and key.startswith(f"{head}.")}
     unfit = {key for key in in_head if key in state and state[key].shape != own[key].shape}
-    # Auxiliary heads for training are left out; see _AUXILIARY.
+    # Auxiliary heads for training are left out; see raysft.train.architecture.
     auxiliary = {key for key in state if "aux" in key.lower() and key not in own}
     given = {key: value for key, value in state.items() if key not in unfit | auxiliary}
     fitting = {key for key, value in given.items() if key in own and own[key].shape == value.shape}

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raysft.data.imports import import_dataset
 from raysft.errors import DataError, RunError, StorageFull
@@ -103,6 +104,11 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     assert_predictions(run, images / "test", results["best"])
     left = {p.parent.parent.name for p in run.folder.glob("trials/*/checkpoints/epoch-*")}
     assert left == {results["best"]["trial"]}
+    _, matter, body = (run.folder / "model/README.md").read_text().split("---\n", 2)
+    metrics = yaml.safe_load(matter)["model-index"][0]["results"][0]["metrics"]
+    assert {m["name"]: m["value"] for m in metrics}["test accuracy"] == results["best"]["test_accuracy"]
+    assert f"picked trial {results['best']['trial']}" in body
+    assert "| training | 48 |\n| validation | 12 |\n| test | 15 |" in body
 
 
 def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_path):

@@ -1,0 +1,82 @@
+"""Preparation and network as one torch module, made of operations that torch.export and ONNX both have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from raysft.data.pixels import scale_and_shift
+from raysft.results.model import ModelCard
+
+UNIT = 1 << 22  # Pillow's weights of 8-bit images are whole numbers of this
+
+
+class WholeModel(nn.Module):
+    """A delivered model from decoded images to probabilities.
+
+    (n, height, width, 3) uint8 of any n, height and width to (n, classes) float32.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    def __init__(self, net: nn.Module, card: ModelCard) -> None:
+        super().__init__()
+        self.net, self.height, self.width = net, card.height, card.width
+        scale, shift = scale_and_shift(card.mean, card.std)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        size, self.resized = card.image_size, False
+        if size is not None and (size, size) != (card.height, card.width):
+            self.resized = True
+            self.register_buffer("rows", enlarging(card.height, size, card.interpolation))
+            self.register_buffer("columns", enlarging(card.width, size, card.interpolation).T.contiguous())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = fit(images, self.height, self.width) * self.scale + self.shift
+        if self.resized:
+            pixels = self.rows @ pixels @ self.columns
+        return self.net(pixels).softmax(dim=1)
+
+
+def fit(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(n, any, any, 3) uint8 to (n, 3, height, width) float32: the whole numbers that `raysft.data.images.fit` gives.
+
+    Resizing is a product with a matrix of weights along each axis, in whole numbers as Pillow does it, which float64
+    holds exactly.
+    """
+    tall, wide = (torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[1:3])
+    columns = shrinking(images.shape[2], wide, torch.minimum(wide, tall * (width / height)), width)
+    rows = shrinking(images.shape[1], tall, torch.minimum(tall, wide / (width / height)), height)
+    pixels = _rounded(images.permute(0, 3, 1, 2).to(torch.float64) @ columns.T)
+    return _rounded(rows @ pixels).to(torch.float32)
+
+
+def shrinking(pixels: int, side: torch.Tensor, kept: torch.Tensor, out: int) -> torch.Tensor:
+    """(out, pixels) float64 whole numbers: weights of Pillow's bilinear filter from the middle `kept` of a side.
+
+    The filter is a triangle, as wide as two pixels of the smaller of the two images (Pillow's Resample.c). Pillow hands
+    the edges of what is kept over in float32.
+    """
+    begin = (side - kept) * 0.5
+    first, last = begin.to(torch.float32), (begin + kept).to(torch.float32)
+    scale = (last - first).to(torch.float64) / out
+    centres = first.to(torch.float64) + (torch.arange(out, dtype=torch.float64) + 0.5) * scale
+    places = torch.arange(pixels, dtype=torch.float64) + 0.5
+    weights = (1 - ((places - centres[:, None]) / scale.clamp(min=1)).abs()).clamp(min=0)
+    return torch.floor(weights / weights.sum(1, keepdim=True) * UNIT + 0.5)
+
+
+def _rounded(sums: torch.Tensor) -> torch.Tensor:
+    return torch.floor((sums + UNIT // 2) / UNIT)
+
+
+def enlarging(pixels: int, out: int, interpolation: str) -> torch.Tensor:
+    """(out, pixels) float32 weights of `raysft.data.pixels.resize` along one axis."""
+    identity = torch.eye(pixels)[None, None]
+    if interpolation == "nearest":
+        return F.interpolate(identity, (out, pixels), mode="nearest")[0, 0]
+    return F.interpolate(identity, (out, pixels), mode=interpolation, align_corners=False, antialias=True)[0, 0]
