@@ -14,9 +14,11 @@ from raysft.data.imports import import_dataset
 from raysft.data.shards import read_manifest, verify
 from raysft.errors import DataError, UserError
 from raysft.results.predict import Classifier
+from raysft.results.report import write_report
 from raysft.results.run import Run, results_of
 from raysft.storage import place, put_folder, remove, scratch_beside, write_text
 from tests.conftest import make_images
+from tests.results.made import make_run
 
 RAYSFT = str(Path(sys.executable).parent / "raysft")
 
@@ -135,3 +137,9 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     assert left  # those of the best trial alone
     other = next(t["trial"] for t in results["trials"] if t["trial"] != results["best"]["trial"])
     assert not (place(run) / f"trials/{other}/checkpoints").exists()
+
+
+def test_a_report_of_a_run_on_an_object_store_lies_beside_it(s3, tmp_path):
+    run = make_run(tmp_path, storage=f"{s3}/reports")
+    assert str(write_report(run.folder)) == f"{s3}/reports/r/report.html"
+    assert "test accuracy" in (run.folder / "report.html").read_text()
