@@ -15,9 +15,11 @@ from raysft.data.shards import read_manifest, verify
 from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
 from raysft.results.predict import Classifier
+from raysft.results.report import write_report
 from raysft.results.run import Run, results_of
 from raysft.storage import place, put_folder, read_json, remove, scratch_beside, write_text
 from tests.conftest import make_images
+from tests.results.made import make_run
 
 RAYSFT = str(Path(sys.executable).parent / "raysft")
 
@@ -144,3 +146,9 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     assert made["checked"]["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert {p.name for p in (place(run) / "export-safetensors").iterdir()} == {"export.json", "model.safetensors"}
     assert (place(run) / "model/README.md").read_text().startswith("---\nlibrary_name: raysft\n")
+
+
+def test_a_report_of_a_run_on_an_object_store_lies_beside_it(s3, tmp_path):
+    run = make_run(tmp_path, storage=f"{s3}/reports")
+    assert str(write_report(run.folder)) == f"{s3}/reports/r/report.html"
+    assert "test accuracy" in (run.folder / "report.html").read_text()

@@ -5,6 +5,7 @@ Colours are names of the page's style sheet, so that they follow the colour sche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ Spec = dict[str, Any]
 
 EPOCHS = "epochs"  # the data that the curves share
 MOST_POINTS = 3000  # of learning curves, over all trials
+MOST_TRIALS = 500  # of the pictures of a search
 LOG_RATIO = 20.0
 HEIGHT = 240
+SHARES: Spec = {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1], "labelOverlap": False}
 ENDS = {"finished": "to the end", "stopped": "stopped early", "diverged": "diverged", "failed": "failed"}
 
 CONFIG: Spec = {
@@ -28,9 +31,7 @@ CONFIG: Spec = {
     "legend": {"labelColor": "var(--ink)", "titleColor": "var(--soft)", "titleFontWeight": 500, "titleFontSize": 12,
                "labelFontSize": 12, "orient": "top", "columns": 3, "symbolStrokeWidth": 2, "labelLimit": 140},
     "range": {"category": [f"var(--series-{i})" for i in range(1, 9)]},
-    "style": {"guide": {"stroke": "var(--soft)", "strokeDash": [4, 4]}, "bar": {"fill": "var(--series-1)"},
-              "plain": {"stroke": "var(--series-1)"}, "name": {"fill": "var(--ink)"},
-              "dot": {"stroke": "var(--series-1)", "fill": "var(--series-1)"}},
+    "mark": {"color": "var(--series-1)"}, "text": {"color": "var(--ink)"},
 }
 
 
@@ -83,17 +84,17 @@ def trials_with_curves(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def curves(values: Sequence[dict[str, Any]], key: str) -> Spec:
     """One value of every epoch of some trials, the best of which is drawn thicker."""
     title = metric_text(key, short=False)
-    scale = _scale(value[key] for value in values)
+    scale, axis = _scale([value[key] for value in values])
     several = any("best" not in value for value in values)
     lines: list[Spec] = [
         {"transform": [{"filter": "!datum.best"}],
-         "mark": {"type": "line", "style": "plain", "opacity": 0.55, "strokeWidth": 1.5, "point": {"size": 12}}},
+         "mark": {"type": "line", "opacity": 0.55, "strokeWidth": 1.5, "point": {"size": 12}}},
         {"transform": [{"filter": "datum.best"}],
-         "mark": {"type": "line", "style": "plain", "strokeWidth": 3, "point": {"size": 36}}}]
+         "mark": {"type": "line", "strokeWidth": 3, "point": {"size": 36}}}]
     return _chart(f"{title} of every trial over its epochs", {"name": EPOCHS}, {
         "encoding": {"x": {"field": "epoch", "type": "quantitative", "title": "epoch",
                            "scale": {"zero": False, "nice": False}, "axis": {"format": "d", "tickMinStep": 1}},
-                     "y": {"field": key, "type": "quantitative", "scale": scale,
+                     "y": {"field": key, "type": "quantitative", "scale": scale, "axis": axis,
                            "title": title + (" (log scale)" if "type" in scale else "")},
                      "detail": {"field": "trial"}, **_by_optimizer(values),
                      "tooltip": [*([_tip("trial"), _tip("optimizer")] if several else []), _tip("epoch"),
@@ -101,21 +102,31 @@ def curves(values: Sequence[dict[str, Any]], key: str) -> Spec:
         "layer": lines if several else lines[1:]})
 
 
-def _scale(values: Iterable[float]) -> Spec:
-    """A logarithmic scale for values that differ by more than a factor of 20."""
-    known = list(values)
-    return {"type": "log"} if min(known) > 0 and max(known) / min(known) > LOG_RATIO else {"zero": False}
+def _scale(values: Sequence[float]) -> tuple[Spec, Spec]:
+    """(scale, axis) of values, logarithmic where they differ by more than a factor of 20."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > LOG_RATIO:
+        return {"type": "log", "nice": False, "padding": 6}, {"values": log_ticks(low, high), "format": "~g"}
+    return {"zero": False}, {}
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`: powers of ten, with twice and five times them where those are few."""
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
 
 def scored_trials(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """What charts of a search show of each trial with an epoch, in the order of the leaderboard."""
+    """What charts of a search show of each trial with an epoch, the best of them, in the order of the leaderboard."""
     numbers = {name: i for i, name in enumerate(sorted(trial["trial"] for trial in figures["trials"]), 1)}
     return [{"trial": trial["trial"], "number": numbers[trial["trial"]], "optimizer": trial["optimizer"],
              "lr": trial["lr"], "value": _rounded(trial[figures["metric"]]), "epochs": trial["epochs"],
              "ended": ENDS.get(trial["status"], trial["status"]), "best": i == 0}
-            for i, trial in enumerate(trial for trial in figures["trials"] if trial["history"])]
+            for i, trial in enumerate([trial for trial in figures["trials"] if trial["history"]][:MOST_TRIALS])]
 
 
 def rates(values: list[dict[str, Any]], metric: str) -> Spec:
@@ -123,24 +134,24 @@ def rates(values: list[dict[str, Any]], metric: str) -> Spec:
     title = metric_text(metric, short=False)
     ends = [end for end in ENDS.values() if any(value["ended"] == end for value in values)]
     shapes = dict(zip(ENDS.values(), ("circle", "triangle-down", "cross", "square"), strict=True))
-    shape = {"field": "ended", "type": "nominal", "title": None, "scale": {"domain": ends, "range": [
+    shape: Spec = {"field": "ended", "type": "nominal", "title": None, "scale": {"domain": ends, "range": [
         shapes[end] for end in ends]}, "legend": {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}}
-    color = _by_optimizer(values)
-    fill = {"fill": {**color["color"], "legend": None}} if color else {}
-    points = {"mark": {"type": "point", "style": "dot", "size": 90, "strokeWidth": 2},
-              "encoding": {"shape": shape, **color, **fill, "fillOpacity":
-                           {"condition": {"test": "datum.ended === 'to the end'", "value": 0.75}, "value": 0}}}
+    whole = {value["ended"] == ENDS["finished"] for value in values}
+    points = [{"transform": [{"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}], "encoding": {"shape": shape, **_by_optimizer(values)},
+               "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2}}
+              for filled in sorted(whole)]
+    low, high = min(value["lr"] for value in values), max(value["lr"] for value in values)
     name = {"transform": [{"filter": "datum.best"}], "encoding": {"text": {"field": "trial"}},
-            "mark": {"type": "text", "style": "name", "dy": -13, "fontWeight": 600, "fontSize": 12}}
+            "mark": {"type": "text", "dy": -13, "fontWeight": 600, "fontSize": 12}}
     return _chart(f"{title} of each trial over its learning rate", values, {
         "encoding": {"x": {"field": "lr", "type": "quantitative", "title": "learning rate (log scale)",
                            "scale": {"type": "log", "nice": False, "padding": 16},
-                           "axis": {"format": "~g", "grid": True}},
+                           "axis": {"format": "~g", "grid": True, "values": log_ticks(low, high)}},
                      "y": {"field": "value", "type": "quantitative", "title": title, "scale":
                            {"zero": False, "padding": 12}},
                      "tooltip": [_tip("trial"), _tip("optimizer"), _tip("lr", "learning rate", ".3~g"),
                                  _tip("value", title, ".4f"), _tip("epochs"), _tip("ended", "trained")]},
-        "layer": [points, name]}, height=300)
+        "layer": [*points, name]}, height=300)
 
 
 def progress(values: list[dict[str, Any]], metric: str) -> Spec:
@@ -156,9 +167,9 @@ def progress(values: list[dict[str, Any]], metric: str) -> Spec:
     y = {"type": "quantitative", "title": title, "scale": {"zero": False, "padding": 12}}
     return _chart(f"{title} of the trials in their order, and the best so far", line, {
         "encoding": {"x": x},
-        "layer": [{"mark": {"type": "line", "interpolate": "step-after", "style": "plain", "strokeWidth": 2.5},
+        "layer": [{"mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5},
                    "encoding": {"y": {"field": "so_far", **y}}},
-                  {"mark": {"type": "point", "size": 50, "strokeWidth": 2, "stroke": "var(--soft)"},
+                  {"mark": {"type": "point", "size": 50, "strokeWidth": 2, "color": "var(--soft)"},
                    "encoding": {"y": {"field": "value", **y},
                                 "tooltip": [_tip("trial"), _tip("value", title, ".4f"),
                                             _tip("so_far", "best so far", ".4f")]}}]}, height=300)
@@ -171,11 +182,12 @@ def reliability(bins: list[dict[str, Any]]) -> Spec:
     shown = [{**b, "probability": _rounded(b["probability"]), "accuracy": _rounded(b["accuracy"])}
              for b in bins if b["images"]]
     ends = {"scale": {"domain": [0, 1]}, "type": "quantitative"}
-    diagonal = {"data": {"values": [{"at": 0}, {"at": 1}]}, "mark": {"type": "line", "style": "guide"},
+    diagonal = {"data": {"values": [{"at": 0}, {"at": 1}]},
+                "mark": {"type": "line", "color": "var(--ink)", "strokeDash": [4, 4]},
                 "encoding": {"x": {"field": "at", **ends}, "y": {"field": "at", **ends}}}
-    bars = {"mark": {"type": "bar", "style": "bar", "opacity": 0.75, "binSpacing": 1},
+    bars = {"mark": {"type": "bar", "opacity": 0.7, "binSpacing": 1},
             "encoding": {"x": {"field": "low", "bin": {"binned": True}, "title": "probability of the predicted class",
-                               "axis": {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}, **ends},
+                               "axis": SHARES, **ends},
                          "x2": {"field": "high"},
                          "y": {"field": "accuracy", "title": "accuracy", "axis": {"format": ".1f"}, **ends},
                          "tooltip": [_tip("probability", "mean probability", ".4f"), _tip("accuracy", format=".4f"),
@@ -188,10 +200,10 @@ def certainty(bins: list[dict[str, Any]]) -> Spec:
     """How many images are in each bin of the probability."""
     return _chart("Images in 15 bins of the probability of the predicted class",
                   [{key: b[key] for key in ("low", "high", "images")} for b in bins], {
-        "mark": {"type": "bar", "style": "bar", "opacity": 0.75, "binSpacing": 1},
+        "mark": {"type": "bar", "opacity": 0.7, "binSpacing": 1},
         "encoding": {"x": {"field": "low", "type": "quantitative", "bin": {"binned": True},
                            "title": "probability of the predicted class", "scale": {"domain": [0, 1]},
-                           "axis": {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}},
+                           "axis": SHARES},
                      "x2": {"field": "high"},
                      "y": {"field": "images", "type": "quantitative", "title": "images", "axis": {"format": "~s"}},
                      "tooltip": [_tip("low", "from", ".3f"), _tip("high", "to", ".3f"),

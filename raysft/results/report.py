@@ -20,7 +20,7 @@ from raysft.console import config_text, count_text, metric_text, score_text
 from raysft.data.imports import cache_folder
 from raysft.errors import StorageFull, UserError
 from raysft.job.space import SECTIONS
-from raysft.results.charts import CONFIG, EPOCHS, charts, epoch_values, trials_with_curves
+from raysft.results.charts import CONFIG, EPOCHS, MOST_TRIALS, charts, epoch_values, trials_with_curves
 from raysft.results.figures import figures, gather
 from raysft.results.thumbnails import Images, Thumbnail
 from raysft.storage import Place, is_full, read_json, write_json, write_text
@@ -28,7 +28,7 @@ from raysft.storage import Place, is_full, read_json, write_json, write_text
 __all__ = ["REPORT", "figures", "write_report"]
 
 REPORT = "report.html"
-MOST_ROWS = 1000  # of a table
+MOST_ROWS = 500  # of a table
 
 
 def write_report(folder: Place, out: Place | None = None) -> Place:
@@ -62,7 +62,7 @@ def page(document: dict[str, Any], images: Images | None) -> str:
         chart_parts={"config": CONFIG, "datasets": {EPOCHS: epoch_values(document)}},
         pictures=_pictures(document, images), curves=len(trials_with_curves(document["trials"])), size_in=size_in,
         metrics=list(dict.fromkeys([document["metric"], "val_accuracy", "val_loss"])), heat=heat,
-        shares=_shares(document["timing"]), epochs=_epoch_rows(document), most=MOST_ROWS,
+        shares=_shares(document["timing"]), epochs=_epoch_rows(document), most=MOST_ROWS, most_trials=MOST_TRIALS,
         job=yaml.safe_dump(document["job"], sort_keys=False, allow_unicode=True),
         policy=_policy([library, program], style),
         library=Markup(library), program=Markup(program), style=Markup(style))

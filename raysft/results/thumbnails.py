@@ -18,8 +18,8 @@ from raysft.storage import Place, place
 
 PIXELS = 96
 ENLARGED_PIXELS = 48  # images up to this are enlarged by the browser, pixel by pixel, and so must not lose any
-JPEG_QUALITY = 80
-MOST_SAMPLES, MOST_OF_A_CLASS, MOST_CLASSES = 96, 8, 32
+JPEG_QUALITY = 75
+MOST_SAMPLES, MOST_OF_A_CLASS, MOST_CLASSES = 72, 8, 24
 MOST_SHARDS = 12  # that samples are looked for in
 
 
