@@ -62,6 +62,7 @@ class Wandb:
         if close.results is not None:
             self._deliver(close.results["best"])
         self._copy()
+        self._wandb.teardown()  # its helper process ends here: the process of a run may end without a farewell
 
     # --- runs ---
 
