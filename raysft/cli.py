@@ -109,11 +109,20 @@ def list_runs(storage: Annotated[str, typer.Option(help="The folder of run direc
     _show(rows, table_of(rows, keys), as_json)
 
 
-@app.command(epilog="Example: raysft status quickstart-20261124-101500")
-def status(run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
+@app.command(epilog="Example: raysft status quickstart-20261124-101500 --watch")
+def status(run: RunName, address: Address = None,
+           watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until the run has ended; with --json a "
+                                                                     "document a line.")] = False,
+           as_json: AsJson = False, debug: Debug = False) -> None:
     """Show how far a run is, trial by trial."""
     from raysft.console import config_text, metric_text, score_text, table_of
 
+    if watch:
+        from raysft import watch as watching
+
+        documents = watching.on_cluster(address, run) if address else watching.here(run)
+        watching.watch(documents, _output(), as_json)
+        return
     if address:
         from raysft.remote import run_status
 
@@ -156,6 +165,23 @@ def results(run: RunName, address: Address = None, as_json: AsJson = False, debu
         _output().line(line)
 
 
+@app.command(epilog="Example: raysft report quickstart-20261124-101500 --out report.html")
+def report(run: RunName,
+           out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Where to write it; default: "
+                                                   "report.html in the run's directory.", show_default=False)] = None,
+           as_json: AsJson = False, debug: Debug = False) -> None:
+    """Write the report of a run: one HTML file with its figures, charts and worst mistakes, readable offline."""
+    from raysft.results.report import figures, write_report
+    from raysft.results.run import find_run
+    from raysft.storage import place
+
+    folder = find_run(run)
+    if as_json:
+        _output().json(figures(folder))
+    else:
+        _output().line(str(write_report(folder, place(out) if out else None)))
+
+
 @app.command(epilog="Example: raysft logs quickstart-20261124-101500 --follow")
 def logs(run: RunName, address: Address = None,
          follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
@@ -184,19 +210,22 @@ def stop(run: RunName, address: Address = None, debug: Debug = False) -> None:
         stop_here(run, _output())
 
 
-@app.command(epilog="Example: raysft resume quickstart-20261124-101500")
+@app.command(epilog="Example: raysft resume quickstart-20261124-101500 --workers 4")
 def resume(run: RunName, address: Address = None,
+           workers: Annotated[str | None, typer.Option(
+               help="Go on with another resources.workers: N, or LEAST,MOST. The metrics stay those of the job.",
+               show_default=False)] = None,
            detach: Annotated[bool, typer.Option("--detach", help="On a cluster: do not follow it.")] = False,
            debug: Debug = False) -> None:
     """Take up a run that was stopped or died: ended trials stay as they are, others go on from their checkpoints."""
     if address:
         from raysft.remote import resume_on
 
-        resume_on(address, run, detach, _output())
+        resume_on(address, run, _numbers(workers), detach, _output())
     else:
         from raysft.submit import resume_here
 
-        resume_here(run, _output())
+        resume_here(run, _numbers(workers), _output())
 
 
 @app.command(epilog="Example: raysft evaluate runs/NAME/model my/test-images")
@@ -217,11 +246,23 @@ def evaluate(model: ModelPath,
         show_scores(scores, _output())
 
 
-@app.command(epilog="Example: raysft predict runs/NAME/model cat.jpg dog.png --json")
+@app.command(epilog="Examples: raysft predict runs/NAME/model cat.jpg dog.png --json\n\n"
+                    "raysft predict runs/NAME/model photos --out predictions.parquet")
 def predict(model: ModelPath,
-            images: Annotated[list[str], typer.Argument(help="Image files.", show_default=False)],
-            as_json: AsJson = False, debug: Debug = False) -> None:
-    """Classify image files with a delivered model."""
+            images: Annotated[list[str], typer.Argument(help="Image files; with --out one folder of images or one data "
+                                                             "set.", show_default=False)],
+            out: Annotated[str | None, typer.Option(help="Predict all images of a folder or a data set, with a row "
+                                                         "for each in this Parquet file. Interrupted, it goes on when "
+                                                         "called again.", show_default=False)] = None,
+            split: Annotated[str | None, typer.Option(help="With --out: the split of a data set; default: all.",
+                                                      show_default=False)] = None,
+            probabilities: Annotated[bool, typer.Option("--probabilities", help="With --out: the probability of every "
+                                                                                "class too.")] = False,
+            address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Classify images with a delivered model: some files, or with --out any number of them."""
+    if out is not None:
+        _predict_all(model, images, out, split, probabilities, address, as_json)
+        return
     from raysft.results.predict import Classifier
     from raysft.results.ranking import ranking_json
     from raysft.storage import place
@@ -233,6 +274,28 @@ def predict(model: ModelPath,
     for prediction in found:
         ranked = ", ".join(f"{c} {s:.3f}" for c, s in prediction.classes)
         _output().line(f"{prediction.image}: {ranked}")
+
+
+def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, address: str | None,
+                 as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from raysft.console import show_predicted
+
+    if len(sources) != 1:
+        raise UserError(" ".join(sources), "are several", "give one folder of images or one data set with --out")
+    if address:
+        from raysft.remote import predict_on
+
+        predicted = predict_on(address, model, sources[0], out, split, shares, not as_json, _output())
+    else:
+        from raysft.submit import predict_here
+
+        predicted = predict_here(model, sources[0], out, split, shares, not as_json, _output())
+    if as_json:
+        _output().json(asdict(predicted))
+    else:
+        show_predicted(predicted, _output())
 
 
 @app.command(epilog="Example: raysft serve runs/NAME/model --port 8000 --replicas 2")
@@ -330,6 +393,17 @@ def data_show(folder: Annotated[str, typer.Argument(help="A data set of shards."
     from raysft.submit import show_data
 
     show_data(folder, as_json, _output())
+
+
+def _numbers(text: str | None) -> int | list[int] | None:
+    """N, or LEAST,MOST."""
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--workers {text}", "is not a number of workers", "give N, or LEAST,MOST") from None
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _show(rows: list[dict[str, Any]], table: Any, as_json: bool) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from raysft.errors import RaysftError
 from raysft.job import Job
-from raysft.job.plan import Outline, Plan
+from raysft.job.plan import Outline, Plan, Slot
 
 WIDTH_WITHOUT_TERMINAL = 120
 STARTING = "starting Ray and the workers"
@@ -54,6 +55,10 @@ class Output:
     def warning(self, text: str) -> None:
         """One yellow line to standard error."""
         self.err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def live(self) -> Live:
+        """A place on a terminal that shows one thing in place of the one before."""
+        return Live(console=self.out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
     def send_others_to(self, log: Path) -> None:
         """Send what everyone else prints from now on, also from native code, to a log file.
@@ -118,6 +123,9 @@ class Watcher:
         self.output.line(f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}  {score}  {epochs}  "
                          f"{record.seconds:.1f} s  {config_text(record.config)}")
 
+    def standing(self, document: dict[str, Any], records: Sequence[Any]) -> None:
+        """Nothing: the bar has told it."""
+
     def _advance(self, what: str, done: float, total: int) -> None:
         if what not in self._tasks:
             self._tasks[what] = self.bar.add_task(what, total=total or None)
@@ -129,7 +137,7 @@ class Watcher:
 def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str) -> list[str]:
     """The plan of a job, one fact a line."""
     epochs = count_text(job.train.epochs, "epoch")
-    slots = "; ".join(count_text(s.teams, "team") + f" of {count_text(s.workers, 'worker')}" for s in plan.slots)
+    slots = "; ".join(count_text(s.teams, "team") + f" of {_workers_text(s)}" for s in plan.slots)
     gpus = f", {job.resources.gpus_per_worker:g} GPU" if job.resources.gpus_per_worker else ""
     searched = ""
     if job.search is not None:
@@ -151,23 +159,29 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
     ]
 
 
+def _workers_text(slot: Slot) -> str:
+    return (f"{slot.least} to " if slot.least else "") + count_text(slot.workers, "worker")
+
+
 def plan_json(job: Job, plan: Plan, results: str) -> dict[str, Any]:
     """The plan as a document."""
     return {"job": job.name, "rows": {"train": plan.train_rows, "val": plan.val_rows, "test": plan.test_rows},
             "classes": plan.classes, "trials": plan.trials, "trials_at_a_time": plan.teams,
-            "slots": [{"teams": s.teams, "workers": s.workers} for s in plan.slots],
+            "slots": [{"teams": s.teams, "workers": s.workers} | ({"least_workers": s.least} if s.least else {})
+                      for s in plan.slots],
             "steps_per_epoch": plan.steps_per_epoch, "epochs": job.train.epochs,
             "batch_per_worker": plan.batch_per_worker, "results": results}
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
-def show_outcome(results: dict[str, Any], output: Output, commands: Sequence[str]) -> None:
-    """The leaderboard, the outcome, and the commands a person will want next."""
+def show_outcome(results: dict[str, Any], folder: str, output: Output, commands: Sequence[str]) -> None:
+    """The leaderboard, the outcome, where its report is, and the commands a person will want next."""
     output.line()
     output.show(leaderboard_table(results))
     for line in result_lines(results):
         output.line(line)
+    output.line(f"report   {folder}/report.html")
     output.line()
     for command in commands:
         output.line(f"  {command}")
@@ -228,6 +242,16 @@ def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
         rows = [{"": name, **dict(zip(names, counts, strict=True))}
                 for name, counts in zip(names, scores["confusion"], strict=True)]
         output.show(table_of(rows, ("", *names)))
+
+
+def show_predicted(predicted: Any, output: Output) -> None:
+    """What `raysft predict --out` came to."""
+    found = [{"class": name, "images": images} for name, images in predicted.classes.items() if images]
+    output.show(table_of(sorted(found, key=lambda row: -row["images"])[:20], ("class", "images"),
+                         lambda v: f"{v:,}" if isinstance(v, int) else v))
+    bad = f", {count_text(predicted.errors, 'bad image')} with an error" if predicted.errors else ""
+    rate = f", {predicted.images_per_s:,.0f} images/s" if predicted.images_per_s else ""
+    output.line(f"{predicted.out}: {count_text(predicted.images, 'row')}{bad}{rate}")
 
 
 def config_text(config: dict[str, Any]) -> str:

@@ -1,9 +1,16 @@
-"""What a job needs that can be looked at before anything starts: its data and its weights."""
+"""What a job needs that can be looked at before anything starts: its data, its weights, what it is tracked with."""
 
 from __future__ import annotations
 
+import netrc
+import os
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.plan import Outline
+from raysft.job.spec import Tracking
 
 
 def outline_of(job: Job) -> Outline:
@@ -13,6 +20,33 @@ def outline_of(job: Job) -> Outline:
     from raysft.search.space import check_configurations
     from raysft.train.setup import weights_file
 
+    check_tracking(job.tracking)
     check_configurations(job)
     weights_file(job.model)
     return outline(job.data, cache_folder())
+
+
+def check_tracking(tracking: Tracking) -> None:
+    """Raise UserError where a package or a key is missing that a job is to be tracked with."""
+    wanted = {"tensorboard": tracking.tensorboard, "mlflow": tracking.mlflow, "wandb": tracking.wandb}
+    for package, value in wanted.items():
+        found = find_spec(package) if value else None
+        if value and (found is None or found.origin is None):  # a folder of that name is taken for a package
+            extra = "" if package == "tensorboard" else f"`pip install 'raysft[{package}]'`"
+            raise UserError(f"tracking.{package}", f"the package {package} is not installed",
+                            extra or "`pip install tensorboard`, or set it to false")
+    mode = tracking.wandb_mode or os.environ.get("WANDB_MODE", "online")
+    if tracking.wandb and mode == "online" and not _has_wandb_key():
+        raise UserError("tracking.wandb", "there is no key for Weights & Biases",
+                        "set WANDB_API_KEY, or tracking.wandb_mode: offline")
+
+
+def _has_wandb_key() -> bool:
+    """Whether the environment has a key, or `wandb login` has left one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raysft.cluster.jobs import Cluster
+from raysft.cluster.jobs import Cluster, ClusterRun
 from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
 from raysft.job import dump_job, load_job, load_text
-from raysft.results.run import Run, new_name
+from raysft.results.run import Run, new_name, with_workers
 
 
 def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool,
@@ -27,7 +28,7 @@ def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str 
     _go(cluster, name, run_id, detach, output)
 
 
-def resume_on(address: str, name: str, detach: bool, output: Output) -> None:
+def resume_on(address: str, name: str, workers: int | list[int] | None, detach: bool, output: Output) -> None:
     """Take up a run that stopped or failed, from its run directory in the cluster's storage."""
     cluster = Cluster(address)
     run = cluster.run(name)
@@ -38,7 +39,7 @@ def resume_on(address: str, name: str, detach: bool, output: Output) -> None:
     job = summary(cluster.messages(run)).job
     if job is None:
         raise UserError(name, "had not begun, there is nothing to resume", "submit it again under another name")
-    run_id = cluster.submit(load_text(job, name), name, resume=True)
+    run_id = cluster.submit(with_workers(load_text(job, name), workers), name, resume=True)
     _go(cluster, name, run_id, detach, output)
 
 
@@ -88,9 +89,9 @@ def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -
         raise seen.errors[0] if len(seen.errors) == 1 else JobErrors(seen.errors)  # type: ignore[arg-type]
     if seen.results is not None:
         folder = seen.folder
-        show_outcome(seen.results, output, [f"raysft results {name} --address {cluster.address}",
-                                            f"raysft evaluate {folder}/model DATA",
-                                            f"raysft predict {folder}/model IMAGE…"])
+        show_outcome(seen.results, folder, output, [f"raysft results {name} --address {cluster.address}",
+                                                    f"raysft evaluate {folder}/model DATA",
+                                                    f"raysft predict {folder}/model IMAGE…"])
         return
     if seen.status == "stopped" or cluster.exit_code(run_id) == 130:
         output.warning(f"stopped: `raysft resume {name}` takes it up again")
@@ -110,12 +111,17 @@ def run_status(address: str, name: str) -> dict[str, Any]:
     """How far a run of a cluster is, with its trials."""
     cluster = Cluster(address)
     run = cluster.run(name)
-    seen = summary(cluster.messages(run))
-    trials = [record.row(seen.metric) for record in seen.trials.values()]
+    return status_document(run, summary(cluster.messages(run)))
+
+
+def status_document(run: ClusterRun, seen: Seen) -> dict[str, Any]:
+    """How far a run is by its events, in the form of a run directory's status."""
+    trials = [record.row(seen.metric) | {"history": record.history, "started": record.started}
+              for record in seen.trials.values()]
     done, total = seen.epochs
-    return {"run": name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
-            "folder": seen.folder, "epochs": {"done": done, "total": total}, "trials": trials,
-            "errors": [str(error) for error in seen.errors]}
+    return {"run": run.name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
+            "folder": seen.folder, "metric": seen.metric, "epochs": {"done": done, "total": total},
+            "progress": seen.progress, "trials": trials, "errors": [str(error) for error in seen.errors]}
 
 
 def plan_on(address: str, job_file: Path, overrides: Sequence[str], timed: bool) -> dict[str, Any]:
@@ -128,6 +134,17 @@ def plan_on(address: str, job_file: Path, overrides: Sequence[str], timed: bool)
 def examine(address: str, storage: str) -> list[dict[str, Any]]:
     """What the doctor finds on a cluster."""
     return Cluster(address).ask(f"raysft.cluster.doctor {shlex.quote(storage)}", {}, "doctor")["findings"]
+
+
+def predict_on(address: str, model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
+               output: Output) -> Any:
+    """Predict a whole folder or data set on a cluster; all paths are those of its nodes. Returns a `Predicted`."""
+    from raysft.deploy.bulk import Predicted
+
+    request = {"model": model, "source": source, "out": out, "split": split, "probabilities": shares}
+    with Watcher(output, "", shown=shown) as watcher:
+        return Predicted(**Cluster(address).ask("raysft.cluster.predictor predict.json",
+                                                {"predict.json": json.dumps(request)}, "predicted", watcher.progress))
 
 
 def run_results(address: str, name: str) -> dict[str, Any]:

@@ -66,9 +66,9 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
     _run_to_the_end(ahead, Run.create(ahead.job, name), output)
 
 
-def resume_here(name: str, output: Output) -> None:
+def resume_here(name: str, workers: int | list[int] | None, output: Output) -> None:
     """Take up a run of this machine that was stopped or died: finished trials stay, others go on from checkpoints."""
-    run = Run.reopen(find_run(name))
+    run = Run.reopen(find_run(name), workers)
     node = this_node()
     known = outline_of(run.job)
     _run_to_the_end(Ahead(run.job, known, make_plan(run.job, known, [node]), node), run, output)
@@ -128,8 +128,8 @@ def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
     except KeyboardInterrupt:
         output.warning(f"stopped: `raysft resume {folder}` takes it up again")
         raise
-    show_outcome(results, output, [f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
-                                   f"raysft predict {folder}/model IMAGE…"])
+    show_outcome(results, folder, output, [f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
+                                           f"raysft predict {folder}/model IMAGE…"])
 
 
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
@@ -167,6 +167,27 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
         with local_ray(this_node()):
             import_listing(listing, target, policy, watcher.progress)
     show_data(out, as_json, output)
+
+
+def predict_here(model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
+                 output: Output) -> Any:
+    """Predict a whole folder or data set on a Ray of this machine; returns a `Predicted`."""
+    from raysft.deploy.bulk import check_out, predict_all
+    from raysft.deploy.images import source_of
+    from raysft.results.model import read_card
+
+    target = place(out)
+    check_out(target)  # what is wrong is known before Ray starts
+    read_card(place(model))
+    images = source_of(place(source), split)
+    with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
+        output.send_others_to(Path(log.name))
+    try:
+        with Watcher(output, "", shown=shown) as watcher, local_ray(this_node()):
+            return predict_all(place(model), images, target, shares, watcher.progress)
+    except KeyboardInterrupt:
+        output.warning("stopped: the same command goes on where it was")
+        raise
 
 
 def show_data(folder: str, as_json: bool, output: Output) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import socket
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -25,7 +28,7 @@ from tests.conftest import make_images, processes_of, processes_of_ray
 REPOSITORY = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 RAYSFT = str(Path(sys.executable).parent / "raysft")
-PORT, GCS = 8965, 6979
+PORT, GCS, METRICS = 8965, 6979, 8966
 ADDRESS = f"http://127.0.0.1:{PORT}"
 
 
@@ -52,9 +55,10 @@ def cluster(home, tmp_path_factory):
     ray.shutdown()
     begun = time.time()
     scratch = Path("/tmp") / f"rc{os.getpid()}"  # Ray's sockets lie in it, and their paths must be short
-    env = environment(HOME=str(home), RAYSFT_TEST_MARK=scratch.name)
+    env = environment(HOME=str(home), RAYSFT_TEST_MARK=scratch.name, RAY_metrics_report_interval_ms="1000")
     command = [RAY, "start", "--head", f"--port={GCS}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
-               f"--dashboard-port={PORT}", "--dashboard-agent-listen-port=52965", "--disable-usage-stats",
+               f"--dashboard-port={PORT}", "--dashboard-agent-listen-port=52965", f"--metrics-export-port={METRICS}",
+               "--disable-usage-stats",
                f"--temp-dir={scratch}", "--block"]
     with (tmp_path_factory.mktemp("ray") / "log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
@@ -175,6 +179,14 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     again = call("submit", job, "--address", cluster, "--name", "first")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
 
+    words = ("predict", tmp_path / "storage/first", tmp_path / "images", "--out", tmp_path / "p.parquet", "--json")
+    predicted = json.loads(call(*words, "--address", cluster).stdout)
+    assert (predicted["images"], predicted["errors"]) == (200, 0)
+    assert len(pq.read_table(tmp_path / "p.parquet")) == 200
+    twice = call(*words, "--address", cluster)
+    assert (twice.returncode, twice.stderr.count("\n")) == (2, 1)
+    assert "is there already" in twice.stderr
+
 
 def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, call, job, home, tmp_path, proxy):
     def start(*words: str) -> subprocess.Popen:
@@ -219,9 +231,51 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, cal
     assert call("resume", "long", "--address", cluster).stderr.startswith("error: long: is done")
 
 
+def test_a_run_is_watched_by_its_events_and_measured_by_prometheus(cluster, call, job, home, tmp_path):
+    submitted = call("submit", job, "--address", cluster, "--name", "seen", "--detach", "--set", "train.epochs=100000",
+                     "--set", "search.trials=1")
+    assert submitted.stdout == "seen\n"
+    watching = subprocess.Popen([RAYSFT, "status", "seen", "--watch", "--json", "--address", cluster], cwd=tmp_path,
+                                env=environment(HOME=str(home)), text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+    deadline, found = time.monotonic() + 120, dict[str, float]()
+    while time.monotonic() < deadline and not found.get("best_metric"):
+        time.sleep(0.5)
+        found = scraped("seen")
+    assert call("stop", "seen", "--address", cluster).returncode == 0
+    assert found["epochs_total"] == 100000
+    assert 0 < found["epochs_done"] < 100000
+    assert 0 < found["best_metric"] <= 1
+    assert found["images_per_second"] > 0
+    assert 0 <= found["data_wait_fraction"] < 1
+    assert {key: value for key, value in found.items() if key.startswith("trials") and value} == {"trials running": 1}
+    assert "gpu_utilization" not in found  # there is none
+
+    out, err = watching.communicate(timeout=60)
+    assert (watching.returncode, err) == (0, "")
+    documents = [json.loads(line) for line in out.splitlines()]
+    assert documents[-1]["status"] == "stopped"
+    assert any(team["doing"] == "training" for d in documents if d["progress"] for team in d["progress"]["teams"])
+    (trial,) = documents[-1]["trials"]
+    stored = json.loads((tmp_path / "storage/seen/trials/t0/trial.json").read_text())["history"]
+    assert trial["history"] == stored[:len(trial["history"])]
+    assert len(trial["history"]) > 1
+
+
+def scraped(run: str) -> dict[str, float]:
+    """raysft's gauges of a run on the node's metrics endpoint, those of trials with their status."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as page:
+        lines = re.findall(r'^ray_raysft_(\w+)\{(.*)\} (\S+)$', page.read().decode(), re.MULTILINE)
+        labels = [(name, dict(re.findall(r'(\w+)="([^"]*)"', tags)), float(value)) for name, tags, value in lines]
+        return {" ".join(filter(None, [name, tags.get("status")])): value for name, tags, value in labels
+                if tags["run"] == run}
+    return {}
+
+
 def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
     wrong = {
         "storage=/proc/none": "storage: /proc/none: cannot be used from node",
+        "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a cluster's job has not",
     }
     for number, (override, expected) in enumerate(wrong.items()):
         done = call("submit", job, "--address", cluster, "--name", f"wrong-{number}", "--set", override)

@@ -15,7 +15,7 @@ from raysft.data.shards import read_manifest, verify
 from raysft.errors import DataError, UserError
 from raysft.results.predict import Classifier
 from raysft.results.run import Run, results_of
-from raysft.storage import place, put_folder, remove, scratch_beside, write_text
+from raysft.storage import place, put_folder, read_json, remove, scratch_beside, write_text
 from tests.conftest import make_images
 
 RAYSFT = str(Path(sys.executable).parent / "raysft")
@@ -131,6 +131,10 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     scores = Classifier(place(run)).evaluate(place(f"{s3}/run/D"), "test")
     assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert json.loads(call("list", "--storage", f"{s3}/run/runs", "--json"))[0]["status"] == "done"
+    events = [p for t in ("t0", "t1") for p in (place(run) / "tensorboard" / t).iterdir()]
+    assert [p.name.startswith("events.out.tfevents") and len(p.read_bytes()) > 1000 for p in events] == [True, True]
+    known = read_json(place(run) / "tracking.json")["tensorboard"]["trials"]
+    assert known == {t: {"epochs": 2, "ended": True} for t in ("t0", "t1")}
     left = {p.name for t in ("t0", "t1") for p in (place(run) / f"trials/{t}/checkpoints").iterdir()}
     assert left  # those of the best trial alone
     other = next(t["trial"] for t in results["trials"] if t["trial"] != results["best"]["trial"])

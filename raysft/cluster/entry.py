@@ -87,9 +87,10 @@ def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
     interrupts.listen()  # ray.init has put handlers of its own there
     job = job.model_copy(update={"storage": shared_storage(job.storage, len(hosts()))})
     known = outline_of(job)
+    _refuse_store_of_this_job(job)
     plan, nodes = _wait_for_room(job, known, reporter)
     check_storage(job.storage, hosts())
-    run = Run.reopen(place(job.storage) / name) if resume else Run.create(job, name)
+    run = Run.reopen(place(job.storage) / name, job.resources.workers) if resume else Run.create(job, name)
     addresses = ", ".join(h.address for h in hosts())
     where = f"{count_text(len(nodes), 'node')} ({addresses})"
     with run.recorded(), tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
@@ -116,6 +117,14 @@ def shared_storage(storage: str, nodes: int) -> str:
         return str(Path.home() / storage)
     raise UserError(f"storage: {storage}", "is a folder of one node, and the cluster has several",
                     f"--set storage=s3://… or a folder that all share, or set {STORAGE_VARIABLE} on the head")
+
+
+def _refuse_store_of_this_job(job: Job) -> None:
+    """Raise UserError where MLflow's database would lie in the folder of this Ray job, which goes with it."""
+    address = job.tracking.mlflow or ""
+    if address.startswith("sqlite:///") and not address.startswith("sqlite:////"):
+        raise UserError(f"tracking.mlflow: {address}", "is a file in the current folder, which a cluster's job has not",
+                        "give http://HOST:5000, or sqlite:////ABSOLUTE/PATH on a folder of the head")
 
 
 def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[Plan, list[Node]]:
@@ -150,7 +159,7 @@ def _ask_for_nodes(job: Job) -> bool:
     each = {"CPU": float(job.resources.cpus_per_worker)}
     if job.resources.gpus_per_worker:
         each["GPU"] = job.resources.gpus_per_worker
-    request_resources(bundles=[each] * job.resources.workers)
+    request_resources(bundles=[each] * job.resources.least_workers)
     return True
 
 

@@ -66,15 +66,25 @@ class Cluster:
         return self._start(command, {"job.yaml": dump_job(job)}, f"{name}-{len(earlier)}" if earlier else name,
                            {RUN_KEY: name, "raysft": raysft.__version__})
 
-    def ask(self, command: str, files: dict[str, str], kind: str) -> dict[str, Any]:
-        """Run a module of raysft there and return the payload of its event `kind`; raises what it told instead."""
+    def ask(self, command: str, files: dict[str, str], kind: str,
+            progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+        """Run a module of raysft there and return the payload of its event `kind`; raises what it told instead.
+
+        Interrupted, it is stopped there too.
+        """
         run_id = self._start(command, files, None, {})
         found: dict[str, Any] | None = None
         seen = Seen()
-        for line in self.follow(run_id, lambda why: None):
-            if (message := decode(line)) is not None:
-                seen.take(message)
-                found = message.payload if message.kind == kind else found
+        try:
+            for line in self.follow(run_id, lambda why: None):
+                if (message := decode(line)) is not None:
+                    seen.take(message)
+                    found = message.payload if message.kind == kind else found
+                    if message.kind == "progress" and progress is not None:
+                        progress(message.payload["what"], message.payload["done"], message.payload["total"])
+        except KeyboardInterrupt:
+            self._client.stop_job(run_id)
+            raise
         if found is None:
             raise seen.errors[0] if seen.errors else self.failure(run_id)
         return found

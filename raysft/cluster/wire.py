@@ -18,12 +18,16 @@ from raysft.results.run import TrialRecord
 
 MARK = "\x1eraysft "  # the record separator: no log line of anyone else begins with it. str.splitlines splits there!
 EPOCHS_EVERY_S = 1.0
+STANDING_EVERY_S = 5.0  # about a kilobyte each, and the log is read as a whole by whoever asks for the status
 _ERRORS = {kind.__name__: kind for kind in (UserError, JobError, DataError, ModelError, ResourceError, RunError)}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One event: plan, note, progress, epochs, trial, results, error or end; planned and doctor answer a question."""
+    """One event: plan, note, progress, epochs, standing, trial, results, error or end.
+
+    planned and doctor answer a question.
+    """
 
     kind: str
     payload: dict[str, Any]
@@ -55,7 +59,8 @@ class Reporter:
 
     def __init__(self, write: Callable[[str], Any]) -> None:
         self._write, self._lock = write, threading.Lock()
-        self._last_epochs = 0.0
+        self._last_epochs = self._last_standing = 0.0
+        self._told: dict[str, tuple[str, int]] = {}
 
     def tell(self, kind: str, **payload: Any) -> None:
         """Write an event."""
@@ -76,6 +81,20 @@ class Reporter:
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
+    def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+        """Where the run stands, and of its trials what is new: those that have begun, the epochs they have trained."""
+        if time.monotonic() - self._last_standing < STANDING_EVERY_S:
+            return
+        self._last_standing = time.monotonic()
+        trials = []
+        for record in records:
+            told = self._told.get(record.trial, ("pending", 0))
+            if (record.status, len(record.history)) != told:
+                self._told[record.trial] = record.status, len(record.history)
+                about = {key: value for key, value in vars(record).items() if key not in ("trace", "history")}
+                trials.append(about | {"history": record.history[told[1]:]})
+        self.tell("standing", progress=document, trials=trials)
+
     def error(self, error: RaysftError) -> None:
         """What ended the run, to be raised again where it is followed."""
         self.tell("error", problems=[[type(p).__name__, p.where, p.what, p.todo] for p in error.problems])
@@ -94,6 +113,7 @@ class Seen:
     job: str | None = None
     metric: str = "val_accuracy"
     status: str | None = None
+    progress: dict[str, Any] | None = None
 
     def take(self, message: Message) -> None:
         """Add one event."""
@@ -105,6 +125,14 @@ class Seen:
             self.trials[payload["record"]["trial"]] = TrialRecord(**payload["record"])
         elif message.kind == "epochs":
             self.epochs = payload["done"], payload["total"]
+        elif message.kind == "standing":
+            self.progress = payload["progress"]
+            for told in payload["trials"]:
+                known = self.trials.get(told["trial"])
+                before = len(known.history) if known else 0
+                new = [epoch for epoch in told["history"] if epoch["epoch"] > before]
+                self.trials[told["trial"]] = TrialRecord(**told | {
+                    "history": [*(known.history if known else []), *new], "trace": known.trace if known else None})
         elif message.kind == "results":
             self.results = payload["results"]
         elif message.kind == "error":

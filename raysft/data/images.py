@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raysft.errors import DataError
 
@@ -41,7 +41,9 @@ def open_rgb(source: Path | bytes, name: str = "image") -> Image.Image:
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return upright.convert("RGB")
     except BAD_IMAGE as error:
-        raise DataError(str(name), f"is not a readable image ({error})") from None
+        # Of bytes, Pillow tells the address in memory.
+        why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(str(name), f"is not a readable image ({why})") from None
 
 
 def _orientation(image: Image.Image) -> int:

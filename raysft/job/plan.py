@@ -31,10 +31,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Slot:
-    """One Ray Train worker group: `teams` times `workers` worker processes."""
+    """One Ray Train worker group: `teams` times `workers` worker processes.
+
+    Where there is a `least`, it has one team, of `least` to `workers`, as many as there is room for.
+    """
 
     teams: int
     workers: int
+    least: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,31 +78,34 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
     slots = make_slots(job.resources, nodes, trials)
     for size in job.batch_sizes():
         smallest = train // math.ceil(train / size)
-        if smallest < job.resources.workers:
-            raise DataError(outline.where, f"a batch of {smallest} images for {job.resources.workers} workers",
+        if smallest < job.resources.most_workers:
+            raise DataError(outline.where, f"a batch of {smallest} images for {job.resources.most_workers} workers",
                             "lower resources.workers or raise train.batch_size")
     steps = math.ceil(train / job.train.batch_size)
     return Plan(train, val, outline.test_rows, classes, trials, slots, steps,
-                math.ceil(train / steps / job.resources.workers))
+                math.ceil(train / steps / job.resources.least_workers))
 
 
 def make_slots(resources: Resources, nodes: Sequence[Node], trials: int) -> tuple[Slot, ...]:
     """Worker groups that fit on `nodes` together, with no more teams than there are trials.
 
     A team that fits on one node gets a slot there, shared with the other teams of that node: one failure domain a
-    node. A team larger than every node makes one slot over all nodes. Raises ResourceError when not one team fits.
+    node. A team larger than every node makes one slot over all nodes. Elastic teams have a slot each, as many as there
+    is room for at their full size, and at least one. Raises ResourceError when not one team fits.
     """
-    on_node = [_fitting(resources, node) for node in nodes]
-    if sum(on_node) < resources.workers:
+    on_node, most = [_fitting(resources, node) for node in nodes], resources.most_workers
+    if sum(on_node) < resources.least_workers:
         raise ResourceError("resources.workers", _shortage(resources, nodes), "lower it, or use a larger cluster")
-    teams_on_node = [n // resources.workers for n in on_node]
+    if resources.elastic:
+        return (Slot(1, most, resources.least_workers),) * max(1, min(trials, sum(on_node) // most))
+    teams_on_node = [n // most for n in on_node]
     if not any(teams_on_node):
-        return (Slot(min(sum(on_node) // resources.workers, trials), resources.workers),)
+        return (Slot(min(sum(on_node) // most, trials), most),)
     slots: list[Slot] = []
     for teams in sorted(filter(None, teams_on_node), reverse=True):
         teams = min(teams, trials - sum(s.teams for s in slots))
         if teams:
-            slots.append(Slot(teams, resources.workers))
+            slots.append(Slot(teams, most))
     return tuple(slots)
 
 
@@ -113,9 +120,10 @@ def _fitting(resources: Resources, node: Node) -> int:
 
 def _shortage(resources: Resources, nodes: Sequence[Node]) -> str:
     cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
-    need_cpus = resources.workers * resources.cpus_per_worker
-    need_gpus = resources.workers * resources.gpus_per_worker
+    need_cpus = resources.least_workers * resources.cpus_per_worker
+    need_gpus = resources.least_workers * resources.gpus_per_worker
     needs = (("CPU", need_cpus, cpus), ("GPU", need_gpus, gpus))
     short = [f"{need:g} {kind}{'s' * (need != 1)}" for kind, need, have in needs if need > have]
     asked = " and ".join(short) or f"{need_cpus:g} CPUs and {need_gpus:g} GPUs on nodes of that size"
-    return f"a trial of {resources.workers} workers needs {asked}, the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
+    return (f"a trial of {resources.least_workers} workers needs {asked}, "
+            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +20,7 @@ METRICS: tuple[str, ...] = get_args(MetricName)
 
 DEFAULT_OPTIMIZERS = ["sgd", "adamw", "rmsprop"]  # each with its usual range of learning rates
 
+Count = Annotated[int, Field(ge=1)]
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
@@ -119,14 +122,22 @@ class Search(Section):
 class Resources(Section):
     """What one trial uses."""
 
-    workers: int = Field(1, ge=1)
-    """Data-parallel workers (processes) a trial."""
+    workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 1
+    """Data-parallel workers (processes) a trial; [LEAST, MOST]: as many as there is room for, also while it trains."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs a worker; 0: the CPU trains. A fraction shares a GPU."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and so threads, a worker."""
     hang_minutes: float = Field(5.0, gt=0, le=24 * 60)
     """How long the workers of a trial wait for one of them before they take it for dead."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _one_or_two_numbers(cls, value: Any) -> Any:
+        least, most = value if isinstance(value, list) and len(value) == 2 else (value, value)
+        if type(least) is not int or type(most) is not int or not 1 <= least <= most:
+            raise ValueError("must be a whole number of at least 1, or two of them, [LEAST, MOST]")
+        return value
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -137,9 +148,24 @@ class Resources(Section):
 
     @model_validator(mode="after")
     def _one_gpu_each(self) -> Resources:
-        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+        if 0 < self.gpus_per_worker < 1 and self.most_workers > 1:
             raise ValueError("workers of one trial cannot share a GPU: set gpus_per_worker to 1, or workers to 1")
         return self
+
+    @property
+    def least_workers(self) -> int:
+        """A trial does not train with fewer workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """A trial does not train with more workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether a trial's workers become fewer or more with the cluster."""
+        return not isinstance(self.workers, int)
 
 
 class Cluster(Section):
@@ -149,6 +175,39 @@ class Cluster(Section):
     """How long to wait for nodes that an autoscaler starts, where those there are too few for one trial."""
     price_per_hour: float | None = Field(None, ge=0)
     """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then tells what a run costs."""
+
+
+class Tracking(Section):
+    """Where the curves of a run go besides its own directory; keys and passwords come from the environment alone."""
+
+    tensorboard: bool = True
+    """Event files in RUN/tensorboard, a folder a trial."""
+    mlflow: str | None = None
+    """Address of an MLflow server (http://host:5000) or database (sqlite:///mlflow.db); null: none."""
+    mlflow_experiment: str | None = Field(None, min_length=1)
+    """MLflow's experiment that the run belongs to; null: the job's name."""
+    wandb: str | None = Field(None, min_length=1)
+    """Project of Weights & Biases that the trials go to, as one group; null: none."""
+    wandb_mode: Literal["online", "offline"] | None = None
+    """offline: into RUN/wandb, for `wandb sync`; null: what $WANDB_MODE says, else online."""
+
+    @field_validator("mlflow")
+    @classmethod
+    def _a_store_and_no_secret(cls, address: str | None) -> str | None:
+        if address is None or address == "databricks":
+            return address
+        parts = urlsplit(address)
+        if parts.scheme in ("", "file"):
+            raise ValueError("MLflow keeps no runs in plain folders any more; give http://host:5000 or "
+                             "sqlite:///FOLDER/mlflow.db")
+        if "@" in parts.netloc or _SECRET.search(parts.query):
+            raise ValueError("has a user or a password in it, which would be stored with the run; set "
+                             "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the "
+                             "environment instead")
+        return address
+
+
+_SECRET = re.compile(r"(password|passwd|pwd|secret|token|key)[^&=]*=", re.IGNORECASE)
 
 
 class Job(Section):
@@ -168,6 +227,8 @@ class Job(Section):
     """What one trial uses."""
     cluster: Cluster = Field(default_factory=Cluster)
     """How the job uses a cluster."""
+    tracking: Tracking = Field(default_factory=Tracking)
+    """Where the curves of a run go besides its own directory."""
     storage: str = "runs"
     """Folder for run directories, or a URI (s3://…, gs://…); on a cluster all nodes must reach it."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -176,10 +237,11 @@ class Job(Section):
     @model_validator(mode="after")
     def _workers_share_batches(self) -> Job:
         smallest = min(self.batch_sizes())
-        if smallest < self.resources.workers:
-            raise ValueError(f"train.batch_size is {smallest}, less than one image for each of the "
-                             f"{self.resources.workers} workers of resources.workers")
-        if smallest // self.resources.workers < self.train.accumulate:
+        workers = self.resources.most_workers
+        if smallest < workers:
+            raise ValueError(f"train.batch_size is {smallest}, less than one image for each of the {workers} workers "
+                             "of resources.workers")
+        if smallest // workers < self.train.accumulate:
             raise ValueError(f"train.accumulate is {self.train.accumulate}, more than the images of a worker's share "
                              f"of a batch of {smallest}")
         return self

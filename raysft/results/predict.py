@@ -41,8 +41,12 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> torch.Tensor:
-        """(n, classes) float32 for (n, height, width, 3) uint8 of the card's size."""
+        """(n, classes) float32 on the CPU for (n, height, width, 3) uint8 of the card's size."""
         return self.net(self._prepare(torch.from_numpy(images).to(self._device))).cpu()
+
+    def shares(self, images: np.ndarray) -> np.ndarray:
+        """(n, classes) float32 probabilities, as for `logits`."""
+        return F.softmax(self.logits(images), dim=1).numpy()
 
     def rank(self, images: np.ndarray, top: int = TOP) -> list[Ranking]:
         """The `top` most likely classes of each of (n, height, width, 3) uint8 images of the card's size."""

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -21,11 +21,13 @@ import psutil
 from raysft import interrupts
 from raysft.errors import StorageFull, UserError
 from raysft.job import Job, dump_job, load_text
+from raysft.job.load import validate_job
 from raysft.job.spec import order
 from raysft.storage import Place, is_full, make_folder, place, remove, write_json, write_text
 from raysft.storage import read_json as read_checked
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
+PROGRESS = "progress.json"  # where a run stood a moment ago, for those who watch it
 LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -112,15 +114,18 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Place) -> Run:
-        """A run that has stopped or failed, with what its trials had come to; raises UserError for any other."""
+    def reopen(cls, folder: Place, workers: int | list[int] | None = None) -> Run:
+        """A run that has stopped or failed, with what its trials had come to; raises UserError for any other.
+
+        workers: resources.workers from now on, where they are to be others.
+        """
         info = read_json(folder / INFO)
         if info["status"] == "done":
             raise UserError(str(folder), "is done", "see `raysft results`")
         if is_alive(info):
             raise UserError(str(folder), f"is still running on {info['host']} as process {info['pid']}",
                             "stop it first with `raysft stop`")
-        run = cls(folder, job_of(folder, info))
+        run = cls(folder, with_workers(job_of(folder, info), workers))
         for row in read_trials(folder):
             record = TrialRecord(row["trial"], row["config"], row["status"], row["history"], None, row["seconds"],
                                  row["error"], row["trace"], row["host"])
@@ -174,6 +179,10 @@ class Run:
         self._write(f"trials/{record.trial}/{TRIAL}",
                     record.row(self.metric) | {"history": record.history, "trace": record.trace})
 
+    def save_progress(self, document: dict[str, Any]) -> None:
+        """Write progress.json."""
+        self._write(PROGRESS, document)
+
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results.json."""
         self._write(RESULTS, results)
@@ -218,13 +227,23 @@ def find_run(name: str, storage: str = "runs") -> Place:
     raise UserError(name, "is not a run", f"give a run directory, or a name in {storage}/ (`raysft list`)")
 
 
-def status_of(name: str) -> dict[str, Any]:
-    """The run.json of a run with its trials; raises UserError."""
+def status_of(name: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The run.json of a run with its trials and where it stands; raises UserError.
+
+    known: trials that are over, by their names; they are not read again.
+    """
     folder = find_run(name)
     info = read_json(folder / INFO)
     if info["status"] in ("starting", "running") and not is_alive(info) and info.get("host") == platform.node():
         info["status"] = "lost"  # its process died without a word
-    return info | {"trials": [{k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder)]}
+    progress = read_json(folder / PROGRESS) if (folder / PROGRESS).is_file() else None
+    return info | {"progress": progress,
+                   "trials": [{k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder, known or {})]}
+
+
+def is_going_on(info: Mapping[str, Any]) -> bool:
+    """Whether the status of a run says that more may happen."""
+    return info["status"] in ("starting", "running")
 
 
 def results_of(name: str) -> dict[str, Any]:
@@ -256,6 +275,15 @@ def job_of(folder: Place, info: dict[str, Any]) -> Job:
     return load_text(content.decode(), str(file))
 
 
+def with_workers(job: Job, workers: int | list[int] | None) -> Job:
+    """A job with other resources.workers; raises UserError where it cannot have them."""
+    if workers is None:
+        return job
+    tree = job.model_dump()
+    tree["resources"]["workers"] = workers
+    return validate_job(tree, "--workers")
+
+
 def all_runs(storage: str) -> list[dict[str, Any]]:
     """The run.json of every run in a folder, oldest first."""
     folder = place(storage)
@@ -264,11 +292,12 @@ def all_runs(storage: str) -> list[dict[str, Any]]:
     return sorted(infos, key=lambda info: str(info.get("started")))
 
 
-def read_trials(folder: Place) -> list[dict[str, Any]]:
-    """The trial.json of every trial of a run that has begun, in their order."""
-    trials = folder / "trials"
+def read_trials(folder: Place, known: Mapping[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """The trial.json of every trial of a run that has begun, in their order; those `known` are not read again."""
+    trials, known = folder / "trials", known or {}
     names = sorted(p.name for p in trials.iterdir()) if trials.exists() else []
-    return [read_json(trials / name / TRIAL) for name in names if (trials / name / TRIAL).is_file()]
+    return [known.get(name) or read_json(trials / name / TRIAL) for name in names
+            if name in known or (trials / name / TRIAL).is_file()]
 
 
 def read_json(path: Place) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run from data to model: slots start while data is read, Tune decides, the best trial is scored and delivered."""
+"""A run from data to model: slots start while data is read, the search decides, the best trial is delivered."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
-from raysft.errors import DataError, RunError, UserError, in_words
+from raysft.errors import RaysftError, RunError, UserError, in_words
 from raysft.job import Job
-from raysft.job.plan import Node, Outline, Plan, make_plan
+from raysft.job.plan import Node, Plan, make_plan
 from raysft.job.space import recipe_of
 from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
+from raysft.results.predictions import write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
+from raysft.search.data import compare, identity, note_missing, outline
+from raysft.search.gauges import Gauges
 from raysft.search.outcome import Scored, card_of, confirmation, results_of_run, timing_of
+from raysft.search.progress import Progress
 from raysft.search.propose import searcher
 from raysft.search.space import known_configurations
-from raysft.search.tuner import Known, search
+from raysft.search.tuner import Known, scheduler_of, search
 from raysft.storage import Place, remove
+from raysft.tracking import Tracking
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
 from raysft.train.setup import Setup, absolute
-from raysft.train.slots import SlotThread, start_coordinator
+from raysft.train.slots import SlotThread, look_at_nodes, start_coordinator
 
 POLL_SECONDS = 1.0
 WIND_DOWN_SECONDS = 60.0
+PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0  # between two progress.json, on a disk and on an object store
 SCORE = "score"
 
 
@@ -54,6 +60,9 @@ class Listener(Protocol):
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         """A trial finished, was stopped by the search, or failed."""
 
+    def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+        """Where the run stands, once a second; see raysft.search.progress."""
+
 
 def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scratch: Path, wait_for_end: bool,
             datasets: Place | None = None) -> dict[str, Any]:
@@ -71,59 +80,27 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         verify(folder, manifest)
     if manifest.skipped:
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
-    _compare_data(run, manifest, folder)
-    plan = make_plan(job, _outline(folder, manifest), nodes)
+    compare(run, manifest, folder)
+    plan = make_plan(job, outline(folder, manifest), nodes)
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.image_sizes())
-    _note_missing(manifest, sources["val"], listener)
+    note_missing(manifest, sources["val"], listener.note)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")
     run.save(status="running", trials=plan.trials,
-             data={**_identity(manifest), "path": str(folder),
+             data={**identity(manifest), "path": str(folder),
                    "rows": {name: len(source.ids) for name, source in sources.items()}, "read": how})
-    conductor = _Conductor(job, run, plan, manifest, sources, listener, str(scratch), begun)
-    conductor.start()
-    try:
-        conductor.hand_out(how)
-        conductor.follow()
-        conductor.confirm()
-        return conductor.deliver()
-    finally:
-        conductor.close(wait_for_end)
-
-
-def _identity(manifest: Manifest) -> dict[str, Any]:
-    """What of a data set must be the same when a run is taken up again."""
-    return {"fingerprint": manifest.fingerprint, "classes": list(manifest.classes),
-            "stored": {name: split.rows for name, split in manifest.splits.items()}}
-
-
-def _compare_data(run: Run, manifest: Manifest, folder: Place) -> None:
-    """Raise DataError where the data is not what the run began with, and say what is different."""
-    before, now = run.info.get("data"), _identity(manifest)
-    if before is None or before["fingerprint"] == now["fingerprint"]:
-        return
-    told = [f"{name} has {rows} rows, had {before['stored'].get(name, 0)}" for name, rows in now["stored"].items()
-            if before["stored"].get(name) != rows]
-    if now["classes"] != before["classes"]:
-        told.append(f"classes are {', '.join(now['classes'])}, were {', '.join(before['classes'])}")
-    raise DataError(str(folder), f"is not the data that the run began with: {'; '.join(told) or 'other images'}",
-                    "restore it, or submit a run of its own")
-
-
-def _note_missing(manifest: Manifest, val: SplitSource, listener: Listener) -> None:
-    """Say which classes no validation image judges."""
-    missing = [label for label, rows in enumerate(val.class_rows) if not rows]
-    if missing:
-        names = ", ".join(manifest.classes[label] for label in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        listener.note(f"no validation image of {names}{more}: raise data.val_fraction or data.limit")
-
-
-def _outline(folder: Place, manifest: Manifest) -> Outline:
-    missing = {"train", "test"} - manifest.splits.keys()
-    if missing:
-        raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
-    return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))
+    with Tracking(job, run, listener.note, scratch) as tracking:
+        conductor = _Conductor(job, run, plan, manifest, sources, listener, str(scratch), begun, tracking)
+        conductor.start()
+        try:
+            conductor.hand_out(how)
+            conductor.follow()
+            conductor.confirm()
+            results = conductor.deliver()
+        finally:
+            conductor.close(wait_for_end)
+        tracking.delivered(results)
+    return results
 
 
 def task_of(job: Job, names: Sequence[str], trials: Place, number: int, config: dict[str, Any]) -> Task:
@@ -134,16 +111,17 @@ def task_of(job: Job, names: Sequence[str], trials: Place, number: int, config: 
 
 
 class _Conductor:
-    """The parts of a run that live at the same time: queue, slots, Tune, and the records of the trials."""
+    """The parts of a run that live at the same time: queue, slots, search, and the records of the trials."""
 
     def __init__(self, job: Job, run: Run, plan: Plan, manifest: Manifest, sources: dict[SplitName, SplitSource],
-                 listener: Listener, scratch: str, begun: float) -> None:
+                 listener: Listener, scratch: str, begun: float, tracking: Tracking) -> None:
         self.job, self.run, self.plan, self.manifest, self.sources = job, run, plan, manifest, sources
-        self.listener, self.scratch, self.begun = listener, scratch, begun
+        self.listener, self.scratch, self.begun, self.tracking = listener, scratch, begun, tracking
         self.first_trial: float | None = None
         self.last_trial = begun
         self.seen = 0
-        self.inside: dict[str, float] = {}
+        self.gauges = Gauges(run.folder.name, run.metric)
+        self.stood = self.saved = 0.0
         self.built: dict[str, Any] = {}
         self.repeats: dict[str, TrialRecord] = {}
         width = len(str(plan.trials - 1))
@@ -161,9 +139,10 @@ class _Conductor:
                             {i: list(h) for i, h in histories.items() if i in numbers})
         self.proposals = searcher(job, numbers, self.configs, past)
         self.over = any(self._is_target(epoch) for r in self.records.values() for epoch in r.history)
+        self.progress = Progress(job, plan, run.known.values())
         self.total_epochs = plan.trials * job.train.epochs
-        self.tune_error: BaseException | None = None
-        self.tune = threading.Thread(target=self._search, name="tune", daemon=True)
+        self.search_error: BaseException | None = None
+        self.searching = threading.Thread(target=self._search, name="search", daemon=True)
 
     # --- starting ---
 
@@ -178,7 +157,7 @@ class _Conductor:
                       for i, slot in enumerate(self.plan.slots)]
         if self.over:  # a run taken up again after it had reached its target
             ray.get(self.queue.finish_search.remote())
-        for thread in (*self.slots, self.tune):
+        for thread in (*self.slots, self.searching):
             thread.start()
 
     def _first_model(self) -> Model | None:
@@ -202,10 +181,10 @@ class _Conductor:
                     task = self.make_task(number, self.configs[number])
                     ray.get(self.queue.put.remote(replace(task, of_search=False)))
             elif self.proposals.waiting:
-                search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams,
-                       self.job.train.epochs, self.run.metric, self.job.search.scheduler, self.scratch, self.before)
+                scheduler = scheduler_of(self.job.search.scheduler, self.job.train.epochs, self.run.metric, self.before)
+                search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams, scheduler)
         except BaseException as error:
-            self.tune_error = error
+            self.search_error = error
 
     def hand_out(self, how: str) -> None:
         """Read the splits into the object store, or say where they are to be streamed from."""
@@ -218,16 +197,16 @@ class _Conductor:
     # --- following ---
 
     def follow(self) -> None:
-        """Take in what happens until every trial has ended; Tune may still be winding down then."""
+        """Take in what happens until every trial has ended."""
         over_since = None
         while True:
             self._take_in(POLL_SECONDS)
             self._check_slots()
             if self._all_ended:
                 return
-            if not self.tune.is_alive():
-                if self.tune_error is not None:
-                    raise RunError("search", f"Ray Tune failed ({_cause(self.tune_error)})", f"see {self._log}")
+            if not self.searching.is_alive():
+                if self.search_error is not None:
+                    raise RunError("search", f"failed ({_cause(self.search_error)})", f"see {self._log}")
                 over_since = over_since or time.monotonic()
                 if self.job.search is not None and time.monotonic() - over_since > WIND_DOWN_SECONDS:
                     raise RunError("search", "is over, but a trial does not end", f"see {self._log}")
@@ -242,10 +221,13 @@ class _Conductor:
 
     def _check_slots(self) -> None:
         """A slot that ended leaves its trials to the others; without any slot the run cannot go on."""
+        if self.job.resources.elastic:
+            look_at_nodes(self.coordinator)
         ended = [slot for slot in self.slots if not slot.is_alive()]
         for slot in ended:
             self._take_in(0)
             self.slots.remove(slot)
+            self.progress.lost(slot.number)
             cause = f"({_cause(slot.error)})" if slot.error else "before the trials were done"
             if not self.slots:
                 raise RunError(f"slot {slot.number}", f"its worker group ended {cause}", f"see {self._log}")
@@ -260,10 +242,26 @@ class _Conductor:
                 raise event.payload["error"]
             if event.kind == "built":
                 self._note_weights(event.payload)
+            self.progress.take(event)
             record = self.records.get(event.trial) or self.repeats.get(event.trial)
             if record is not None:
                 self._record(record, event)
+        self._stand()
         return events
+
+    def _stand(self) -> None:
+        """Tell those who watch where the run stands."""
+        now = time.monotonic()
+        if now - self.stood < PROGRESS_SECONDS:
+            return
+        self.stood = now
+        records, repeats = list(self.records.values()), list(self.repeats.values())
+        document = self.progress.document(records, repeats)
+        if now - self.saved >= (PROGRESS_SECONDS if isinstance(self.run.folder, Path) else REMOTE_PROGRESS_SECONDS):
+            self.saved = now
+            self.run.save_progress(document)
+        self.listener.standing(document, [*records, *repeats])
+        self.gauges.set(document, records)
 
     def _note_weights(self, told: dict[str, Any]) -> None:
         """Say once for each network what came from its weights, and keep it in run.json."""
@@ -286,16 +284,14 @@ class _Conductor:
             self.first_trial = self.first_trial or event.at
             record.status, record.started = "running", record.started or event.at
             if event.payload["attempt"]:
-                self.listener.note(f"{record.trial}: a worker died; taken up again from its last checkpoint")
-        elif event.kind == "progress":
-            self.inside[record.trial] = event.payload["step"] / event.payload["steps"]
+                stood = f" ({event.payload['stood']})" if event.payload["stood"] else ""
+                self.listener.note(f"{record.trial}: a worker died{stood}; taken up again from its last checkpoint")
         elif event.kind == "epoch":
             known = [m for m in record.history if m["epoch"] < event.payload["epoch"]]
             record.history = [*known, {k: v for k, v in event.payload.items() if k != "last"}]
-            self.inside[record.trial] = 0.0
             if record.trial in self.records:
                 self._reach(record, event.payload)
-        else:
+        elif event.kind != "progress":
             record.status = event.kind
             record.error, record.trace = event.payload.get("error"), event.payload.get("trace")
             record.host = event.payload.get("host")
@@ -303,6 +299,7 @@ class _Conductor:
         record.seconds = event.at - record.started if record.started else 0.0
         if event.kind != "progress":
             self.run.save_trial(record)
+        self.tracking.trial(record, event.kind, event.at)
         self._tell(record, event)
         self._check_failures(record, event)
 
@@ -332,8 +329,7 @@ class _Conductor:
                 self.listener.trial_ended(record, sum(r.ended for r in self.repeats.values()), len(self.repeats))
             return
         ended = [r for r in self.records.values() if r.ended]
-        running = sum(len(r.history) + self.inside.get(r.trial, 0) for r in self.records.values() if r not in ended)
-        self.listener.epochs(running + len(ended) * self.job.train.epochs, self.total_epochs,
+        self.listener.epochs(sum(map(self.progress.done, self.records.values())), self.total_epochs,
                              list(self.records.values()))
         if record in ended:
             self.listener.trial_ended(record, len(ended), len(self.records))
@@ -368,9 +364,11 @@ class _Conductor:
         timing = timing_of(board, self.begun, self.first_trial, self.last_trial)
         if best is None:
             self.run.save_results(results_of_run(self.run, board, None, None, timing))
+            self._report()
             raise RunError("run", f"no trial came to an end; {board[0].trial}: {board[0].error}", f"see {self._log}")
         checkpoint = checkpoint_path(self.run.trial_folder(board[0].trial) / "checkpoints", best["epoch"])
         scored = self._score(board[0], best, checkpoint)
+        write_predictions(self.run.folder, scored.judged)
         deliver(self.run.folder / "model", checkpoint, card_of(self.run, self.manifest, self.sources["test"], scored))
         for record in (*board[1:], *self.repeats.values()):  # only the delivered trial is worth the disk
             remove(self.run.trial_folder(record.trial) / "checkpoints")
@@ -380,7 +378,17 @@ class _Conductor:
         results = results_of_run(self.run, board, scored, confirmed, timing)
         self.run.save(timing=timing)
         self.run.save_results(results)
+        self._report()
         return results
+
+    def _report(self) -> None:
+        """Write the report, which no run fails for: `raysft report` writes it again."""
+        from raysft.results.report import write_report  # charts and templates, which nothing else needs
+
+        try:
+            write_report(self.run.folder)
+        except RaysftError as error:
+            self.listener.note(f"no report: {error}")
 
     def _board(self) -> list[TrialRecord]:
         return leaderboard(list(self.records.values()), self.run.metric)
@@ -394,14 +402,15 @@ class _Conductor:
             for event in self._take_in(POLL_SECONDS):
                 if event.trial == SCORE and event.kind == "scored":
                     scores = {f"test_{name}": value for name, value in event.payload["scores"].items()}
-                    return Scored(record, best, trained, scores, event.payload["preparation"])
+                    return Scored(record, best, trained, scores, event.payload["preparation"],
+                                  event.payload["judged"])
                 if event.trial == SCORE and event.kind == "failed":
                     raise RunError("test score", event.payload["error"], f"see {self._log}")
 
     def close(self, wait: bool) -> None:
         """Send the teams home and end the search; `wait` until both have gone."""
         self.queue.close.remote()
-        for thread in [*self.slots, self.tune] if wait else []:
+        for thread in [*self.slots, self.searching] if wait else []:
             thread.join(WIND_DOWN_SECONDS)
 
 

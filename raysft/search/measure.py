@@ -10,6 +10,7 @@ from typing import Any
 
 from raysft.job import Job
 from raysft.job.plan import Node, Plan
+from raysft.job.spec import Tracking
 from raysft.results.run import Run, read_trials
 from raysft.search.driver import execute
 from raysft.storage import Place
@@ -41,6 +42,7 @@ class _Silent:
     def progress(self, what: str, done: int, total: int) -> None: ...
     def epochs(self, done: float, total: int, records: Sequence[Any]) -> None: ...
     def trial_ended(self, record: Any, ended: int, total: int) -> None: ...
+    def standing(self, document: dict[str, Any], records: Sequence[Any]) -> None: ...
 
 
 def measure(job: Job, plan: Plan, nodes: Sequence[Node], storage: Place, scratch: Path, datasets: Place | None
@@ -52,7 +54,7 @@ def measure(job: Job, plan: Plan, nodes: Sequence[Node], storage: Place, scratch
     classes = plan.classes
     rows = max(STEPS * job.train.batch_size / (1 - job.data.val_fraction), 4 * classes)
     small = job.model_copy(update={
-        "search": None, "storage": str(storage),
+        "search": None, "storage": str(storage), "tracking": Tracking(tensorboard=False),
         "train": job.train.model_copy(update={"epochs": 2, "head_epochs": 0, "patience": None, "schedule":
                                               job.train.schedule.model_copy(update={"warmup_epochs": 0.0})}),
         "data": job.data.model_copy(update={"limit": min(math.ceil(rows), plan.train_rows + plan.val_rows)})})

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from raysft.data.ingest import SplitSource
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
@@ -26,6 +28,8 @@ class Scored:
     task: Task
     scores: dict[str, float]
     preparation: Preparation
+    judged: np.ndarray
+    """What was made of each test image; see `raysft.results.predictions`."""
 
 
 def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None, confirmed: dict[str, Any] | None,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray.tune.search import Searcher
-
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.ranges import is_range
@@ -18,35 +16,28 @@ from raysft.search.space import Config, fill
 Past = tuple[Config, str, Sequence[Mapping[str, Any]]]
 
 
-class InOrder(Searcher):
+class InOrder:
     """Gives the trials of `numbers` the configurations that are known for them."""
 
     def __init__(self, numbers: Sequence[int], configs: Mapping[int, Config]) -> None:
-        super().__init__()
         self.waiting, self.configs = list(numbers), configs
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        return True
-
-    def suggest(self, trial_id: str) -> Any:
-        """{"number": of the trial, "config": its configuration}, or that there are no more."""
+    def next_trial(self) -> tuple[int, Config] | None:
+        """(number, configuration) of the trial that begins now; None when there are no more."""
         if not self.waiting:
-            return Searcher.FINISHED
+            return None
         number = self.waiting.pop(0)
-        return {"number": number, "config": self.configuration(trial_id, number)}
+        return number, self.configuration(number)
 
-    def configuration(self, trial_id: str, number: int) -> Config:
+    def configuration(self, number: int) -> Config:
         """The configuration of a trial that begins now."""
         return self.configs[number]
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing to learn from."""
+    def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """A trial has trained an epoch. Nothing to learn from here."""
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: a run that is taken up again begins with its finished trials."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
+    def ended(self, number: int, failed: bool = False) -> None:
+        """A trial has ended. Nothing to learn from here."""
 
 
 class ByOptuna(InOrder):
@@ -69,31 +60,30 @@ class ByOptuna(InOrder):
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
         self.study = optuna.create_study(sampler=sampler,
                                          direction="minimize" if metric_mode(self.goal) == "min" else "maximize")
-        self.trials: dict[str, Any] = {}
-        self.epochs: dict[str, list[dict[str, Any]]] = {}
+        self.trials: dict[int, Any] = {}
+        self.epochs: dict[int, list[Mapping[str, Any]]] = {}
         for config, status, history in past:
             if (trial := self._fixed(config)) is not None:
                 self._learn(trial, status, history)
 
-    def configuration(self, trial_id: str, number: int) -> Config:
+    def configuration(self, number: int) -> Config:
         known = self.configs.get(number)
         trial = self._fixed(known) if known is not None else self.study.ask()
         if trial is not None:
-            self.trials[trial_id] = trial
+            self.trials[number] = trial
         return known if known is not None else self._walk(trial)
 
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
-        self.epochs.setdefault(trial_id, []).append(result)
+    def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
+        self.epochs.setdefault(number, []).append(metrics)
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        trial = self.trials.pop(trial_id, None)
-        history = [*self.epochs.pop(trial_id, []), *([result] if result else [])]
+    def ended(self, number: int, failed: bool = False) -> None:
+        trial, history = self.trials.pop(number, None), self.epochs.pop(number, [])
         if trial is not None:
-            self._learn(trial, "failed" if error else "finished", history)
+            self._learn(trial, "failed" if failed else "finished", history)
 
     def _learn(self, trial: Any, status: str, history: Sequence[Mapping[str, Any]]) -> None:
         """Tell the study how good the best epoch of a trial was; a trial without one failed."""
-        epochs = [m for m in history if m.get(self.goal) == m.get(self.goal) and m.get(self.goal) is not None]
+        epochs = [m for m in history if m.get(self.goal) is not None]
         if epochs and status not in ("failed", "diverged"):
             self.study.tell(trial, min(epochs, key=lambda m: order(m, self.goal))[self.goal])
         else:

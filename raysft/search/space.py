@@ -53,7 +53,7 @@ def check_configurations(job: Job) -> None:
             wrong = "; ".join(what_is_wrong(e, Recipe, list(e["loc"])) for e in error.errors())
             raise JobError("search.space", f"trial {number} would be {config}: {wrong}",
                            "leave such combinations out, for example with alternatives of a whole section") from None
-        if recipe.train.batch_size // job.resources.workers < recipe.train.accumulate:
+        if recipe.train.batch_size // job.resources.most_workers < recipe.train.accumulate:
             raise JobError("search.space", f"trial {number} would be {config}: train.accumulate is more than a "
                            f"worker's share of a batch of {recipe.train.batch_size}", "lower it")
 

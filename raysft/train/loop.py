@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from raysft.data.augment import augment, erase, mix
-from raysft.data.ingest import Batch, Kept, Reader
+from raysft.data.ingest import Batch, Kept, Reader, Rows
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.preparation import Preparation
 from raysft.data.staging import staged
@@ -35,7 +36,7 @@ NOTICE_SECONDS = 15.0  # from one checkpoint to the next once a machine is about
 T = TypeVar("T")
 Metrics = dict[str, Any]
 Report = Callable[[Metrics, bool], bool]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, "Clock"], None]  # step, steps, the time of the epoch so far
 Features = Callable[[str], Kept | None]
 Notice = Callable[[], bool]  # whether a machine of this worker group is about to be taken away
 
@@ -152,15 +153,22 @@ def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Spl
     if not math.isfinite(judged["val_loss"]):
         raise Diverged(recipe.folder.parent.name,
                        f"the validation loss is {judged['val_loss']} in epoch {epoch + 1}")
-    return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy, **judged, "seconds": clock.elapsed(),
-            "train_seconds": seconds, "data_wait_seconds": clock.waited, "images": rows}
+    return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy, **judged,
+            "learning_rate": _last_rate(recipe.train, epoch, len(train)), "seconds": clock.elapsed(),
+            "train_seconds": seconds, "data_wait_seconds": clock.waited, "images": rows, "workers": team.workers}
+
+
+def _last_rate(spec: Train, epoch: int, rows: int) -> float:
+    """The learning rate of the last step of an epoch of `rows` images."""
+    steps = math.ceil(rows / spec.batch_size)
+    return learning_rate((epoch + 1) * steps - 1, spec.optimizer.lr, spec.schedule, steps, spec.epochs)
 
 
 def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Reader, clock: Clock,
                 progress: Progress, notice: Notice = lambda: False) -> tuple[float, float, int]:
     """Train from where training stands to the end of its epoch; (mean loss, accuracy, images) over the whole team.
 
-    Writes checkpoints on the way as often as the recipe says. `progress(step, steps)` is called on every rank.
+    Writes checkpoints on the way as often as the recipe says. `progress(step, steps, clock)` is called on every rank.
     """
     spec, team, epoch = recipe.train, learner.team, standing.epoch
     prepare = Preparer(recipe.preparation, team.device, spec.channels_last)
@@ -185,7 +193,7 @@ def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Rea
         totals[2] += len(labels)
         if time.perf_counter() - told > PROGRESS_SECONDS:
             told = time.perf_counter()
-            progress(batch.number + 1, steps)
+            progress(batch.number + 1, steps, clock)
         if batch.number + 1 < steps and rhythm.due(batch.number + 1):
             _write(recipe, standing, batch.number + 1, totals, clock, learner)
     loss_sum, correct, rows = team.sums(totals).tolist()
@@ -241,13 +249,40 @@ def _changed(recipe: Recipe, epoch: int, batch: Batch, images: torch.Tensor, lab
     return mix(inputs, labels, spec, len(recipe.class_rows), key)
 
 
-@torch.inference_mode()
 def evaluate(net: nn.Module, split: Reader, team: Team, prepare: Preparer, classes: int) -> dict[str, float]:
     """Metrics of a split, in float32 as the delivered model will be used; on features where `net` is a head alone."""
-    net.eval()
     sums = Sums(classes, team.device)
-    batch = most_at_once(math.isqrt(split.pixels), prepare.how.image_size or 0)
-    for rows in staged(split, split.in_order(batch, team.rank, team.workers), team.device):
-        sums.add(net(prepare(rows.images) if rows.images.dtype == torch.uint8 else rows.images), rows.labels)
+    for rows, outputs in _outputs(net, split, team, prepare):
+        sums.add(outputs, rows.labels)
     team.sums(sums.values)
     return sums.metrics()
+
+
+def score(net: nn.Module, split: Reader, team: Team, prepare: Preparer,
+          classes: int) -> tuple[dict[str, float], torch.Tensor]:
+    """Metrics as `evaluate`, and what was made of each image.
+
+    The second are (images, 5) float64 on every member, sorted by the first column: row id, label, predicted label,
+    its probability, probability of the label.
+    """
+    sums = Sums(classes, team.device)
+    judged = [torch.empty(0, 5, dtype=torch.float64, device=team.device)]
+    for rows, outputs in _outputs(net, split, team, prepare):
+        sums.add(outputs, rows.labels)
+        shares = F.softmax(outputs.float(), dim=1)
+        best, guess = shares.max(1)
+        of_label = shares.gather(1, rows.labels[:, None])[:, 0]
+        ids = torch.from_numpy(rows.ids).to(team.device)
+        judged.append(torch.stack([v.double() for v in (ids, rows.labels, guess, best, of_label)], dim=1))
+    team.sums(sums.values)
+    every = team.rows(torch.cat(judged))
+    return sums.metrics(), every[every[:, 0].argsort()].cpu()
+
+
+@torch.inference_mode()
+def _outputs(net: nn.Module, split: Reader, team: Team, prepare: Preparer) -> Iterator[tuple[Rows, torch.Tensor]]:
+    """This member's share of a split, batch by batch, with the outputs (n, classes) for it."""
+    net.eval()
+    batch = most_at_once(math.isqrt(split.pixels), prepare.how.image_size or 0)
+    for rows in staged(split, split.in_order(batch, team.rank, team.workers), team.device):
+        yield rows, net(prepare(rows.images) if rows.images.dtype == torch.uint8 else rows.images)

@@ -1,7 +1,7 @@
 """The small actor between the search and the teams: trials go one way, metrics and decisions the other.
 
     search:  put(task) ─▶ next_event ─▶ … ─▶ stop         driver:  events
-    teams:   take ─▶ meet (once) ─▶ report ─▶ … ─▶ finish | fail ─▶ settle
+    teams:   take ─▶ meet (once) ─▶ report ─▶ … ─▶ finish | fail ─▶ settle (─▶ hang)
 
 A trial fails when every member of its team has given it up; the first of them says why. A member that was killed says
 nothing: then Ray Train restarts the worker group, and the trial is taken up again from its last checkpoint.
@@ -24,7 +24,6 @@ from raysft.job.recipe import Train
 from raysft.job.spec import Model
 
 MAX_ATTEMPTS = 3
-SETTLE_AGAIN_SECONDS = 60.0
 
 Cause = Literal["failed", "diverged", "out_of_memory"]
 
@@ -50,7 +49,7 @@ class Task:
 @dataclass(frozen=True)
 class Event:
     """What happened to a trial (proposed, started, progress, epoch, halved, finished, stopped, diverged, failed,
-    scored), or to a worker (built, refused)."""
+    scored), to a worker (built, refused), or to a team (restarted)."""
 
     kind: str
     trial: str
@@ -83,6 +82,8 @@ class _Failure:
 
 @dataclass
 class _Team:
+    slot: int
+    number: int
     incarnation: int = -1
     turn: int = -1
     agreed_turn: int = 0
@@ -185,7 +186,7 @@ class TrialQueue:
         """End a trial before its last epoch; one that waits for a team never starts."""
         state = self._trials.get(trial)
         if state is None or state.ended or state.stopped or state.complete:
-            return  # Tune also completes trials that have trained to their end
+            return  # the search also stops trials that have trained to their end
         state.stopped = True
         if state.task in self._pending:
             self._pending.remove(state.task)
@@ -211,14 +212,16 @@ class TrialQueue:
 
         All members get the same. A higher `incarnation` than before means that their worker group was restarted.
         """
-        state = self._teams.setdefault((slot, team), _Team())
+        state = self._teams.setdefault((slot, team), _Team(slot, team))
         if incarnation < state.incarnation:
             return None  # the call of a process that is dead by now
         if incarnation > state.incarnation:
             await self._restart(state, incarnation)
         if state.failure is not None:  # this member was done with the trial before another one gave it up
             await self._give_up(state, rank)
-            turn = await self.settle(slot, team, turn, SETTLE_AGAIN_SECONDS)
+            turn = await self.settle(slot, team, turn)
+            if incarnation < state.incarnation:
+                return None
         if turn > state.turn:
             state.turn, state.task = turn, asyncio.get_running_loop().create_future()
             await self._assign(state)
@@ -235,11 +238,12 @@ class TrialQueue:
             future.set_result(address)
         return await asyncio.shield(future)
 
-    async def progress(self, trial: str, rank: int, step: int, steps: int) -> None:
-        """How far a member of a team is inside an epoch."""
+    async def progress(self, trial: str, rank: int, step: int, steps: int,
+                       about: dict[str, float | None] | None = None) -> None:
+        """How far a member of a team is inside an epoch; `about`: its seconds so far, those waited, load of its GPU."""
         self._trials[trial].stood[rank] = (step, steps)
         if rank == 0:
-            await self._tell(Event("progress", trial, {"step": step, "steps": steps}))
+            await self._tell(Event("progress", trial, {"step": step, "steps": steps, **(about or {})}))
 
     async def report(self, trial: str, metrics: dict[str, Any], last: bool) -> bool:
         """Metrics of an epoch; returns whether to train on, once the search has decided."""
@@ -276,21 +280,26 @@ class TrialQueue:
                 meeting.exception()
         await self._give_up(state, rank)
 
-    async def settle(self, slot: int, team: int, turn: int, patience_s: float) -> int:
+    async def settle(self, slot: int, team: int, turn: int) -> int:
         """Wait until all members have given the trial up; returns the turn from which they go on together.
 
-        The team then gets a new process group. `turn` is the answer where all had given up already. Raises TrialError
-        when one of them hangs: their worker group has to be started again.
+        The team then gets a new process group. `turn` is the answer where all had given up already.
         """
         state = self._teams[slot, team]
-        failure = state.failure
-        if failure is None:
+        if state.failure is None:
             return max(turn, state.agreed_turn)
-        try:
-            await asyncio.wait_for(failure.settled.wait(), patience_s)
-        except asyncio.TimeoutError:
-            raise await self._hang(state, failure) from None
+        await state.failure.settled.wait()
         return state.agreed_turn
+
+    async def hang(self, slot: int, team: int) -> TrialError | None:
+        """A member has waited long enough for others to give the trial up, which ends it: their worker group has to be
+        started again. None where they have given it up meanwhile.
+
+        Only a member that lives can say so: while their group starts again, because a machine is gone, it takes its
+        time, and the trial goes on.
+        """
+        state = self._teams[slot, team]
+        return None if state.failure is None else await self._hang(state, state.failure)
 
     # --- inside ---
 
@@ -334,6 +343,10 @@ class TrialQueue:
         await self._end(state, "diverged" if failure.cause == "diverged" else "failed", failure.payload)
 
     async def _restart(self, team: _Team, incarnation: int) -> None:
+        if team.incarnation != -1:
+            await self._tell(Event("restarted", "", {"slot": team.slot, "team": team.number}))
+        if team.failure is not None:
+            team.failure.settled.set()  # nobody waits on but calls of processes that are dead
         lost, team.running, team.failure = team.running, None, None
         team.incarnation, team.turn, team.agreed_turn, team.group = incarnation, -1, 0, team.group + 1
         if lost is not None:
@@ -363,7 +376,11 @@ class TrialQueue:
         future.set_result(task)
         if task is not None:
             team.running = task.trial
-            await self._tell(Event("started", task.trial, {"kind": task.kind, "attempt": task.attempt}))
+            state = self._trials[task.trial]
+            stood = ", ".join(f"rank {rank} {_where(at)}" for rank, at in sorted(state.stood.items()))
+            state.stood = {}
+            await self._tell(Event("started", task.trial, {"kind": task.kind, "attempt": task.attempt, "stood": stood,
+                                                           "slot": team.slot, "team": team.number}))
 
     async def _end(self, state: _Trial, kind: str, payload: dict[str, Any]) -> None:
         if not state.ended:

@@ -22,6 +22,14 @@ from raysft.job.spec import Resources
 LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120"}
 
 
+# How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a failure costs: the
+# start of the workers, and the time since the last checkpoint.
+GROW_SECONDS = float(os.environ.get("RAYSFT_GROW_SECONDS", "60"))
+
+# An elastic slot soon tries again with what is there: Ray may not know yet that the node it has counted on is gone.
+ELASTIC_LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+
+
 def start_coordinator() -> Any:
     """The actor that Ray Train's controllers register with, started before them; returns its handle.
 
@@ -33,6 +41,15 @@ def start_coordinator() -> Any:
     )
 
     return get_or_create_autoscaling_coordinator()
+
+
+def look_at_nodes(coordinator: Any) -> None:
+    """Have the coordinator count the nodes now; by itself it does so every 20 seconds.
+
+    Until then it lets an elastic slot start workers on a node that is dead, which fails after a minute. To be looked at
+    with every new series of Ray, as `start_coordinator`.
+    """
+    coordinator.get_reserved_resources.remote("raysft", recompute=True)
 
 
 def machine_is_going() -> bool:
@@ -63,14 +80,20 @@ class SlotThread(threading.Thread):
             self.error = error
 
     def _trainer(self) -> DataParallelTrainer:
-        for name, seconds in LIMITS.items():
+        for name, seconds in (LIMITS | (ELASTIC_LIMITS if self.slot.least else {})).items():
             os.environ.setdefault(name, seconds)
         each = {"CPU": float(self.resources.cpus_per_worker)}
         if self.resources.gpus_per_worker:
             each["GPU"] = self.resources.gpus_per_worker
-        scaling = train.ScalingConfig(num_workers=self.slot.teams * self.slot.workers, resources_per_worker=each,
-                                      use_gpu=bool(self.resources.gpus_per_worker))
-        failures = train.FailureConfig(max_failures=self.restarts, controller_failure_limit=0)  # type: ignore[call-arg]
+        slot = self.slot
+        workers: Any = (slot.least, slot.workers) if slot.least else slot.teams * slot.workers
+        scaling = train.ScalingConfig(  # the one of Ray Train's second version, which type checkers do not see
+            num_workers=workers, resources_per_worker=each, use_gpu=bool(self.resources.gpus_per_worker),
+            elastic_resize_monitor_interval_s=GROW_SECONDS)  # type: ignore[call-arg]
+        # A node that dies just when workers start on it is no reason to give an elastic slot up.
+        starts = self.restarts if slot.least else 0
+        failures = train.FailureConfig(max_failures=self.restarts,
+                                       controller_failure_limit=starts)  # type: ignore[call-arg]
         run = train.RunConfig(name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures)
         config = {**self.config, "slot": self.number}
         return DataParallelTrainer(_enter, train_loop_config=config, scaling_config=scaling, run_config=run)
@@ -80,5 +103,6 @@ def _enter(config: dict[str, Any]) -> None:
     from raysft.train.worker import run_worker  # torch is imported here, in the worker
 
     incarnation = broadcast_from_rank_zero(time.time_ns())  # the same for all that start together, and ever growing
-    run_worker(config["setup"], config["slot"], train.get_context().get_world_rank(), incarnation, config["queue"],
-               config["model"], config["seed"])
+    context = train.get_context()
+    run_worker(config["setup"], config["slot"], context.get_world_rank(), context.get_world_size(), incarnation,
+               config["queue"], config["model"], config["seed"])

@@ -81,6 +81,19 @@ class Team:
             dist.all_reduce(values)
         return values
 
+    def rows(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows of all members, rank after rank; each gives (n, k), with an n of its own."""
+        if self.workers == 1:
+            return values
+        counts = torch.zeros(self.workers, dtype=torch.float64, device=self.device)
+        counts[self.rank] = len(values)
+        lengths = [int(n) for n in self.sums(counts).tolist()]
+        padded = values.new_zeros(max(lengths), values.shape[1])
+        padded[:len(values)] = values
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+
     def told(self, numbers: list[int]) -> list[int]:
         """The whole numbers of rank 0."""
         if self.workers == 1:

@@ -22,7 +22,7 @@ from raysft.storage import is_full, place
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
-from raysft.train.loop import Recipe, Splits, evaluate, run_trial
+from raysft.train.loop import Clock, Recipe, Splits, run_trial, score
 from raysft.train.modeling import Network, build_network
 from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
@@ -30,16 +30,19 @@ from raysft.train.slots import machine_is_going
 from raysft.train.team import Team
 from raysft.train.weights import Pixels
 
-SETTLE_SECONDS = 30.0  # that those who gave a trial up wait for the others to have noticed
+# That those who gave a trial up wait for the others to have noticed; Ray takes up to 65 seconds to find a machine gone.
+SETTLE_SECONDS = 90.0
 NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 
 
 class Worker:
     """Member `rank` of team `team` in a slot."""
 
-    def __init__(self, setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any) -> None:
+    def __init__(self, setup: Setup, slot: int, world_rank: int, world_size: int, incarnation: int,
+                 queue: Any) -> None:
         self.setup, self.slot, self.queue, self.incarnation = setup, slot, queue, incarnation
-        self.team_number, rank = divmod(world_rank, setup.resources.workers)
+        workers = world_size if setup.resources.elastic else setup.resources.most_workers
+        self.team_number, rank = divmod(world_rank, workers)
         device = torch.device("cuda", 0) if setup.resources.gpus_per_worker else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -47,7 +50,7 @@ class Worker:
             keep_freed_memory()
         torch.set_num_threads(setup.resources.cpus_per_worker)
         self.patience = datetime.timedelta(minutes=setup.resources.hang_minutes)
-        self.team = Team(rank, setup.resources.workers, device, self.patience)
+        self.team = Team(rank, workers, device, self.patience)
         self.group: int | None = None
         self.readers: dict[str, Reader] = {}
         self.networks: dict[tuple[Model, int], Network] = {}
@@ -100,7 +103,14 @@ class Worker:
         self.group = None
         if self.team.device.type == "cuda":
             torch.cuda.empty_cache()
-        return ray.get(self.queue.settle.remote(*me, turn, min(SETTLE_SECONDS, self.patience.total_seconds())))
+        settled = self.queue.settle.remote(*me, turn)
+        try:
+            return ray.get(settled, timeout=min(SETTLE_SECONDS, self.patience.total_seconds()))
+        except ray.exceptions.GetTimeoutError:
+            hanging = ray.get(self.queue.hang.remote(*me))
+            if hanging is not None:
+                raise hanging from None
+        return ray.get(settled)
 
     def _connect(self, group: int) -> None:
         if self.group == group:
@@ -125,8 +135,9 @@ class Worker:
         def report(metrics: dict[str, Any], last: bool) -> bool:
             return ray.get(queue.report.remote(task.trial, metrics, last))
 
-        def progress(step: int, steps: int) -> None:
-            queue.progress.remote(task.trial, self.team.rank, step, steps)
+        def progress(step: int, steps: int, clock: Clock) -> None:
+            about = {"seconds": clock.elapsed(), "waited": clock.waited, "gpu": _busy(self.team.device)}
+            queue.progress.remote(task.trial, self.team.rank, step, steps, about)
 
         run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress, machine_is_going)
         return {"host": ray.util.get_node_ip_address()}
@@ -137,9 +148,9 @@ class Worker:
         net = copy.deepcopy(network.net)
         checkpoint = place(task.folder)
         net.load_state_dict(read_tensors(checkpoint, MODEL, read_state(checkpoint)))
-        scores = evaluate(self.team.place(net), self._reader("test"), self.team, Preparer(how, self.team.device),
-                          self.setup.classes)
-        return {"scores": scores, "preparation": how}
+        scores, judged = score(self.team.place(net), self._reader("test"), self.team, Preparer(how, self.team.device),
+                               self.setup.classes)
+        return {"scores": scores, "preparation": how, "judged": judged.numpy()}
 
     def _network(self, spec: Model, seed: int) -> Network:
         """The network of `spec` as trials start with it; made once, but for the last few only kept."""
@@ -184,13 +195,23 @@ class Worker:
         return resident(split, self.team.device, min(1.0, self.setup.resources.gpus_per_worker))
 
 
+def _busy(device: torch.device) -> float | None:
+    """Percent of the time that a GPU worked lately; None for a CPU, and without nvidia-ml-py, which knows it."""
+    if device.type != "cuda":
+        return None
+    try:
+        return float(torch.cuda.utilization(device))
+    except (ModuleNotFoundError, RuntimeError):
+        return None
+
+
 def _cause(error: Exception) -> Cause:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # of a GPU, of the CPU
         return "out_of_memory"
     return "diverged" if isinstance(error, Diverged) else "failed"
 
 
-def run_worker(setup: Setup, slot: int, world_rank: int, incarnation: int, queue: Any, model: Model | None,
-               seed: int) -> None:
+def run_worker(setup: Setup, slot: int, world_rank: int, world_size: int, incarnation: int, queue: Any,
+               model: Model | None, seed: int) -> None:
     """What Ray Train runs in each process of a slot; `incarnation` grows with every start of its worker group."""
-    Worker(setup, slot, world_rank, incarnation, queue).work(model, seed)
+    Worker(setup, slot, world_rank, world_size, incarnation, queue).work(model, seed)

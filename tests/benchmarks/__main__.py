@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tests.benchmarks.compare import show, show_machine
 
-NAMES = ("ingest", "augment", "loop", "workers", "startup", "overhead", "search", "asha", "streaming", "rows", "serve")
+NAMES = ("ingest", "augment", "loop", "workers", "startup", "overhead", "search", "asha", "streaming", "rows",
+         "predict", "serve")
 RESULT = Path("runs/benchmarks.json")
 
 

@@ -55,7 +55,7 @@ def _raysft(rows: Rows) -> Callable[[], None]:
 
     def epoch() -> None:
         learner.enter(head_alone=False, on_features=False)
-        train_epoch(recipe, 1, learner, reader, Clock(), lambda step, steps: None)
+        train_epoch(recipe, 1, learner, reader, Clock(), lambda *told: None)
 
     return epoch
 

@@ -106,6 +106,8 @@ def test_all_problems_are_shown_at_once(write):
     ("train: {batch_size: 2}\nresources: {workers: 3}", "less than one image"),
     ("resources: {gpus_per_worker: 1.5}", "whole number"),
     ("resources: {gpus_per_worker: 0.5, workers: 2}", "cannot share a GPU"),
+    ("resources: {gpus_per_worker: 0.5, workers: [1, 2]}", "cannot share a GPU"),
+    ("resources: {workers: [4, 1]}", "[LEAST, MOST]"),
     ("name: a/b", "pattern"),
 ])
 def test_fields_that_contradict_each_other(write, text, expected):

@@ -33,12 +33,16 @@ def test_the_limit_holds_before_the_validation_share():
     ({"workers": 4}, [Node(2), Node(2), Node(2)], 16, [Slot(1, 4)]),
     ({"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4}, [Node(64, 4)], 16, [Slot(2, 2)]),
     ({"workers": 1, "gpus_per_worker": 0.25}, [Node(16, 1)], 16, [Slot(4, 1)]),
+    ({"workers": [1, 4]}, [Node(2)], 16, [Slot(1, 4, least=1)]),
+    ({"workers": [2, 4]}, [Node(4), Node(4), Node(2)], 16, [Slot(1, 4, least=2)] * 2),
+    ({"workers": [1, 2]}, [Node(8)], 1, [Slot(1, 2, least=1)]),
 ])
 def test_slots_hold_as_many_teams_as_fit(resources, nodes, trials, expected):
     assert make_slots(Resources.model_validate(resources), nodes, trials) == tuple(expected)
 
 
 @pytest.mark.parametrize(("resources", "expected"), [
+    ({"workers": [3, 5]}, "a trial of 3 workers needs 3 CPUs, the cluster has 2 CPUs"),
     ({"workers": 3}, "needs 3 CPUs, the cluster has 2 CPUs and 0 GPUs"),
     ({"workers": 1, "gpus_per_worker": 1}, "needs 1 GPU, the cluster has 2 CPUs and 0 GPUs"),
 ])

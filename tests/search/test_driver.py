@@ -13,6 +13,7 @@ from raysft.errors import DataError, RunError, StorageFull
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.results.predict import Classifier
+from raysft.results.predictions import read_predictions
 from raysft.results.run import Run
 from raysft.search.driver import execute
 from raysft.storage import read_json, write_json
@@ -36,6 +37,9 @@ class Silent:
 
     def trial_ended(self, record, ended, total):
         self.ended.append(record.trial)
+
+    def standing(self, document, records):
+        pass
 
 
 @pytest.fixture
@@ -66,6 +70,21 @@ def losses(run: Run, trial: str = "t0") -> list[list[float]]:
     return [[m["train_loss"], m["val_loss"], m["train_accuracy"], m["val_accuracy"]] for m in history]
 
 
+def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
+    """Those that the run has written are what its model says of each test image, in the order of the row ids."""
+    found = read_predictions(run.folder).to_pylist()
+    assert [row["id"] for row in found] == list(range(15))
+    files = sorted(test_images.glob("*/*.png"))
+    classes = ["ant", "bee", "cow"]
+    for row, prediction in zip(found, Classifier(run.folder).predict([str(f) for f in files]), strict=True):
+        shares = dict(prediction.classes)
+        assert classes[row["label"]] == Path(prediction.image).parent.name
+        assert classes[row["predicted"]] == prediction.classes[0][0]
+        assert row["probability"] == pytest.approx(prediction.classes[0][1], abs=1e-5)
+        assert row["label_probability"] == pytest.approx(shares[classes[row["label"]]], abs=1e-5)
+    assert sum(row["label"] == row["predicted"] for row in found) / 15 == pytest.approx(best["test_accuracy"])
+
+
 def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, images):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02, 1e-7, 1e-8, 1e-7, 1e-8]}}]}
     results, listener, run = go(search={"space": space, "metric": "val_loss"}, train={"epochs": 6})
@@ -81,8 +100,42 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     again = Classifier(run.folder).evaluate(images / "test", "test")
     assert again["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert again["loss"] == pytest.approx(results["best"]["test_loss"], rel=1e-4)
+    assert_predictions(run, images / "test", results["best"])
     left = {p.parent.parent.name for p in run.folder.glob("trials/*/checkpoints/epoch-*")}
     assert left == {results["best"]["trial"]}
+
+
+def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_path):
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02]}}]}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    results, listener, run = go(search={"space": space, "scheduler": {"name": "none"}}, train={"epochs": 3},
+                                tracking={"mlflow": uri})
+    assert not [note for note in listener.notes if note.startswith("tracking")]
+    client = MlflowClient(tracking_uri=uri)
+    children = {r.data.tags.get("raysft.trial"): r for r in client.search_runs(["1"])}
+    assert set(children) == {None, "t0", "t1"}
+    assert children[None].data.metrics["test_accuracy"] == results["best"]["test_accuracy"]
+    assert [f.path for f in client.list_artifacts(children[None].info.run_id, "model")] == [
+        "model/model.json", "model/model.safetensors"]
+    for trial in ("t0", "t1"):
+        history = read_json(run.trial_folder(trial) / "trial.json")["history"]
+        assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+        board = EventAccumulator(str(run.folder / "tensorboard" / trial))
+        board.Reload()
+        for key in ("train_loss", "val_accuracy", "val_loss", "learning_rate", "images"):
+            expected = [(epoch["epoch"], pytest.approx(epoch[key])) for epoch in history]
+            assert [(e.step, e.value) for e in board.Scalars(key)] == expected
+            logged = client.get_metric_history(children[trial].info.run_id, key)
+            assert [(m.step, m.value) for m in logged] == expected
+        assert children[trial].info.status == "FINISHED"
+        rates = [epoch["learning_rate"] for epoch in history]
+        assert rates == sorted(rates, reverse=True)
+    progress = read_json(run.folder / "progress.json")
+    assert progress["epochs"]["total"] == 6
+    assert [team["slot"] for team in progress["teams"]] == [0, 0]
 
 
 def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, tmp_path, monkeypatch):
@@ -98,6 +151,10 @@ def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, 
     assert [t["status"] for t in results["trials"]] == ["finished"]
     for one, two in zip(losses(alone), losses(both), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
+    of_one, of_two = (read_predictions(run.folder).to_pydict() for run in (alone, both))
+    assert of_one.pop("probability") == pytest.approx(of_two.pop("probability"), rel=1e-3)
+    assert of_one.pop("label_probability") == pytest.approx(of_two.pop("label_probability"), rel=1e-3)
+    assert of_one == of_two
 
 
 def test_a_rank_that_hangs_is_named_and_its_workers_start_again(go, tmp_path, monkeypatch):
@@ -185,10 +242,14 @@ def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_dis
     (small_disk / "filler").unlink()
     info = small_disk / "runs/r0/run.json"
     write_json(info, read_json(info) | {"status": "stopped"})  # as it looks once this process has ended
-    run = Run.reopen(small_disk / "runs/r0")
+    run = Run.reopen(small_disk / "runs/r0", workers=2)
     results = execute(run.job, run, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
     assert results["trials"][0]["epochs"] == 6
     assert results["status"] == "done"
+    history = read_json(run.trial_folder("t0") / "trial.json")["history"]
+    assert [epoch["workers"] for epoch in history] == sorted(epoch["workers"] for epoch in history)
+    assert history[-1]["workers"] == 2
+    assert {epoch["images"] for epoch in history} == {48}
 
 
 def test_a_single_trial_may_take_its_time(go, monkeypatch):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from ray.tune.search import Searcher
 
 from raysft.errors import JobError
 from raysft.job import Job
@@ -102,12 +101,12 @@ def bowl(config) -> float:
 def propose(job: Job, count: int, past=()) -> list[tuple[dict, float]]:
     """Let a searcher propose trials one after the other and tell it how good they were."""
     asked, tried = searcher(job, range(count), known_configurations(job), past), []
-    for i in range(count):
-        config = asked.suggest(f"trial{i}")["config"]
+    while (proposed := asked.next_trial()) is not None:
+        number, config = proposed
         tried.append((config, bowl(config)))
-        asked.on_trial_result(f"trial{i}", {"epoch": 1, "val_accuracy": tried[-1][1], "val_loss": 1.0})
-        asked.on_trial_complete(f"trial{i}")
-    assert asked.suggest("one more") == Searcher.FINISHED
+        asked.epoch(number, {"epoch": 1, "val_accuracy": tried[-1][1], "val_loss": 1.0})
+        asked.ended(number)
+    assert len(tried) == count
     return tried
 
 
@@ -136,18 +135,22 @@ def test_tpe_begins_with_known_configurations_and_goes_on_from_past_ones():
 
 def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
     asked = searcher(tpe_job(), range(3), {}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])])
-    assert asked.suggest("a")["number"] == 0
-    asked.on_trial_complete("a", {"val_accuracy": float("nan"), "val_loss": float("nan")})
-    assert asked.suggest("b")["number"] == 1
-    asked.on_trial_complete("b", error=True)
-    assert asked.suggest("c")["number"] == 2
+    assert asked.next_trial()[0] == 0
+    asked.epoch(0, {"val_accuracy": 1.0, "val_loss": 0.0})
+    asked.ended(0, failed=True)
+    assert asked.next_trial()[0] == 1
+    asked.ended(1)  # stopped before its first epoch
+    assert asked.next_trial()[0] == 2
+    assert [trial.state.name for trial in asked.study.trials[:3]] == ["FAIL"] * 3
 
 
 def test_a_trial_taken_up_again_keeps_the_configuration_that_tpe_gave_it():
     begun = {"optimizer": {"name": "adam", "lr": 0.123}}
     asked = searcher(tpe_job(), [1, 2], {1: begun}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", [])])
-    assert asked.suggest("a") == {"number": 1, "config": begun}
-    assert asked.suggest("b")["config"] != begun
+    assert asked.next_trial() == (1, begun)
+    number, config = asked.next_trial()
+    assert number == 2
+    assert config != begun
 
 
 def test_tpe_is_told_of_known_configurations_only_what_is_true():

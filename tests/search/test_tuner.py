@@ -5,12 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from raysft.job.spec import Scheduler
-from raysft.search.tuner import Known, _scheduler
-
-
-class Trial:
-    def __init__(self, trial_id, config):
-        self.trial_id, self.config = trial_id, config
+from raysft.search.tuner import Known, Trial, scheduler_of
 
 
 def epochs(*values):
@@ -19,10 +14,10 @@ def epochs(*values):
 
 def judge(spec, known, trials):
     """What the scheduler says to the last epoch of the last trial; trials: {number: its epochs}."""
-    scheduler = _scheduler(Scheduler.model_validate(spec), 8, "val_accuracy", known)
+    scheduler = scheduler_of(Scheduler.model_validate(spec), 8, "val_accuracy", known)
     said = None
     for number, history in trials.items():
-        trial = Trial(f"new-{number}", {"number": number})
+        trial = Trial(f"new-{number}", number)
         scheduler.on_trial_add(None, trial)
         for epoch in history:
             said = scheduler.on_trial_result(SimpleNamespace(get_live_trials=list), trial, epoch)

@@ -89,7 +89,7 @@ def test_a_failure_is_told_once_and_the_team_gets_a_new_group():
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
         await queue.fail(0, 0, 1, 2, "a", "first", "")
-        settled = await pending(queue.settle(0, 0, 1, 60))
+        settled = await pending(queue.settle(0, 0, 1))
         assert not settled.done()
         await queue.fail(0, 0, 0, 2, "a", "second", "")
         await settled
@@ -107,8 +107,9 @@ def test_a_member_that_hangs_is_named_with_where_it_stood():
         await queue.take(0, 0, 0, 1, 0)
         await queue.progress("a", 1, 17, 40)
         await queue.fail(0, 0, 0, 3, "a", "timed out", "")
-        with pytest.raises(TrialError):
-            await queue.settle(0, 0, 1, 0.01)
+        settled = await pending(queue.settle(0, 0, 1))
+        assert not settled.done()
+        assert isinstance(await queue.hang(0, 0), TrialError)
         event = await queue.next_event("a")
         assert event.kind == "failed"
         assert event.payload["error"] == ("rank 1 (last seen after step 17 of 40), rank 2 (not seen in training) did "
@@ -119,13 +120,32 @@ def test_a_member_that_hangs_is_named_with_where_it_stood():
     run(scenario)
 
 
+def test_a_group_that_starts_again_takes_its_trial_up_however_long_that_takes():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 1, 0)
+        await queue.take(0, 0, 1, 1, 0)
+        await queue.take(0, 0, 2, 1, 0)
+        await queue.fail(0, 0, 0, 3, "a", "connection reset", "")  # the machine of rank 2 is gone
+        settled = await pending(queue.settle(0, 0, 1))
+        waiting = await pending(queue.take(0, 0, 1, 1, 1))
+        found, *_ = await queue.take(0, 0, 0, 2, 0)
+        assert (found.trial, found.attempt) == ("a", 1)
+        await settled
+        assert await waiting is None  # of a process that is dead by now
+        assert await queue.hang(0, 0) is None
+        assert "failed" not in await kinds(queue)
+
+    run(scenario)
+
+
 def test_a_member_that_was_done_already_does_not_hold_up_the_others():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
         await queue.finish(0, 0, "a", {})
         await queue.fail(0, 0, 1, 2, "a", "late", "")
-        settled = await pending(queue.settle(0, 0, 1, 60))
+        settled = await pending(queue.settle(0, 0, 1))
         await queue.put(task("b"))
         assert await queue.take(0, 0, 0, 1, 1) == (task("b"), 2, 2)
         await settled
@@ -139,10 +159,13 @@ def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
         await queue.take(0, 0, 1, 1, 0)
+        await queue.progress("a", 1, 7, 20)
         await queue.fail(0, 0, 0, 2, "a", "connection closed by peer", "")
         found, *_ = await queue.take(0, 0, 1, 2, 0)
         assert (found.trial, found.attempt) == ("a", 1)
         assert "failed" not in await kinds(queue)
+        again = (await queue.events(0, 0))[-1]
+        assert (again.kind, again.payload["stood"]) == ("started", "rank 1 last seen after step 7 of 20")
 
     run(scenario)
 
@@ -207,9 +230,9 @@ def test_a_failure_told_late_gives_back_the_trial_that_others_took_meanwhile():
         await queue.finish(0, 0, "a", {})
         _, _, turn = await queue.take(0, 0, 0, 1, 1)  # rank 0 is in b
         await queue.fail(0, 0, 1, 2, "a", "late", "")
-        other = await pending(queue.settle(0, 0, 1, 60))
+        other = await pending(queue.settle(0, 0, 1))
         await queue.fail(0, 0, 0, 2, "b", "the others are gone", "")
-        turns = {await queue.settle(0, 0, turn, 60), await other}
+        turns = {await queue.settle(0, 0, turn), await other}
         assert turns == {2}
         again = [await queue.take(0, 0, rank, 1, 2) for rank in (0, 1)]
         assert again[0] == again[1]
@@ -299,7 +322,7 @@ def test_a_trial_that_ran_out_of_memory_goes_on_once_with_half_the_micro_batch()
             taken, _, turn = await queue.take(0, 0, 0, 1, attempt)
             assert taken.train.accumulate == parts
             await queue.fail(0, 0, 0, 1, "a", "out of memory", "", "out_of_memory")
-            assert await queue.settle(0, 0, turn, 60) == turn
+            assert await queue.settle(0, 0, turn) == turn
         assert await kinds(queue) == ["started", "halved", "started", "failed"]
 
     run(scenario)

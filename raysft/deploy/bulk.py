@@ -1,0 +1,246 @@
+"""A delivered model on any number of images, on Ray Data: streamed, resumable, one row an image in one Parquet file.
+
+The rows of each chunk of images are written to a part beside the result, whole or not at all, and joined at the end. A
+prediction that was interrupted goes on with the chunks that have no part yet. A bad image is a row with an error.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysft.deploy.images import Chunk, Item, Source
+from raysft.errors import DataError, RunError, UserError
+from raysft.results.model import ModelCard, read_card
+from raysft.storage import Place, Remote, place, read_json, remove, write_bytes, write_json
+
+PLAN = "plan.json"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a prediction came to; `images_per_s` once the processes are up, None where all was there already."""
+
+    out: str
+    images: int
+    errors: int
+    images_per_s: float | None
+    classes: dict[str, int]
+    """Images of each class, as predicted."""
+
+
+def check_out(out: Place) -> None:
+    """Raise UserError where there is something where the result is to go."""
+    if out.exists():
+        raise UserError(str(out), "is there already", "remove it, or give another --out")
+    if not str(out).endswith(".parquet"):
+        raise UserError(f"--out {out}", "is not a Parquet file", "give a name that ends in .parquet")
+
+
+def predict_all(model: Place, source: Source, out: Place, shares: bool, progress: Progress) -> Predicted:
+    """Predict all images of `source` on the Ray this process is connected to, and write them to `out`.
+
+    shares: whether each row also has the probabilities of all classes. Takes up what an interrupted call has left.
+    Raises UserError for a model, images or parts that cannot be used, and DataError for a shard that is torn.
+    """
+    check_out(out)
+    card = read_card(model)
+    parts = out.parent / f"{out.name}.parts"
+    _prepare(parts, {"model": card.weights_sha256, "source": source.fingerprint, "probabilities": shares})
+    waiting = [i for i in range(len(source.chunks)) if not _part(parts, i).is_file()]
+    done = source.images - sum(source.chunks[i].images for i in waiting)
+    progress("predict", done, source.images)
+    told = []
+    if waiting:
+        for row in _run(model, source, parts, waiting, shares):
+            told.append(row)
+            done += row["images"]
+            progress("predict", done, source.images)
+    return _join(parts, out, source, card, _rate(told))
+
+
+def _rate(told: list[dict[str, Any]]) -> float | None:
+    """Images a second from the beginning of the first chunk to the end of the last."""
+    if not told:
+        return None
+    return sum(row["images"] for row in told) / (max(r["ended"] for r in told) - min(r["began"] for r in told))
+
+
+def _prepare(parts: Place, identity: dict[str, Any]) -> None:
+    """Keep the parts that are there only if they are of the same prediction."""
+    plan = parts / PLAN
+    if plan.is_file():
+        try:
+            before = read_json(plan)
+        except (OSError, ValueError) as error:
+            raise UserError(str(plan), f"cannot be read ({error})", f"remove {parts} to begin again") from None
+        changed = [key for key, value in identity.items() if before.get(key) != value]
+        if changed:
+            raise UserError(str(parts), f"is of another prediction: other {' and '.join(changed)}",
+                            "remove it to begin again, or give another --out")
+        return
+    if not isinstance(parts, Remote):
+        parts.mkdir(parents=True, exist_ok=True)
+    write_json(plan, identity)
+
+
+def _part(parts: Place, number: int) -> Place:
+    return parts / f"{number:05d}.parquet"
+
+
+# --- on Ray Data -----------------------------------------------------------------------------------------------------
+
+def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares: bool) -> Iterator[dict[str, Any]]:
+    """Predict chunks with one actor a GPU, or a CPU where there is none; yields what each tells when it is done."""
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    actors = min(gpus or cpus, len(waiting))
+    threads = max(1, cpus // gpus) if gpus else 1
+    rows = [{"number": i, "chunk": pickle.dumps(source.chunks[i])} for i in waiting]
+    actor: Any = Predictor
+    predicted = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        actor, fn_constructor_args=(str(model), str(parts), source.labelled, shares, threads, bool(gpus), os.getcwd()),
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=threads if gpus else 1, num_gpus=1 if gpus else 0)
+    for row in predicted.iter_rows():
+        if row["fatal"]:
+            raise DataError(*json.loads(row["fatal"]))
+        yield row
+
+
+class Predictor:
+    """The actor of Ray Data: it takes chunk after chunk, writes the part of each, and tells when it was.
+
+    `threads` decode images ahead of the network, one decodes them in between.
+    """
+
+    def __init__(self, model: str, parts: str, labelled: bool, shares: bool, threads: int, gpu: bool,
+                 import_from: str) -> None:
+        import torch
+
+        from raysft.results.predict import Classifier
+
+        sys.path.append(import_from)  # where package.module:factory is importable for the caller
+        torch.set_num_threads(threads)
+        self.classifier = Classifier(place(model), "cuda" if gpu else "cpu")
+        self.parts, self.labelled, self.shares = place(parts), labelled, shares
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        began = time.time()
+        chunk: Chunk = pickle.loads(row["chunk"])
+        try:
+            table = self.table(chunk)
+        except DataError as error:  # not of one image but of all
+            return {"images": 0, "began": began, "ended": began,
+                    "fatal": json.dumps([error.where, error.what, error.todo])}
+        content = io.BytesIO()
+        pq.write_table(table, content)
+        write_bytes(_part(self.parts, int(row["number"])), content.getvalue())
+        return {"images": chunk.images, "began": began, "ended": time.time(), "fatal": ""}
+
+    def table(self, chunk: Chunk) -> pa.Table:
+        """The rows of a chunk: (image, [label,] class, probability, error[, probabilities])."""
+        card = self.classifier.card
+        made = [self._rows(items, images) for items, images in self._batches(chunk)]
+        return pa.Table.from_pylist(list(itertools.chain.from_iterable(made)),
+                                    schema=schema_of(card, self.labelled, self.shares))
+
+    def _batches(self, chunk: Chunk) -> Iterator[tuple[list[Item], list[np.ndarray | DataError]]]:
+        """Items with their decoded images, or why there is none, as many as go through the network at once."""
+        from raysft.results.predict import batch_of
+
+        card = self.classifier.card
+        items, size = list(chunk.items(card.height, card.width)), batch_of(self.classifier.card)
+        decoded = self.pool.map(_decoded, items) if self.pool else map(_decoded, items)
+        for start in range(0, len(items), size):
+            part = items[start:start + size]
+            yield part, list(itertools.islice(decoded, len(part)))
+
+    def _rows(self, items: list[Item], images: list[np.ndarray | DataError]) -> Iterator[dict[str, Any]]:
+        good = [image for image in images if isinstance(image, np.ndarray)]
+        found = iter(self.classifier.shares(np.stack(good)) if good else ())
+        for item, image in zip(items, images, strict=True):
+            row: dict[str, Any] = {"image": item.name, "label": item.label}
+            if isinstance(image, DataError):
+                yield row | {"error": image.what}
+                continue
+            shares = next(found)
+            best = int(shares.argmax())
+            yield row | {"class": self.classifier.card.classes[best], "probability": shares[best],
+                         "probabilities": shares if self.shares else None}
+
+
+def _decoded(item: Item) -> np.ndarray | DataError:
+    try:
+        return item.decode()
+    except DataError as error:
+        return error
+
+
+def schema_of(card: ModelCard, labelled: bool, shares: bool) -> pa.Schema:
+    """The columns of a result; the classes, in the order of `probabilities`, are in its metadata."""
+    named = {"image": pa.string(), **({"label": pa.string()} if labelled else {}), "class": pa.string(),
+             "probability": pa.float32(), "error": pa.string()}
+    if shares:
+        named["probabilities"] = pa.list_(pa.float32())  # of a fixed size, Parquet cannot hold the nulls of bad images
+    about = {"classes": json.dumps(card.classes), "model": card.weights_sha256}
+    return pa.schema(list(named.items()), metadata=about)
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float | None) -> Predicted:
+    """Make one file of all parts, in the order of the images, and remove them."""
+    counts = dict.fromkeys(card.classes, 0)
+    images = errors = 0
+    beside = out if isinstance(out, Remote) else out.with_name(out.name + ".tmp")
+    writer = None
+    with beside.fs.open_output_stream(beside.key) if isinstance(beside, Remote) else beside.open("wb") as file:
+        for number, chunk in enumerate(source.chunks):
+            table = _read_part(_part(parts, number), chunk)
+            writer = writer or pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+            images += len(table)
+            errors += len(table) - table["error"].null_count
+            for each in table["class"].value_counts().to_pylist():
+                if each["values"] is not None:
+                    counts[each["values"]] += each["counts"]
+        assert writer is not None
+        writer.close()
+    if not isinstance(beside, Remote) and not isinstance(out, Remote):
+        beside.replace(out)
+    remove(parts)
+    return Predicted(str(out), images, errors, rate, counts)
+
+
+def _read_part(file: Place, chunk: Chunk) -> pa.Table:
+    try:
+        table = pq.read_table(pa.BufferReader(file.read_bytes()))
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(str(file), f"cannot be read ({str(error).splitlines()[0]})",
+                       "remove it and give the same command again") from None
+    if len(table) != chunk.images:
+        raise RunError(str(file), f"has {len(table)} rows for {chunk.images} images",
+                       "remove it and give the same command again")
+    return table
+

@@ -1,0 +1,225 @@
+"""The charts of a report as Vega-Lite specifications: plain dictionaries without any data that is not a figure.
+
+Colours are names of the page's style sheet, so that they follow the colour scheme without being drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from raysft.console import metric_text
+from raysft.job.spec import metric_mode
+
+Spec = dict[str, Any]
+
+EPOCHS = "epochs"  # the data that the curves share
+MOST_POINTS = 3000  # of learning curves, over all trials
+LOG_RATIO = 20.0
+HEIGHT = 240
+ENDS = {"finished": "to the end", "stopped": "stopped early", "diverged": "diverged", "failed": "failed"}
+
+CONFIG: Spec = {
+    "background": None, "font": "system-ui, sans-serif", "view": {"stroke": None}, "padding": 2,
+    "axis": {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)",
+             "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12,
+             "titleFontWeight": 500, "titlePadding": 8, "labelPadding": 5, "tickCount": 5, "labelOverlap": "greedy"},
+    "axisX": {"grid": False},
+    "legend": {"labelColor": "var(--ink)", "titleColor": "var(--soft)", "titleFontWeight": 500, "titleFontSize": 12,
+               "labelFontSize": 12, "orient": "top", "columns": 3, "symbolStrokeWidth": 2, "labelLimit": 140},
+    "range": {"category": [f"var(--series-{i})" for i in range(1, 9)]},
+    "style": {"guide": {"stroke": "var(--soft)", "strokeDash": [4, 4]}, "bar": {"fill": "var(--series-1)"},
+              "plain": {"stroke": "var(--series-1)"}, "name": {"fill": "var(--ink)"},
+              "dot": {"stroke": "var(--series-1)", "fill": "var(--series-1)"}},
+}
+
+
+def charts(figures: dict[str, Any]) -> dict[str, Spec]:
+    """The specifications of a run's charts by the id of the element that each is drawn into."""
+    found = curve_charts(figures)
+    if figures["search"] is not None:
+        scored = scored_trials(figures)
+        if figures["search"]["by_rate"]:
+            found["rates"] = rates(scored, figures["metric"])
+        if len(scored) > 1:
+            found["progress"] = progress(scored, figures["metric"])
+    if figures["test"] is not None:
+        bins = figures["test"]["calibration"]["bins"]
+        found |= {"reliability": reliability(bins), "certainty": certainty(bins)}
+    return found
+
+
+# --- learning curves -------------------------------------------------------------------------------------------------
+
+def curve_charts(figures: dict[str, Any]) -> dict[str, Spec]:
+    """The metric, and both losses, over the epochs of every trial; they draw the values of `epoch_values`."""
+    values = epoch_values(figures)
+    names = {"curve-metric": figures["metric"], "curve-val-loss": "val_loss", "curve-train-loss": "train_loss"}
+    if figures["metric"] == "val_loss":
+        del names["curve-val-loss"]
+    return {name: curves(values, key) for name, key in names.items()} if values else {}
+
+
+def epoch_values(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What curves show of each epoch, once for all of them; `best` is there in those of the best trial alone."""
+    keys = dict.fromkeys([figures["metric"], "val_loss", "train_loss"])
+    shown = trials_with_curves(figures["trials"])
+    return [{"trial": trial["trial"], "optimizer": trial["optimizer"], "epoch": epoch["epoch"],
+             **{key: _rounded(epoch[key]) for key in keys}, **({"best": True} if trial is shown[0] else {})}
+            for trial in shown for epoch in trial["history"]]
+
+
+def trials_with_curves(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best of the trials that have epochs, as many as charts have room for, at least one."""
+    shown: list[dict[str, Any]] = []
+    points = 0
+    for trial in trials:
+        points += len(trial["history"])
+        if trial["history"] and (not shown or points <= MOST_POINTS):
+            shown.append(trial)
+    return shown
+
+
+def curves(values: Sequence[dict[str, Any]], key: str) -> Spec:
+    """One value of every epoch of some trials, the best of which is drawn thicker."""
+    title = metric_text(key, short=False)
+    scale = _scale(value[key] for value in values)
+    several = any("best" not in value for value in values)
+    lines: list[Spec] = [
+        {"transform": [{"filter": "!datum.best"}],
+         "mark": {"type": "line", "style": "plain", "opacity": 0.55, "strokeWidth": 1.5, "point": {"size": 12}}},
+        {"transform": [{"filter": "datum.best"}],
+         "mark": {"type": "line", "style": "plain", "strokeWidth": 3, "point": {"size": 36}}}]
+    return _chart(f"{title} of every trial over its epochs", {"name": EPOCHS}, {
+        "encoding": {"x": {"field": "epoch", "type": "quantitative", "title": "epoch",
+                           "scale": {"zero": False, "nice": False}, "axis": {"format": "d", "tickMinStep": 1}},
+                     "y": {"field": key, "type": "quantitative", "scale": scale,
+                           "title": title + (" (log scale)" if "type" in scale else "")},
+                     "detail": {"field": "trial"}, **_by_optimizer(values),
+                     "tooltip": [*([_tip("trial"), _tip("optimizer")] if several else []), _tip("epoch"),
+                                 _tip(key, title, ".4f")]},
+        "layer": lines if several else lines[1:]})
+
+
+def _scale(values: Iterable[float]) -> Spec:
+    """A logarithmic scale for values that differ by more than a factor of 20."""
+    known = list(values)
+    return {"type": "log"} if min(known) > 0 and max(known) / min(known) > LOG_RATIO else {"zero": False}
+
+
+# --- the search ------------------------------------------------------------------------------------------------------
+
+def scored_trials(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What charts of a search show of each trial with an epoch, in the order of the leaderboard."""
+    numbers = {name: i for i, name in enumerate(sorted(trial["trial"] for trial in figures["trials"]), 1)}
+    return [{"trial": trial["trial"], "number": numbers[trial["trial"]], "optimizer": trial["optimizer"],
+             "lr": trial["lr"], "value": _rounded(trial[figures["metric"]]), "epochs": trial["epochs"],
+             "ended": ENDS.get(trial["status"], trial["status"]), "best": i == 0}
+            for i, trial in enumerate(trial for trial in figures["trials"] if trial["history"])]
+
+
+def rates(values: list[dict[str, Any]], metric: str) -> Spec:
+    """The metric of each trial over its learning rate."""
+    title = metric_text(metric, short=False)
+    ends = [end for end in ENDS.values() if any(value["ended"] == end for value in values)]
+    shapes = dict(zip(ENDS.values(), ("circle", "triangle-down", "cross", "square"), strict=True))
+    shape = {"field": "ended", "type": "nominal", "title": None, "scale": {"domain": ends, "range": [
+        shapes[end] for end in ends]}, "legend": {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}}
+    color = _by_optimizer(values)
+    fill = {"fill": {**color["color"], "legend": None}} if color else {}
+    points = {"mark": {"type": "point", "style": "dot", "size": 90, "strokeWidth": 2},
+              "encoding": {"shape": shape, **color, **fill, "fillOpacity":
+                           {"condition": {"test": "datum.ended === 'to the end'", "value": 0.75}, "value": 0}}}
+    name = {"transform": [{"filter": "datum.best"}], "encoding": {"text": {"field": "trial"}},
+            "mark": {"type": "text", "style": "name", "dy": -13, "fontWeight": 600, "fontSize": 12}}
+    return _chart(f"{title} of each trial over its learning rate", values, {
+        "encoding": {"x": {"field": "lr", "type": "quantitative", "title": "learning rate (log scale)",
+                           "scale": {"type": "log", "nice": False, "padding": 16},
+                           "axis": {"format": "~g", "grid": True}},
+                     "y": {"field": "value", "type": "quantitative", "title": title, "scale":
+                           {"zero": False, "padding": 12}},
+                     "tooltip": [_tip("trial"), _tip("optimizer"), _tip("lr", "learning rate", ".3~g"),
+                                 _tip("value", title, ".4f"), _tip("epochs"), _tip("ended", "trained")]},
+        "layer": [points, name]}, height=300)
+
+
+def progress(values: list[dict[str, Any]], metric: str) -> Spec:
+    """The metric of the trials in the order they were proposed, and the best so far."""
+    title = metric_text(metric, short=False)
+    best, line = None, []
+    better = min if metric_mode(metric) == "min" else max
+    for value in sorted(values, key=lambda v: v["number"]):
+        best = value["value"] if best is None else better(best, value["value"])
+        line.append(value | {"so_far": best})
+    x = {"field": "number", "type": "quantitative", "title": "trial, in the order of the search",
+         "scale": {"zero": False, "nice": False, "padding": 12}, "axis": {"format": "d", "tickMinStep": 1}}
+    y = {"type": "quantitative", "title": title, "scale": {"zero": False, "padding": 12}}
+    return _chart(f"{title} of the trials in their order, and the best so far", line, {
+        "encoding": {"x": x},
+        "layer": [{"mark": {"type": "line", "interpolate": "step-after", "style": "plain", "strokeWidth": 2.5},
+                   "encoding": {"y": {"field": "so_far", **y}}},
+                  {"mark": {"type": "point", "size": 50, "strokeWidth": 2, "stroke": "var(--soft)"},
+                   "encoding": {"y": {"field": "value", **y},
+                                "tooltip": [_tip("trial"), _tip("value", title, ".4f"),
+                                            _tip("so_far", "best so far", ".4f")]}}]}, height=300)
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+def reliability(bins: list[dict[str, Any]]) -> Spec:
+    """Accuracy in bins of the probability, beside the diagonal of perfect calibration."""
+    shown = [{**b, "probability": _rounded(b["probability"]), "accuracy": _rounded(b["accuracy"])}
+             for b in bins if b["images"]]
+    ends = {"scale": {"domain": [0, 1]}, "type": "quantitative"}
+    diagonal = {"data": {"values": [{"at": 0}, {"at": 1}]}, "mark": {"type": "line", "style": "guide"},
+                "encoding": {"x": {"field": "at", **ends}, "y": {"field": "at", **ends}}}
+    bars = {"mark": {"type": "bar", "style": "bar", "opacity": 0.75, "binSpacing": 1},
+            "encoding": {"x": {"field": "low", "bin": {"binned": True}, "title": "probability of the predicted class",
+                               "axis": {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}, **ends},
+                         "x2": {"field": "high"},
+                         "y": {"field": "accuracy", "title": "accuracy", "axis": {"format": ".1f"}, **ends},
+                         "tooltip": [_tip("probability", "mean probability", ".4f"), _tip("accuracy", format=".4f"),
+                                     _tip("images", format=",d")]}}
+    return _chart("Accuracy in 15 bins of the probability of the predicted class", shown,
+                  {"layer": [bars, diagonal]}, height=300)
+
+
+def certainty(bins: list[dict[str, Any]]) -> Spec:
+    """How many images are in each bin of the probability."""
+    return _chart("Images in 15 bins of the probability of the predicted class",
+                  [{key: b[key] for key in ("low", "high", "images")} for b in bins], {
+        "mark": {"type": "bar", "style": "bar", "opacity": 0.75, "binSpacing": 1},
+        "encoding": {"x": {"field": "low", "type": "quantitative", "bin": {"binned": True},
+                           "title": "probability of the predicted class", "scale": {"domain": [0, 1]},
+                           "axis": {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}},
+                     "x2": {"field": "high"},
+                     "y": {"field": "images", "type": "quantitative", "title": "images", "axis": {"format": "~s"}},
+                     "tooltip": [_tip("low", "from", ".3f"), _tip("high", "to", ".3f"),
+                                 _tip("images", format=",d")]}}, height=300)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+def _chart(description: str, data: list[dict[str, Any]] | Spec, rest: Spec, height: int = HEIGHT) -> Spec:
+    """A chart as wide as its place on the page, of values of its own or of named data."""
+    return {"description": description, "width": "container", "height": height,
+            "autosize": {"type": "fit-x", "contains": "padding"},
+            "data": data if isinstance(data, dict) else {"values": data}, **rest}
+
+
+def _tip(field: str, title: str | None = None, format: str | None = None) -> Spec:
+    tip = {"field": field, "title": title or field}
+    return tip if format is None else {**tip, "type": "quantitative", "format": format}
+
+
+def _by_optimizer(values: Iterable[dict[str, Any]]) -> Spec:
+    """A colour for each optimizer, where there are several."""
+    known = sorted({value["optimizer"] for value in values})
+    if len(known) < 2:
+        return {}
+    return {"color": {"field": "optimizer", "type": "nominal", "title": None, "scale": {"domain": known}}}
+
+
+def _rounded(value: float) -> float:
+    """Six digits are more than a chart can show."""
+    return float(f"{value:.6g}")

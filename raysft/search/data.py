@@ -1,0 +1,49 @@
+"""The data of a run: what is known of it before it is read, and whether it is still what the run began with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raysft.data.ingest import SplitSource
+from raysft.data.shards import Manifest
+from raysft.errors import DataError
+from raysft.job.plan import Outline
+from raysft.results.run import Run
+from raysft.storage import Place
+
+
+def identity(manifest: Manifest) -> dict[str, Any]:
+    """What of a data set must be the same when a run is taken up again."""
+    return {"fingerprint": manifest.fingerprint, "classes": list(manifest.classes),
+            "stored": {name: split.rows for name, split in manifest.splits.items()}}
+
+
+def compare(run: Run, manifest: Manifest, folder: Place) -> None:
+    """Raise DataError where the data is not what the run began with, and say what is different."""
+    before, now = run.info.get("data"), identity(manifest)
+    if before is None or before["fingerprint"] == now["fingerprint"]:
+        return
+    told = [f"{name} has {rows} rows, had {before['stored'].get(name, 0)}" for name, rows in now["stored"].items()
+            if before["stored"].get(name) != rows]
+    if now["classes"] != before["classes"]:
+        told.append(f"classes are {', '.join(now['classes'])}, were {', '.join(before['classes'])}")
+    raise DataError(str(folder), f"is not the data that the run began with: {'; '.join(told) or 'other images'}",
+                    "restore it, or submit a run of its own")
+
+
+def note_missing(manifest: Manifest, val: SplitSource, note: Callable[[str], None]) -> None:
+    """Say which classes no validation image judges."""
+    missing = [label for label, rows in enumerate(val.class_rows) if not rows]
+    if missing:
+        names = ", ".join(manifest.classes[label] for label in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        note(f"no validation image of {names}{more}: raise data.val_fraction or data.limit")
+
+
+def outline(folder: Place, manifest: Manifest) -> Outline:
+    """What a plan has to know of a data set; raises DataError where it has not what a run needs."""
+    missing = {"train", "test"} - manifest.splits.keys()
+    if missing:
+        raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
+    return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))

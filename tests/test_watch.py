@@ -1,0 +1,229 @@
+"""Watching a run: what a moment of it looks like, and that watching ends with the run and never ends it."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from raysft.cluster.wire import Reporter, decode, summary
+from raysft.job import Job
+from raysft.job.plan import Plan, Slot
+from raysft.results.run import Run, TrialRecord
+from raysft.search.progress import Progress
+from raysft.train.queue import Event
+from raysft.watch import changes, curve_text, headline, here, picture
+
+REPOSITORY = Path(__file__).parents[1]
+RAYSFT = str(Path(sys.executable).parent / "raysft")
+
+
+def epochs(*accuracies: float) -> list[dict]:
+    return [{"epoch": n, "val_accuracy": a, "val_loss": 1 - a} for n, a in enumerate(accuracies, 1)]
+
+
+def row(trial: str, status: str, *accuracies: float, **more) -> dict:
+    return TrialRecord(trial, {"optimizer": {"name": "sgd", "lr": 0.01}}, status, epochs(*accuracies), None, 12.0,
+                       more.get("error")).row("val_accuracy") | {"history": epochs(*accuracies)}
+
+
+PROGRESS = {"at": 1000.0, "epochs": {"done": 12.4, "total": 40, "each": 10}, "left_s": 185.0, "may_end_early": True,
+            "inside": {"t1": 0.4}, "teams": [
+                {"slot": 0, "team": 0, "doing": "training", "trial": "t1", "step": 17, "steps": 40,
+                 "images_per_s": 1234.5, "data_wait": 0.021, "gpu": 97.0},
+                {"slot": 1, "team": 0, "doing": "starting", "trial": None, "step": None, "steps": None,
+                 "images_per_s": None, "data_wait": None, "gpu": None}]}
+RUNNING = {"run": "r", "status": "running", "started": "1970-01-01T00:15:00+0000", "ended": None,
+           "metric": "val_accuracy", "progress": PROGRESS, "trials": [
+               row("t0", "finished", *[n / 10 for n in range(1, 11)]), row("t1", "running", 0.2, 0.5),
+               row("t2", "failed", error="boom"), row("t3", "pending")]}
+
+
+def text(document: dict, now: float = 1000.0, height: int = 50) -> list[str]:
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115  # lives as long as the test
+    console.print(picture(document, now, height))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_a_running_search_as_text():
+    lines = text(RUNNING)
+    assert lines[0] == ("r: running for 1 min 40 s, 12.4 of 40 epochs, at most 3 min 5 s left, best t0 with val acc "
+                        "1.0000")
+    rows = [re.split(r"\s{2,}", line) for line in lines[2:7]]
+    assert rows[0] == ["trial", "status", "epochs", "val acc", "curve", "seconds", "config"]
+    assert rows[1] == ["t1", "running", "2.4/10", "0.5000", "▂▄", "12.0", "sgd lr=0.01"]  # those in training first
+    assert rows[2] == ["t0", "finished", "10/10", "1.0000", "▁▂▃▃▄▅▆▆▇█", "12.0", "sgd lr=0.01"]
+    assert [r[0] for r in rows[3:]] == ["t2", "t3"]
+    assert "training t1, step 17 of 40" in lines[-2]
+    assert re.split(r"\s{2,}", lines[-2].strip())[-3:] == ["1,234", "2.1 %", "97 %"]
+    assert re.split(r"\s{2,}", lines[-1].strip()) == ["1", "0", "starting", "-", "-", "-"]
+
+
+def test_what_is_known_decides_what_the_headline_says():
+    plain = {**RUNNING, "progress": PROGRESS | {"may_end_early": False}}
+    assert "about 3 min 5 s left" in headline(plain, 1000.0)
+    assert "last heard of" not in headline(plain, 1059.0)
+    assert "last heard of 2 min 0 s ago" in headline(plain, 1120.0)
+    ended = {**RUNNING, "status": "done", "ended": "1970-01-01T01:15:00+0000"}
+    assert headline(ended, 9e9) == "r: done after 1 h 0 min, best t0 with val acc 1.0000"
+    assert headline({**RUNNING, "progress": None, "trials": []}, 960.0) == "r: running for 1 min 0 s"
+
+
+def test_a_small_terminal_shows_those_in_training_and_the_best():
+    lines = text(RUNNING, height=13)
+    assert [line.split()[0] for line in lines[3:7]] == ["t1", "t0", "t2", "…"]
+    assert "… and 1 more" in lines
+
+
+def test_a_long_curve_keeps_its_last_epoch_and_its_width():
+    curve = [n / 100 for n in range(100)]
+    assert len(curve_text(curve, curve)) <= 16
+    assert curve_text(curve, curve)[-1] == "█"
+    assert curve_text([0.5, 0.5], [0.5, 0.5]) == "▁▁"
+    assert curve_text([], [0.1]) == ""
+
+
+def test_without_a_terminal_each_change_is_a_line():
+    assert changes({}, RUNNING)[0] == "r: running"
+    later = {**RUNNING, "trials": [RUNNING["trials"][0], row("t1", "running", 0.2, 0.5, 0.6), RUNNING["trials"][2],
+                                   row("t3", "finished", 0.9)]}
+    assert changes(RUNNING, later) == ["t1  epoch 3 of 10  val acc 0.6000",
+                                       "t3  finished  val acc 0.9000  1 epoch  sgd lr=0.01"]
+    assert changes(later, later) == []
+    assert changes(later, {**later, "status": "failed", "errors": ["run: no"]}) == ["run: no", "r: failed"]
+
+
+# --- where a run stands ----------------------------------------------------------------------------------------------
+
+def test_progress_follows_teams_and_knows_what_is_left():
+    job = Job.model_validate({"train": {"epochs": 4}, "search": {"trials": 2}})
+    plan = Plan(100, 10, 10, 3, 2, (Slot(1, 1), Slot(1, 1)), 4, 25)
+    progress = Progress(job, plan, [])
+    records = [TrialRecord("t0", {}), TrialRecord("t1", {})]
+    document = progress.document(records, [])
+    assert [team["doing"] for team in document["teams"]] == ["starting", "starting"]
+    assert document["left_s"] is None
+
+    progress.take(Event("started", "t0", {"kind": "train", "attempt": 0, "slot": 1, "team": 0}, at=0.0))
+    progress.take(Event("progress", "t0", {"step": 2, "steps": 4, "seconds": 2.0, "waited": 0.5, "gpu": None}))
+    document = progress.document(records, [])
+    assert (document["epochs"], document["inside"]) == ({"done": 0.5, "total": 8, "each": 4}, {"t0": 0.5})
+    team = document["teams"][1]
+    assert (team["doing"], team["trial"], team["step"], team["images_per_s"], team["data_wait"]) == (
+        "training", "t0", 2, 25.0, 0.25)
+    assert document["left_s"] == pytest.approx(7.5 / 0.5 * document["at"], rel=1e-3)  # the first began at second 0
+    assert document["may_end_early"] is True
+
+    records[0].history, records[0].status = epochs(0.5), "stopped"
+    progress.take(Event("stopped", "t0", {}))
+    document = progress.document(records, [])
+    assert document["epochs"]["done"] == 4
+    assert document["inside"] == {}
+    assert document["teams"][1]["doing"] == "waiting"
+    progress.lost(1)
+    assert progress.document(records, [])["teams"][1]["doing"] == "gone"
+
+
+def test_events_of_a_cluster_tell_running_trials_and_each_epoch_once(monkeypatch):
+    monkeypatch.setattr("raysft.cluster.wire.STANDING_EVERY_S", 0.0)
+    lines: list[str] = []
+    reporter, trial = Reporter(lines.append), TrialRecord("t0", {"a": 1}, "running")
+    waiting = TrialRecord("t1", {})
+    for number in range(1, 4):
+        trial.history = epochs(*[0.1 * n for n in range(1, number + 1)])
+        reporter.standing({"at": number}, [trial, waiting])
+    assert sum(line.count('"epoch"') for line in lines) == 3
+    seen = summary(message for line in lines if (message := decode(line.rstrip("\n"))))
+    assert seen.progress == {"at": 3}
+    assert seen.trials == {"t0": trial}
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+def test_watching_a_run_that_has_ended_shows_it_once(tmp_path):
+    run = Run.create(Job(storage=str(tmp_path / "runs")), "r")
+    run.save_trial(TrialRecord("t0", {}, "finished", epochs(0.5)))
+    run.save_progress(PROGRESS)
+    run.save(status="done")
+    (document,) = here(str(run.folder))
+    assert [trial["status"] for trial in document["trials"]] == ["finished"]
+    assert document["progress"] == PROGRESS
+    assert text(document)[-1].split()[0] == "t0"  # no teams any more
+
+
+class Watching:
+    """`raysft status r --watch` in a process of its own, on a terminal or not; what it shows is collected."""
+
+    def __init__(self, cwd: Path, *words: str, terminal: bool = False) -> None:
+        env = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "120", "LINES": "40"}
+        ours, theirs = pty.openpty() if terminal else os.pipe()
+        self.process = subprocess.Popen([RAYSFT, "status", "r", "--watch", *words], cwd=cwd, env=env, stdout=theirs,
+                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+        os.close(theirs)
+        self.shown, self.first = b"", threading.Event()
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        self._reader.start()
+
+    def _read(self, ours: int) -> None:
+        with contextlib.suppress(OSError):  # how the end of a terminal shows
+            while block := os.read(ours, 1 << 16):
+                self.shown += block
+                self.first.set()
+        os.close(ours)
+
+    def end(self) -> tuple[int, str, str]:
+        """(exit status, what was shown, what went to standard error)."""
+        _, err = self.process.communicate(timeout=120)
+        self._reader.join(10)
+        return self.process.returncode, self.shown.decode(), err
+
+
+def test_a_live_run_is_watched_from_elsewhere_and_outlives_who_stops_watching(no_ray, tmp_path):
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    overrides = ["search.trials=3", "train.epochs=40", "data.limit=300", "search.scheduler={name: none}"]
+    sets = [word for override in overrides for word in ("--set", override)]
+    run = subprocess.Popen([RAYSFT, "submit", str(REPOSITORY / "jobs/quickstart.yaml"), "--name", "r", *sets],
+                           cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.stdout is not None
+    assert any(line.startswith("results ") for line in run.stdout)
+    table, lines, documents, quitter = (Watching(tmp_path, terminal=True), Watching(tmp_path),
+                                        Watching(tmp_path, "--json"), Watching(tmp_path))
+    assert quitter.first.wait(60)
+    os.killpg(quitter.process.pid, signal.SIGINT)
+    status, _, err = quitter.end()
+    assert (status, err) == (130, "no longer watching; the run goes on\n")
+    out, _ = run.communicate(timeout=180)
+    assert run.returncode == 0, out
+
+    status, shown, err = lines.end()
+    assert (status, err) == (0, "")
+    told = shown.splitlines()
+    assert told[0] in ("r: starting", "r: running")
+    assert told[-1] == "r: done"
+    assert [sum(f"t{n}  finished" in line for line in told) for n in range(3)] == [1, 1, 1]
+    assert any("epoch" in line and "of 40" in line for line in told)
+
+    status, shown, err = documents.end()
+    assert (status, err) == (0, "")
+    read = [json.loads(line) for line in shown.splitlines()]
+    assert len(read) > 3
+    assert read[-1]["status"] == "done"
+    doing = {team["doing"] for d in read if d["progress"] for team in d["progress"]["teams"]}
+    assert {"starting", "training"} <= doing
+    done = [d["progress"]["epochs"]["done"] for d in read if d["progress"]]
+    assert done == sorted(done)
+    assert any(d["progress"]["left_s"] for d in read if d["progress"])
+
+    status, shown, err = table.end()
+    assert (status, err) == (0, "")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert "images/s" in plain
+    assert "r: done after" in plain
