@@ -35,7 +35,7 @@ class Predictor:
     def __init__(self, model: str, max_pixels: int, threads: int, device: str) -> None:
         import torch  # here: the process that starts the replicas needs none of it
 
-        from raysft.results.predict import Classifier
+        from raysft.results.predict import Classifier, batch_of
 
         torch.set_num_threads(threads)
         Image.MAX_IMAGE_PIXELS = None  # `max_pixels` takes its place
@@ -44,6 +44,7 @@ class Predictor:
         self._decoders = ThreadPoolExecutor(threads, "decode")
         self._network = ThreadPoolExecutor(1, "network")
         card = self._classifier.card
+        self._at_once = batch_of(card)  # of large images fewer than a batch has
         self._classifier.rank(np.zeros((1, card.height, card.width, 3), np.uint8), 1)  # the first request need not wait
 
     async def alive(self) -> None:
@@ -72,7 +73,9 @@ class Predictor:
             return Refused(422, error.where, error.what, "send a whole JPEG, PNG, WebP, TIFF, BMP, GIF or PPM file")
 
     def _ranked(self, images: Sequence[np.ndarray], top: int) -> list[Ranking]:
-        return self._classifier.rank(np.stack(images), top) if images else []
+        size = self._at_once
+        return [ranking for start in range(0, len(images), size)
+                for ranking in self._classifier.rank(np.stack(images[start:start + size]), top)]
 
 
 class Replicas:

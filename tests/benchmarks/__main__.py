@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.benchmarks.compare import show, show_machine
 
 NAMES = ("ingest", "augment", "loop", "workers", "startup", "overhead", "search", "asha", "streaming", "rows",
-         "predict")
+         "predict", "serve")
 RESULT = Path("runs/benchmarks.json")
 
 
