@@ -19,6 +19,7 @@ MOST_POINTS = 3000  # of learning curves, over all trials
 MOST_TRIALS = 500  # of the pictures of a search
 LOG_RATIO = 20.0
 HEIGHT = 240
+BAR: Spec = {"type": "rect", "opacity": 0.7, "stroke": "var(--card)", "strokeWidth": 1}
 SHARES: Spec = {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1], "labelOverlap": False}
 ENDS = {"finished": "to the end", "stopped": "stopped early", "diverged": "diverged", "failed": "failed"}
 
@@ -26,10 +27,11 @@ CONFIG: Spec = {
     "background": None, "font": "system-ui, sans-serif", "view": {"stroke": None}, "padding": 2,
     "axis": {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)",
              "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12,
-             "titleFontWeight": 500, "titlePadding": 8, "labelPadding": 5, "tickCount": 5, "labelOverlap": "greedy"},
+             "titleFontWeight": 500, "titlePadding": 8, "labelPadding": 5, "labelOverlap": "greedy"},
     "axisX": {"grid": False},
     "legend": {"labelColor": "var(--ink)", "titleColor": "var(--soft)", "titleFontWeight": 500, "titleFontSize": 12,
-               "labelFontSize": 12, "orient": "top", "columns": 3, "symbolStrokeWidth": 2, "labelLimit": 140},
+               "labelFontSize": 12, "orient": "top", "columns": 3, "symbolStrokeWidth": 2, "labelLimit": 140,
+               "layout": {"top": {"direction": "vertical"}}},
     "range": {"category": [f"var(--series-{i})" for i in range(1, 9)]},
     "mark": {"color": "var(--series-1)"}, "text": {"color": "var(--ink)"},
 }
@@ -85,10 +87,11 @@ def curves(values: Sequence[dict[str, Any]], key: str) -> Spec:
     """One value of every epoch of some trials, the best of which is drawn thicker."""
     title = metric_text(key, short=False)
     scale, axis = _scale([value[key] for value in values])
-    several = any("best" not in value for value in values)
+    several = len({value["trial"] for value in values})
+    opacity = min(0.55, max(0.12, 8 / several))
     lines: list[Spec] = [
         {"transform": [{"filter": "!datum.best"}],
-         "mark": {"type": "line", "opacity": 0.55, "strokeWidth": 1.5, "point": {"size": 12}}},
+         "mark": {"type": "line", "opacity": opacity, "strokeWidth": 1.5, "point": {"size": 12, "opacity": opacity}}},
         {"transform": [{"filter": "datum.best"}],
          "mark": {"type": "line", "strokeWidth": 3, "point": {"size": 36}}}]
     return _chart(f"{title} of every trial over its epochs", {"name": EPOCHS}, {
@@ -97,9 +100,9 @@ def curves(values: Sequence[dict[str, Any]], key: str) -> Spec:
                      "y": {"field": key, "type": "quantitative", "scale": scale, "axis": axis,
                            "title": title + (" (log scale)" if "type" in scale else "")},
                      "detail": {"field": "trial"}, **_by_optimizer(values),
-                     "tooltip": [*([_tip("trial"), _tip("optimizer")] if several else []), _tip("epoch"),
+                     "tooltip": [*([_tip("trial"), _tip("optimizer")] if several > 1 else []), _tip("epoch"),
                                  _tip(key, title, ".4f")]},
-        "layer": lines if several else lines[1:]})
+        "layer": lines if several > 1 else lines[1:]})
 
 
 def _scale(values: Sequence[float]) -> tuple[Spec, Spec]:
@@ -135,11 +138,12 @@ def rates(values: list[dict[str, Any]], metric: str) -> Spec:
     ends = [end for end in ENDS.values() if any(value["ended"] == end for value in values)]
     shapes = dict(zip(ENDS.values(), ("circle", "triangle-down", "cross", "square"), strict=True))
     shape: Spec = {"field": "ended", "type": "nominal", "title": None, "scale": {"domain": ends, "range": [
-        shapes[end] for end in ends]}, "legend": {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}}
+        shapes[end] for end in ends]}, "legend": {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}
+        if len(ends) > 1 else None}
     whole = {value["ended"] == ENDS["finished"] for value in values}
-    points = [{"transform": [{"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}], "encoding": {"shape": shape, **_by_optimizer(values)},
-               "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2}}
-              for filled in sorted(whole)]
+    points = [{"transform": [{"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}],
+               "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2},
+               "encoding": {"shape": shape, **_by_optimizer(values)}} for filled in sorted(whole)]
     low, high = min(value["lr"] for value in values), max(value["lr"] for value in values)
     name = {"transform": [{"filter": "datum.best"}], "encoding": {"text": {"field": "trial"}},
             "mark": {"type": "text", "dy": -13, "fontWeight": 600, "fontSize": 12}}
@@ -185,11 +189,10 @@ def reliability(bins: list[dict[str, Any]]) -> Spec:
     diagonal = {"data": {"values": [{"at": 0}, {"at": 1}]},
                 "mark": {"type": "line", "color": "var(--ink)", "strokeDash": [4, 4]},
                 "encoding": {"x": {"field": "at", **ends}, "y": {"field": "at", **ends}}}
-    bars = {"mark": {"type": "bar", "opacity": 0.7, "binSpacing": 1},
-            "encoding": {"x": {"field": "low", "bin": {"binned": True}, "title": "probability of the predicted class",
-                               "axis": SHARES, **ends},
+    bars = {"mark": BAR,
+            "encoding": {"x": {"field": "low", "title": "probability of the predicted class", "axis": SHARES, **ends},
                          "x2": {"field": "high"},
-                         "y": {"field": "accuracy", "title": "accuracy", "axis": {"format": ".1f"}, **ends},
+                         "y": {"field": "accuracy", "title": "accuracy", "axis": SHARES, **ends}, "y2": {"datum": 0},
                          "tooltip": [_tip("probability", "mean probability", ".4f"), _tip("accuracy", format=".4f"),
                                      _tip("images", format=",d")]}}
     return _chart("Accuracy in 15 bins of the probability of the predicted class", shown,
@@ -200,12 +203,12 @@ def certainty(bins: list[dict[str, Any]]) -> Spec:
     """How many images are in each bin of the probability."""
     return _chart("Images in 15 bins of the probability of the predicted class",
                   [{key: b[key] for key in ("low", "high", "images")} for b in bins], {
-        "mark": {"type": "bar", "opacity": 0.7, "binSpacing": 1},
-        "encoding": {"x": {"field": "low", "type": "quantitative", "bin": {"binned": True},
-                           "title": "probability of the predicted class", "scale": {"domain": [0, 1]},
-                           "axis": SHARES},
+        "mark": BAR,
+        "encoding": {"x": {"field": "low", "type": "quantitative", "title": "probability of the predicted class",
+                           "scale": {"domain": [0, 1]}, "axis": SHARES},
                      "x2": {"field": "high"},
                      "y": {"field": "images", "type": "quantitative", "title": "images", "axis": {"format": "~s"}},
+                     "y2": {"datum": 0},
                      "tooltip": [_tip("low", "from", ".3f"), _tip("high", "to", ".3f"),
                                  _tip("images", format=",d")]}}, height=300)
 

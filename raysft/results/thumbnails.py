@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,23 @@ class Thumbnail:
         return max(self.width, self.height) <= ENLARGED_PIXELS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Shard:
+    """A shard with the ids and labels of its rows, (n,) each."""
+
     file: ShardFile
     ids: np.ndarray
     labels: np.ndarray
+
+    def gives(self, missing: Mapping[int, int]) -> int:
+        """How many of the samples that are missing of each class it holds."""
+        labels, rows = np.unique(self.labels, return_counts=True)
+        return sum(min(n, missing.get(label, 0)) for label, n in zip(labels.tolist(), rows.tolist(), strict=True))
+
+    def spread(self, label: int, number: int) -> list[int]:
+        """The ids of up to so many rows of a class, from its first to its last."""
+        ids = self.ids[self.labels == label]
+        return ids[np.unique(np.linspace(0, len(ids) - 1, number).astype(int))].tolist() if len(ids) else []
 
 
 class Images:
@@ -64,17 +76,20 @@ class Images:
         """A few images of each class by its number, of as many classes as a few shards and the report have room for."""
         classes = min(len(self.manifest.classes), MOST_CLASSES)
         each = min(MOST_OF_A_CLASS, MOST_SAMPLES // classes)
-        left, chosen = set(range(classes)), {}
-        for _ in range(MOST_SHARDS):
-            shard = max(self._index(split), key=lambda s: _room(s, left, each))
-            if not (here := left & set(shard.labels.tolist())):
+        chosen: dict[int, list[int]] = {}
+        missing = dict.fromkeys(range(classes), each)
+        shards = list(self._index(split))
+        for _ in range(min(MOST_SHARDS, len(shards))):
+            shard = max(shards, key=lambda s: s.gives(missing))
+            if not shard.gives(missing):
                 break
-            for label in here:
-                ids = shard.ids[shard.labels == label]
-                chosen[label] = ids[np.unique(np.linspace(0, len(ids) - 1, each).astype(int))].tolist()
-            left -= chosen.keys()
+            shards.remove(shard)
+            for label in [label for label, number in missing.items() if number]:
+                ids = shard.spread(label, missing[label])
+                chosen[label] = [*chosen.get(label, []), *ids]
+                missing[label] -= len(ids)
         found = self.thumbnails(split, [i for ids in chosen.values() for i in ids])
-        return {label: [found[i] for i in ids] for label, ids in sorted(chosen.items())}
+        return {label: [found[i] for i in ids] for label, ids in sorted(chosen.items()) if ids}
 
     def thumbnails(self, split: str, ids: Iterable[int]) -> dict[int, Thumbnail]:
         """Small pictures of some rows; raises DataError where a shard is damaged."""
@@ -96,12 +111,6 @@ class Images:
                 table = read_table(self.folder, file, ["id", "label"])
                 self._shards[split].append(_Shard(file, table["id"].to_numpy(), table["label"].to_numpy()))
         return self._shards[split]
-
-
-def _room(shard: _Shard, left: set[int], each: int) -> int:
-    """How many samples of classes that have none yet a shard could give."""
-    labels, rows = np.unique(shard.labels, return_counts=True)
-    return sum(min(n, each) for label, n in zip(labels.tolist(), rows.tolist(), strict=True) if label in left)
 
 
 def thumbnail(image: np.ndarray | bytes) -> Thumbnail:

@@ -185,7 +185,7 @@ def test_the_tables_of_the_page_show_the_figures(made, page):
     assert [row[:5] for row in page.tables["time"][1][1:]] == [["10.0.0.1", "2", "4", "80", "16"],
                                                                ["10.0.0.2", "1", "3", "60", "16"]]
     info = read_json(made.folder / "run.json")
-    for known in (info["data"]["fingerprint"], info["job"], info["git"], info["versions"]["torch"], "a" * 64,
+    for known in (info["data"]["fingerprint"], info["job"], info["git"] or "repository", info["versions"]["torch"], "a" * 64,
                   str(made.folder / "model"), "price_per_hour: 36.0"):
         assert known in page.text["provenance"]
 
@@ -385,6 +385,7 @@ def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_pat
     assert len(page.values("rates")) == 500
     assert all(picture["src"].startswith("data:image/jpeg") for picture in page.pictures)
     assert "Pictures of 24 of 200 classes" in page.text["data"]
+    assert len(page.pictures) == 24 + 24 * 3  # of each class one from each of three shards
 
 
 def test_the_module_is_light_and_the_report_quick(made):
