@@ -6,35 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raysft.errors import UserError
-from raysft.storage import Place
+from raysft.results.predictions import COLUMNS, Columns
 
-PREDICTIONS = "test_predictions.parquet"
-COLUMNS = {"id": np.int64, "label": np.int64, "predicted": np.int64, "probability": np.float32,
-           "label_probability": np.float32}
 BINS = 15  # of the calibration error, as in raysft.train.metrics, which imports torch
 MATRIX_CLASSES = 30
 MOST_PAIRS, MOST_MISTAKES = 20, 24
-
-Columns = dict[str, np.ndarray]
-
-
-def read_predictions(file: Place, classes: int) -> Columns:
-    """The columns of the predictions of a run, one row a test image; raises UserError where they are not that."""
-    try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()), columns=list(COLUMNS))
-        rows = {name: table[name].to_numpy().astype(kind) for name, kind in COLUMNS.items()}
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(str(file), f"cannot be read ({str(error).splitlines()[0]})") from None
-    both = np.concatenate([rows["label"], rows["predicted"]])
-    shares = np.concatenate([rows["probability"], rows["label_probability"]])
-    if not len(both) or both.min() < 0 or both.max() >= classes or not np.all((shares >= 0) & (shares <= 1)):
-        raise UserError(str(file), f"does not hold predictions of {classes} classes")
-    return rows
-
 
 def judged(rows: Columns, classes: Sequence[str]) -> dict[str, Any]:
     """The figures of the test images; `confusion` is None for more than 30 classes."""

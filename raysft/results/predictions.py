@@ -11,30 +11,33 @@ import pyarrow.parquet as pq
 from raysft.errors import UserError
 from raysft.storage import Place, write_bytes
 
-FILE = "test_predictions.parquet"
-SCHEMA = pa.schema({"id": pa.int64(), "label": pa.int32(), "predicted": pa.int32(), "probability": pa.float32(),
-                    "label_probability": pa.float32()})
+PREDICTIONS = "test_predictions.parquet"
+COLUMNS = {"id": np.int64, "label": np.int32, "predicted": np.int32, "probability": np.float32,
+           "label_probability": np.float32}
+
+Columns = dict[str, np.ndarray]
 
 
-def write_predictions(run: Place, judged: np.ndarray) -> None:
+def write_predictions(file: Place, judged: np.ndarray) -> None:
     """Write the predictions of a run, whole or not at all.
 
     judged: (images, 5) float64, of each: row id, label, predicted label, its probability, probability of the label.
     """
-    table = pa.table([pa.array(column, SCHEMA.types[i], safe=False) for i, column in enumerate(judged.T.copy())],
-                     schema=SCHEMA)
     content = io.BytesIO()
-    pq.write_table(table, content)
-    write_bytes(run / FILE, content.getvalue())
+    pq.write_table(pa.table({name: column.astype(kind) for (name, kind), column in
+                             zip(COLUMNS.items(), judged.T, strict=True)}), content)
+    write_bytes(file, content.getvalue())
 
 
-def read_predictions(run: Place) -> pa.Table | None:
-    """The predictions of a run, sorted by row id; None where it has none. Raises UserError for a file that is torn."""
-    file = run / FILE
-    if not file.is_file():
-        return None
+def read_predictions(file: Place, classes: int) -> Columns:
+    """The columns of the predictions of a run, one row a test image; raises UserError where they are not that."""
     try:
-        return pq.read_table(pa.BufferReader(file.read_bytes()), schema=SCHEMA)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(str(file), f"cannot be read ({str(error).splitlines()[0]})", "`raysft evaluate` the model again"
-                        ) from None
+        table = pq.read_table(pa.BufferReader(file.read_bytes()), columns=list(COLUMNS))
+        rows = {name: table[name].to_numpy().astype(kind) for name, kind in COLUMNS.items()}
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise UserError(str(file), f"cannot be read ({str(error).splitlines()[0]})") from None
+    both = np.concatenate([rows["label"], rows["predicted"]])
+    shares = np.concatenate([rows["probability"], rows["label_probability"]])
+    if not len(both) or both.min() < 0 or both.max() >= classes or not np.all((shares >= 0) & (shares <= 1)):
+        raise UserError(str(file), f"does not hold predictions of {classes} classes")
+    return rows

@@ -23,7 +23,7 @@ from raysft.job.plan import Node, Plan, make_plan
 from raysft.job.space import recipe_of
 from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
-from raysft.results.predictions import write_predictions
+from raysft.results.predictions import PREDICTIONS, write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
 from raysft.search.data import compare, identity, note_missing, outline
 from raysft.search.gauges import Gauges
@@ -368,7 +368,7 @@ class _Conductor:
             raise RunError("run", f"no trial came to an end; {board[0].trial}: {board[0].error}", f"see {self._log}")
         checkpoint = checkpoint_path(self.run.trial_folder(board[0].trial) / "checkpoints", best["epoch"])
         scored = self._score(board[0], best, checkpoint)
-        write_predictions(self.run.folder, scored.judged)
+        write_predictions(self.run.folder / PREDICTIONS, scored.judged)
         repeats = list(self.repeats.values())
         confirmed = confirmation(board[0], repeats, self.run.metric, self.job.seed)
         card = card_of(self.run, self.manifest, self.sources["test"], scored)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
@@ -19,9 +17,10 @@ from raysft.job import Job
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
 from raysft.results.model import CARD, ModelCard
+from raysft.results.predictions import PREDICTIONS, write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
 from raysft.search.outcome import Scored, confirmation, results_of_run, timing_of
-from raysft.storage import Place, write_bytes, write_json
+from raysft.storage import Place, write_json
 from raysft.train.metrics import Sums, prefixed
 from raysft.train.queue import Task
 
@@ -87,9 +86,12 @@ def make_run(root: Path, classes: Sequence[str] = CLASSES, records: list[TrialRe
     best = board[0].best(run.metric)
     scored = None
     if best is not None:
-        scores = prefixed(predict(run.folder, classes, rows, predicted), "test")
+        metrics, judged = predict(len(classes), rows)
+        scores = prefixed(metrics, "test")
+        if predicted:
+            write_predictions(run.folder / PREDICTIONS, judged)
         task = Task("train", board[0].trial, "", Model(), Train(), 7)
-        scored = Scored(board[0], best, task, scores, Preparation((0.5,) * 3, (0.25,) * 3))
+        scored = Scored(board[0], best, task, scores, Preparation((0.5,) * 3, (0.25,) * 3), judged)
         card = ModelCard("resnet18", tuple(classes), 8, 8, (0.5,) * 3, (0.25,) * 3, scores, {}, weights_sha256="a" * 64)
         write_json(_folder(run.folder / "model") / CARD, asdict(card))
     confirmed = confirmation(board[0], repeats, run.metric, 7) if repeats else None
@@ -99,23 +101,17 @@ def make_run(root: Path, classes: Sequence[str] = CLASSES, records: list[TrialRe
     return run
 
 
-def predict(folder: Place, classes: Sequence[str], rows: int, kept: bool) -> dict[str, float]:
-    """The metrics of made outputs for the test images; the predictions themselves are `kept` in the run."""
+def predict(classes: int, rows: int) -> tuple[dict[str, float], np.ndarray]:
+    """(metrics, predictions as `write_predictions` takes them) of made outputs for the test images."""
     torch.manual_seed(0)
-    labels = torch.arange(rows) % len(classes)
-    outputs = torch.randn(rows, len(classes)) + 2.0 * F.one_hot(labels, len(classes))
-    sums = Sums(len(classes), torch.device("cpu"))
+    labels = torch.arange(rows) % classes
+    outputs = torch.randn(rows, classes) + 2.0 * F.one_hot(labels, classes)
+    sums = Sums(classes, torch.device("cpu"))
     sums.add(outputs, labels)
     shares = F.softmax(outputs, dim=1)
     trust, guess = shares.max(1)
-    table = pa.table({"id": pa.array(range(rows), pa.int64()), "label": pa.array(labels.tolist(), pa.int32()),
-                      "predicted": pa.array(guess.tolist(), pa.int32()), "probability": pa.array(trust.numpy()),
-                      "label_probability": pa.array(shares[torch.arange(rows), labels].numpy())})
-    if kept:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        write_bytes(folder / "test_predictions.parquet", sink.getvalue().to_pybytes())
-    return sums.metrics()
+    columns = torch.arange(rows), labels, guess, trust, shares[torch.arange(rows), labels]
+    return sums.metrics(), torch.stack([column.double() for column in columns], dim=1).numpy()
 
 
 def _folder(folder: Place) -> Place:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -14,7 +15,7 @@ from raysft.errors import DataError, RunError, StorageFull
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.results.predict import Classifier
-from raysft.results.predictions import read_predictions
+from raysft.results.predictions import PREDICTIONS
 from raysft.results.run import Run
 from raysft.search.driver import execute
 from raysft.storage import read_json, write_json
@@ -73,7 +74,7 @@ def losses(run: Run, trial: str = "t0") -> list[list[float]]:
 
 def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
     """Those that the run has written are what its model says of each test image, in the order of the row ids."""
-    found = read_predictions(run.folder).to_pylist()
+    found = pq.read_table(run.folder / PREDICTIONS).to_pylist()
     assert [row["id"] for row in found] == list(range(15))
     files = sorted(test_images.glob("*/*.png"))
     classes = ["ant", "bee", "cow"]
@@ -157,7 +158,7 @@ def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, 
     assert [t["status"] for t in results["trials"]] == ["finished"]
     for one, two in zip(losses(alone), losses(both), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    of_one, of_two = (read_predictions(run.folder).to_pydict() for run in (alone, both))
+    of_one, of_two = (pq.read_table(run.folder / PREDICTIONS).to_pydict() for run in (alone, both))
     assert of_one.pop("probability") == pytest.approx(of_two.pop("probability"), rel=1e-3)
     assert of_one.pop("label_probability") == pytest.approx(of_two.pop("label_probability"), rel=1e-3)
     assert of_one == of_two
