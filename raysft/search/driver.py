@@ -41,6 +41,7 @@ from raysft.train.slots import SlotThread, look_at_nodes, start_coordinator
 
 POLL_SECONDS = 1.0
 WIND_DOWN_SECONDS = 60.0
+RESTARTS = 50  # of a slot, besides those that failing trials may cost: machines come and go
 PROGRESS_SECONDS, REMOTE_PROGRESS_SECONDS = 1.0, 10.0  # between two progress.json, on a disk and on an object store
 SCORE = "score"
 
@@ -153,7 +154,8 @@ class _Conductor:
         actor: Any = ray.remote(TrialQueue)
         self.queue = actor.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
         shared = {"setup": self._setup(), "queue": self.queue, "model": self._first_model(), "seed": self.job.seed}
-        self.slots = [SlotThread(i, slot, self.job.resources, self.scratch, MAX_ATTEMPTS * self.plan.trials, shared)
+        restarts = RESTARTS + MAX_ATTEMPTS * self.plan.trials
+        self.slots = [SlotThread(i, slot, self.job.resources, self.scratch, restarts, shared)
                       for i, slot in enumerate(self.plan.slots)]
         if self.over:  # a run taken up again after it had reached its target
             ray.get(self.queue.finish_search.remote())

@@ -67,6 +67,8 @@ class _Trial:
     complete: bool = False
     ended: bool = False
     epochs: int = 0
+    furthest: int = 0
+    """Steps of the epoch that were trained in any attempt, as far as was told."""
     stood: dict[int, tuple[int, int]] = field(default_factory=dict)
     """(step, steps of the epoch) that each rank told last."""
 
@@ -241,7 +243,10 @@ class TrialQueue:
     async def progress(self, trial: str, rank: int, step: int, steps: int,
                        about: dict[str, float | None] | None = None) -> None:
         """How far a member of a team is inside an epoch; `about`: its seconds so far, those waited, load of its GPU."""
-        self._trials[trial].stood[rank] = (step, steps)
+        state = self._trials[trial]
+        state.stood[rank] = (step, steps)
+        if step > state.furthest:  # machines that come and go do not fail a trial that gets on
+            state.furthest, state.task = step, replace(state.task, attempt=0)
         if rank == 0:
             await self._tell(Event("progress", trial, {"step": step, "steps": steps, **(about or {})}))
 
@@ -251,7 +256,7 @@ class TrialQueue:
         state.complete = state.complete or last
         if metrics["epoch"] > state.epochs:  # an epoch trained again after a crash is known already
             state.epochs = metrics["epoch"]
-            state.task = replace(state.task, attempt=0)
+            state.furthest, state.task = 0, replace(state.task, attempt=0)
             asked = state.task.of_search and not last  # nobody decides on a repeat
             state.decision = asyncio.get_running_loop().create_future() if asked else None
             await self._tell_both(state, Event("epoch", trial, metrics | {"last": last}))
@@ -357,7 +362,7 @@ class TrialQueue:
         if state.stopped:
             await self._end(state, "stopped", {})
         elif state.task.attempt >= MAX_ATTEMPTS:
-            error = f"its worker died {MAX_ATTEMPTS} times within one epoch"
+            error = f"its worker died {MAX_ATTEMPTS} times without getting further"
             await self._end(state, "failed", {"error": error, "trace": ""})
         else:
             async with self._more:

@@ -170,6 +170,21 @@ def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
     run(scenario)
 
 
+def test_deaths_of_a_trial_that_gets_further_each_time_are_not_counted():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        for incarnation in range(3 * MAX_ATTEMPTS):
+            found, *_ = await queue.take(0, 0, 0, incarnation, 0)
+            assert (found.trial, found.attempt) == ("a", min(1, incarnation))
+            await queue.progress("a", 0, 10 * incarnation + 10, 1000)
+        for attempt in range(2, MAX_ATTEMPTS):  # from here on it dies where it has been before
+            found, *_ = await queue.take(0, 0, 0, 100 + attempt, 0)
+            await queue.progress("a", 0, 5, 1000)
+        assert "failed" not in await kinds(queue)
+
+    run(scenario)
+
+
 def test_a_restarted_group_gets_its_trial_back_until_it_has_died_too_often():
     async def scenario(queue):
         await queue.put(task("a"))
@@ -180,7 +195,7 @@ def test_a_restarted_group_gets_its_trial_back_until_it_has_died_too_often():
         found, *_ = await queue.take(0, 0, 0, MAX_ATTEMPTS, 0)
         assert found.trial == "b"
         failed = next(e for e in await queue.events(0, 0) if e.kind == "failed")
-        assert failed.payload["error"] == "its worker died 3 times within one epoch"
+        assert failed.payload["error"] == "its worker died 3 times without getting further"
 
     run(scenario)
 
