@@ -126,7 +126,7 @@ def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_pa
     assert set(children) == {None, "t0", "t1"}
     assert children[None].data.metrics["test_accuracy"] == results["best"]["test_accuracy"]
     assert [f.path for f in client.list_artifacts(children[None].info.run_id, "model")] == [
-        "model/model.json", "model/model.safetensors"]
+        "model/README.md", "model/model.json", "model/model.safetensors"]
     for trial in ("t0", "t1"):
         history = read_json(run.trial_folder(trial) / "trial.json")["history"]
         assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
