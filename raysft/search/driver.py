@@ -374,7 +374,7 @@ class _Conductor:
         repeats = list(self.repeats.values())
         confirmed = confirmation(board[0], repeats, self.run.metric, self.job.seed)
         card = card_of(self.run, self.manifest, self.sources["test"], scored)
-        readme = readme_of(self.run, self.manifest, self.sources, board, confirmed, card, scored.task.model)
+        readme = readme_of(self.run, self.manifest, self.sources, board, confirmed, card, scored)
         deliver(self.run.folder / "model", checkpoint, card, readme)
         for record in (*board[1:], *repeats):  # only the delivered trial is worth the disk
             remove(self.run.trial_folder(record.trial) / "checkpoints")

@@ -13,7 +13,8 @@ import numpy as np
 from raysft.data.ingest import SplitName, SplitSource
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
-from raysft.job.spec import Model, metric_mode
+from raysft.job.spec import metric_mode
+from raysft.results.judged import per_class
 from raysft.results.model import ModelCard
 from raysft.results.readme import Known, model_readme
 from raysft.results.run import Run, TrialRecord, validation_metrics, versions
@@ -83,11 +84,13 @@ def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> 
 
 
 def readme_of(run: Run, manifest: Manifest, sources: Mapping[SplitName, SplitSource], board: Sequence[TrialRecord],
-              confirmed: dict[str, Any] | None, card: ModelCard, model: Model) -> str:
-    """The README.md of the delivered model, which is `model` of a job."""
+              confirmed: dict[str, Any] | None, card: ModelCard, scored: Scored) -> str:
+    """The README.md of the delivered model."""
+    model, (_, label, predicted, *_) = scored.task.model, scored.judged.astype(np.int64).T
+    recall = {row["class"]: row["recall"] for row in per_class(label, predicted, manifest.classes) if row["support"]}
     weights = next((told for told in run.info.get("weights", [])
                     if (told["name"], told["weights"]) == (model.name, model.weights)), None)
     known = Known(run.job, run.metric, {name: len(source.ids) for name, source in sources.items()},
                   sources["train"].class_rows, manifest.skipped, [record.row(run.metric) for record in board], weights,
-                  confirmed)
+                  confirmed, recall)
     return model_readme(card, known)

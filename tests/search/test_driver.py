@@ -109,6 +109,8 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     metrics = yaml.safe_load(matter)["model-index"][0]["results"][0]["metrics"]
     assert {m["name"]: m["value"] for m in metrics}["test accuracy"] == results["best"]["test_accuracy"]
     assert f"picked trial {results['best']['trial']}" in body
+    recall, name = min((row["recall"], row["class"]) for row in again["classes"])
+    assert f"lowest recall on the test images: {name} ({recall:.4f})" in body
     assert "| training | 48 |\n| validation | 12 |\n| test | 15 |" in body
 
 
