@@ -185,8 +185,8 @@ def test_the_tables_of_the_page_show_the_figures(made, page):
     assert [row[:5] for row in page.tables["time"][1][1:]] == [["10.0.0.1", "2", "4", "80", "16"],
                                                                ["10.0.0.2", "1", "3", "60", "16"]]
     info = read_json(made.folder / "run.json")
-    for known in (info["data"]["fingerprint"], info["job"], info["git"] or "repository", info["versions"]["torch"], "a" * 64,
-                  str(made.folder / "model"), "price_per_hour: 36.0"):
+    for known in (info["data"]["fingerprint"], info["job"], info["git"] or "repository", info["versions"]["torch"],
+                  "a" * 64, str(made.folder / "model"), "price_per_hour: 36.0"):
         assert known in page.text["provenance"]
 
 
