@@ -28,7 +28,7 @@ CONFIG: Spec = {
     "axis": {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)",
              "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12,
              "titleFontWeight": 500, "titlePadding": 8, "labelPadding": 5, "labelOverlap": "greedy"},
-    "axisX": {"grid": False},
+    "axisX": {"grid": False}, "axisY": {"tickCount": 6},
     "legend": {"labelColor": "var(--ink)", "titleColor": "var(--soft)", "titleFontWeight": 500, "titleFontSize": 12,
                "labelFontSize": 12, "orient": "top", "columns": 3, "symbolStrokeWidth": 2, "labelLimit": 140,
                "layout": {"top": {"direction": "vertical"}}},
@@ -109,7 +109,8 @@ def _scale(values: Sequence[float]) -> tuple[Spec, Spec]:
     """(scale, axis) of values, logarithmic where they differ by more than a factor of 20."""
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_RATIO:
-        return {"type": "log", "nice": False, "padding": 6}, {"values": log_ticks(low, high), "format": "~g"}
+        ticks = log_ticks(low, high)  # Vega would leave every other one out where there are more than tickCount
+        return {"type": "log", "nice": False, "padding": 6}, {"values": ticks, "tickCount": len(ticks), "format": "~g"}
     return {"zero": False}, {}
 
 
@@ -143,7 +144,7 @@ def rates(values: list[dict[str, Any]], metric: str) -> Spec:
     whole = {value["ended"] == ENDS["finished"] for value in values}
     points = [{"transform": [{"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}],
                "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2},
-               "encoding": dict[str, Any](shape=shape) | _by_optimizer(values)} for filled in sorted(whole)]
+               "encoding": dict[str, Any](shape=shape) | _by_optimizer(values)} for filled in sorted(whole, reverse=True)]
     low, high = min(value["lr"] for value in values), max(value["lr"] for value in values)
     name = {"transform": [{"filter": "datum.best"}], "encoding": {"text": {"field": "trial"}},
             "mark": {"type": "text", "dy": -13, "fontWeight": 600, "fontSize": 12}}
