@@ -144,7 +144,8 @@ def rates(values: list[dict[str, Any]], metric: str) -> Spec:
     whole = {value["ended"] == ENDS["finished"] for value in values}
     points = [{"transform": [{"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}],
                "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2},
-               "encoding": dict[str, Any](shape=shape) | _by_optimizer(values)} for filled in sorted(whole, reverse=True)]
+               "encoding": dict[str, Any](shape=shape) | _by_optimizer(values)}
+              for filled in sorted(whole, reverse=True)]
     low, high = min(value["lr"] for value in values), max(value["lr"] for value in values)
     name = {"transform": [{"filter": "datum.best"}], "encoding": {"text": {"field": "trial"}},
             "mark": {"type": "text", "dy": -13, "fontWeight": 600, "fontSize": 12}}
