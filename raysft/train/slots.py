@@ -29,6 +29,8 @@ GROW_SECONDS = float(os.environ.get("RAYSFT_GROW_SECONDS", "60"))
 # An elastic slot soon tries again with what is there: Ray may not know yet that the node it has counted on is gone.
 ELASTIC_LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 
+_GIVEN = frozenset(LIMITS) & os.environ.keys()  # a person's own
+
 
 def start_coordinator() -> Any:
     """The actor that Ray Train's controllers register with, started before them; returns its handle.
@@ -80,8 +82,8 @@ class SlotThread(threading.Thread):
             self.error = error
 
     def _trainer(self) -> DataParallelTrainer:
-        for name, seconds in (LIMITS | (ELASTIC_LIMITS if self.slot.least else {})).items():
-            os.environ.setdefault(name, seconds)
+        limits = LIMITS | (ELASTIC_LIMITS if self.slot.least else {})
+        os.environ.update({name: seconds for name, seconds in limits.items() if name not in _GIVEN})
         each = {"CPU": float(self.resources.cpus_per_worker)}
         if self.resources.gpus_per_worker:
             each["GPU"] = self.resources.gpus_per_worker

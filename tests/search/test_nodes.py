@@ -4,7 +4,6 @@ import itertools
 import logging
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +73,7 @@ class Saboteur(Silent):
         elif self.brings_back and not self.back and any(epoch["workers"] == 1 for epoch in history):
             self.back = True
             self.hold.touch()  # until there are two workers again
-            threading.Thread(target=self.cluster.add_node, kwargs={"num_cpus": 1}).start()
+            self.cluster.add_node(num_cpus=1)
 
     def note(self, text):
         super().note(text)
