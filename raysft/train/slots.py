@@ -20,16 +20,13 @@ from raysft.job.spec import Resources
 
 # Ray Train waits without end by default where something is wrong; these are its limits, in seconds.
 LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120"}
-
+# An elastic slot soon tries again with what is there: Ray may not know yet that the node it has counted on is gone.
+ELASTIC_LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+_GIVEN = frozenset(LIMITS) & os.environ.keys()  # a person's own
 
 # How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a failure costs: the
 # start of the workers, and the time since the last checkpoint.
-GROW_SECONDS = float(os.environ.get("RAYSFT_GROW_SECONDS", "60"))
-
-# An elastic slot soon tries again with what is there: Ray may not know yet that the node it has counted on is gone.
-ELASTIC_LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
-
-_GIVEN = frozenset(LIMITS) & os.environ.keys()  # a person's own
+GROW_SECONDS = 60.0
 
 
 def start_coordinator() -> Any:
