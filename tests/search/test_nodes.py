@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
@@ -16,6 +17,7 @@ from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.results.run import Run, read_trials
 from raysft.search.driver import execute
+from raysft.train import slots
 from tests.search.test_driver import Silent
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -122,6 +124,14 @@ def go(run: Run, nodes: list[Node], listener: Silent) -> list[dict]:
     results = execute(run.job, run, nodes, listener, run.folder.parent / "scratch", wait_for_end=True)
     assert results["status"] == "done"
     return read_trials(run.folder)
+
+
+@pytest.fixture(autouse=True)
+def _short_limits(monkeypatch):
+    """Nobody waits a minute for workers on a node that is gone."""
+    limits = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    monkeypatch.setattr("raysft.train.slots.LIMITS", slots.LIMITS | limits)
+    monkeypatch.setattr("raysft.train.slots.ELASTIC_LIMITS", limits)
 
 
 def test_elastic_workers_become_fewer_with_the_nodes_and_more_again(no_ray, images, tmp_path, monkeypatch):
