@@ -172,6 +172,7 @@ def test_two_problems_are_two_lines(call, here, tmp_path):
 
 
 def test_a_download_without_a_network_says_where_to_put_the_file(call, here, tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies that it was first used with
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
     answer = call("submit", job_file(tmp_path, data={"source": "cifar10"}))
