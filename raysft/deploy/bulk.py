@@ -154,7 +154,7 @@ class Predictor:
             return {"images": 0, "began": began, "ended": began,
                     "fatal": json.dumps([error.where, error.what, error.todo])}
         content = io.BytesIO()
-        pq.write_table(table, content)
+        pq.write_table(table, content, write_page_checksum=True)
         write_bytes(_part(self.parts, int(row["number"])), content.getvalue())
         return {"images": chunk.images, "began": began, "ended": time.time(), "fatal": ""}
 
@@ -218,7 +218,7 @@ def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float
     with beside.fs.open_output_stream(beside.key) if isinstance(beside, Remote) else beside.open("wb") as file:
         for number, chunk in enumerate(source.chunks):
             table = _read_part(_part(parts, number), chunk)
-            writer = writer or pq.ParquetWriter(file, table.schema)
+            writer = writer or pq.ParquetWriter(file, table.schema, write_page_checksum=True)
             writer.write_table(table)
             images += len(table)
             errors += len(table) - table["error"].null_count
@@ -235,7 +235,7 @@ def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float
 
 def _read_part(file: Place, chunk: Chunk) -> pa.Table:
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()))
+        table = pq.read_table(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise RunError(str(file), f"cannot be read ({str(error).splitlines()[0]})",
                        "remove it and give the same command again") from None

@@ -25,14 +25,15 @@ def write_predictions(file: Place, judged: np.ndarray) -> None:
     """
     content = io.BytesIO()
     pq.write_table(pa.table({name: column.astype(kind) for (name, kind), column in
-                             zip(COLUMNS.items(), judged.T, strict=True)}), content)
+                             zip(COLUMNS.items(), judged.T, strict=True)}), content, write_page_checksum=True)
     write_bytes(file, content.getvalue())
 
 
 def read_predictions(file: Place, classes: int) -> Columns:
     """The columns of the predictions of a run, one row a test image; raises UserError where they are not that."""
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()), columns=list(COLUMNS))
+        table = pq.read_table(pa.BufferReader(file.read_bytes()), columns=list(COLUMNS),
+                              page_checksum_verification=True)
         rows = {name: table[name].to_numpy().astype(kind) for name, kind in COLUMNS.items()}
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(str(file), f"cannot be read ({str(error).splitlines()[0]})") from None

@@ -17,6 +17,7 @@ from raysft.job import Job
 from raysft.job.recipe import Train
 from raysft.results.model import ModelCard, deliver
 from raysft.results.predict import Classifier
+from raysft.results.predictions import PREDICTIONS, read_predictions, write_predictions
 from raysft.results.run import Run, TrialRecord, all_runs, results_of, status_of
 from raysft.train.checkpoint import load_checkpoint, newest_sound
 from raysft.train.checkpoint_paths import checkpoint_path
@@ -58,6 +59,7 @@ def whole(tmp_path_factory) -> Path:
     run.save_results({"best": record.row("val_accuracy"), "trials": [record.row("val_accuracy")]})
     card = ModelCard("tests.tiny:tiny", manifest.classes, 8, 8, (0.5,) * 3, (0.25,) * 3, {"test_accuracy": 0.5}, {})
     deliver(run.folder / "model", checkpoint_path(recipe.folder, 2), card)
+    write_predictions(run.folder / PREDICTIONS, rng.random((6, 5)) * (1, 2, 2, 1, 1))
     run.save(status="stopped", pid=0)
     return root
 
@@ -81,6 +83,7 @@ def use(root: Path) -> dict:
         "status": status_of(str(run)), "results": results_of(str(run)), "list": all_runs(str(root / "runs")),
         "job": reopened.job.model_dump(), "known": {k: vars(v) for k, v in reopened.known.items()},
         "predictions": classifier.predict([str(root / "image.png")]),
+        "judged": {name: column.tolist() for name, column in read_predictions(run / PREDICTIONS, 3).items()},
         "checkpoint": standing and (standing, {k: v.tolist() for k, v in learner.net.state_dict().items()}),
     }
 
@@ -100,7 +103,7 @@ def test_damage_is_told_or_does_not_matter(whole, tmp_path):
     rng, expected, lines = random.Random(0), use(whole), []
     last = expected["checkpoint"][0].epoch
     files = sorted(p.relative_to(whole) for top in ("D", "runs") for p in (whole / top).rglob("*") if p.is_file())
-    assert len(files) == 12
+    assert len(files) == 13
     for number in range(CASES):
         root = tmp_path / str(number)
         shutil.copytree(whole, root)
