@@ -1,6 +1,6 @@
 """Runs on a cluster, from outside: submitted, followed and stopped through Ray's Jobs API.
 
-What is sent is the job file and the raysft package (150 kB, so that client and cluster never differ); nothing is
+What is sent is the job file and the raysft package (250 kB, so that client and cluster never differ); nothing is
 pickled between the two, and nothing else of the current folder travels.
 """
 
