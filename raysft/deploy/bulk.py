@@ -26,6 +26,7 @@ from raysft.deploy.images import Chunk, Item, Source
 from raysft.errors import DataError, RunError, UserError
 from raysft.results.model import ModelCard, read_card
 from raysft.storage import Place, Remote, place, read_json, remove, write_bytes, write_json
+from raysft.train.allocator import keep_freed_memory
 
 PLAN = "plan.json"
 Progress = Callable[[str, int, int], None]
@@ -139,6 +140,8 @@ class Predictor:
 
         from raysft.results.predict import Classifier
 
+        if not gpu:
+            keep_freed_memory()
         sys.path.append(import_from)  # where package.module:factory is importable for the caller
         torch.set_num_threads(threads)
         self.classifier = Classifier(place(model), "cuda" if gpu else "cpu")
