@@ -46,6 +46,11 @@ def open_rgb(source: Path | bytes, name: str = "image") -> Image.Image:
         raise DataError(str(name), f"is not a readable image ({why})") from None
 
 
+def stored_rgb(stored: bytes | np.ndarray, name: str = "image") -> Image.Image:
+    """The image of a shard's row: an encoded file, or (height, width, 3) uint8. Raises DataError as `open_rgb`."""
+    return open_rgb(stored, name) if isinstance(stored, bytes) else Image.fromarray(stored)
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; damaged EXIF data says nothing about the pixels and counts as upright."""
     try:

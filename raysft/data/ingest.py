@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from raysft.data.images import fit, open_rgb
+from raysft.data.images import fit, stored_rgb
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, columns, read_labels, read_table
 from raysft.data.sources import stratified_order
 from raysft.storage import Place
@@ -186,13 +186,10 @@ def _read_shards(batch: pa.Table, source: SplitSource) -> pa.Table:
 
 
 def _decode(table: pa.Table, source: SplitSource) -> pa.Array:
-    from PIL import Image
-
     ids, images, _ = columns(table, source.spec)
     out = np.empty((len(ids), source.height, source.width, 3), np.uint8)
     for i, image in enumerate(images):
-        whole = open_rgb(image, f"row {ids[i]}") if isinstance(image, bytes) else Image.fromarray(image)
-        out[i] = fit(whole, source.height, source.width)
+        out[i] = fit(stored_rgb(image, f"row {ids[i]}"), source.height, source.width)
     return pa.Array.from_buffers(pa.binary(int(np.prod(out.shape[1:]))), len(out), [None, pa.py_buffer(out)])
 
 

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from raysft.data.images import EXTENSIONS, fit, open_rgb
+from raysft.data.images import EXTENSIONS, fit, open_rgb, stored_rgb
 from raysft.data.shards import MANIFEST, ImageSpec, ShardFile, columns, read_manifest, read_table
 from raysft.errors import DataError
 from raysft.storage import Place
@@ -115,8 +114,7 @@ def _shard(folder: Place, file: ShardFile) -> pa.Table:
 
 
 def _decode_row(image: Any, name: str, height: int, width: int) -> np.ndarray:
-    whole = open_rgb(image, name) if isinstance(image, bytes) else Image.fromarray(image)
-    return fit(whole, height, width)
+    return fit(stored_rgb(image, name), height, width)
 
 
 def source_of(where: Place, split: str | None = None) -> Source:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from raysft.data.images import fit, open_rgb
+from raysft.data.images import fit, open_rgb, stored_rgb
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.shards import MANIFEST, Manifest, columns, iter_tables, read_manifest, verify
 from raysft.data.sources import Folders
@@ -157,5 +157,4 @@ def _shard_images(data: Place, split: str) -> Iterable[tuple[Image.Image, str]]:
     for table in iter_tables(data, manifest.splits[split]):
         ids, images, labels = columns(table, manifest.image)
         for row, image, label in zip(ids, images, labels, strict=True):
-            whole = open_rgb(image, f"row {row}") if isinstance(image, bytes) else Image.fromarray(image)
-            yield whole, manifest.classes[label]
+            yield stored_rgb(image, f"row {row}"), manifest.classes[label]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from raysft.data.images import open_rgb
+from raysft.data.images import stored_rgb
 from raysft.data.shards import Manifest, ShardFile, columns, read_manifest, read_table
 from raysft.errors import DataError
 from raysft.storage import Place, place
@@ -115,7 +115,7 @@ class Images:
 
 def thumbnail(image: np.ndarray | bytes) -> Thumbnail:
     """A picture of at most 96 pixels a side of a stored image: (height, width, 3) uint8, or an encoded file."""
-    whole = open_rgb(image) if isinstance(image, bytes) else Image.fromarray(image)
+    whole = stored_rgb(image)
     whole.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
     kind = "PNG" if max(whole.size) <= ENLARGED_PIXELS else "JPEG"
     content = io.BytesIO()
