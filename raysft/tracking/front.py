@@ -60,7 +60,7 @@ class Tracker(Protocol):
         """Import its library and reach its store."""
 
     def trial(self, news: News) -> None:
-        """Log what is new of a trial."""
+        """Log what is new of a trial that had not ended when it was last logged."""
 
     def close(self, close: Close) -> None:
         """Log the results, and close the trials that are still open."""
@@ -143,7 +143,9 @@ class TrackerThread(threading.Thread):
             close = self._close
         try:
             for news in mail.values():
-                self.tracker.trial(news)
+                known = self.tracker.remembers["trials"].get(news.record.trial)
+                if known is None or not known["ended"]:
+                    self.tracker.trial(news)
             if close is not None:
                 self.tracker.close(close)
         finally:

@@ -51,8 +51,6 @@ class Mlflow:
     def trial(self, news: News) -> None:
         record = news.record
         known = self.remembers["trials"].get(record.trial)
-        if known is not None and known["ended"]:
-            return
         if known is None:
             known = self._begin(record)
         elif record.trial not in self._open:

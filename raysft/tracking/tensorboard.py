@@ -45,8 +45,8 @@ class TensorBoard:
 
     def trial(self, news: News) -> None:
         record = news.record
-        known = self.remembers["trials"].get(record.trial, {"epochs": 0, "ended": False})
-        if known["ended"] or record.trial in self._ended:
+        known = self.remembers["trials"].get(record.trial, {"epochs": 0})
+        if record.trial in self._ended:  # and its files are not where they belong yet
             return
         writer = self._writers.get(record.trial) or self._begin(record, known["epochs"])
         for epoch in record.history:

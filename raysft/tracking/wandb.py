@@ -41,8 +41,6 @@ class Wandb:
     def trial(self, news: News) -> None:
         record = news.record
         known = self.remembers["trials"].get(record.trial)
-        if known is not None and known["ended"]:
-            return
         if known is None:
             known = self.remembers["trials"][record.trial] = {"run": self._id(record.trial), "epochs": 0,
                                                               "ended": False}
