@@ -116,8 +116,7 @@ def run_status(address: str, name: str) -> dict[str, Any]:
 
 def status_document(run: ClusterRun, seen: Seen) -> dict[str, Any]:
     """How far a run is by its events, in the form of a run directory's status."""
-    trials = [record.row(seen.metric) | {"history": record.history, "started": record.started}
-              for record in seen.trials.values()]
+    trials = [record.row(seen.metric) | {"history": record.history} for record in seen.trials.values()]
     done, total = seen.epochs
     return {"run": run.name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
             "folder": seen.folder, "metric": seen.metric, "epochs": {"done": done, "total": total},

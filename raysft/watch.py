@@ -20,7 +20,7 @@ from rich.table import Table
 from raysft import interrupts
 from raysft.console import Output, config_text, count_text, metric_text, score_text
 from raysft.job.spec import order
-from raysft.results.run import INFO, find_run, is_going_on, read_json, status_of
+from raysft.results.run import GOING_ON, INFO, find_run, is_going_on, read_json, status_of
 
 Document = dict[str, Any]
 
@@ -142,7 +142,7 @@ def picture(document: Mapping[str, Any], now: float, height: int = 50) -> Group:
     shown, hidden = _in_order(document), 0
     if len(shown) > room:
         shown, hidden = shown[:room], len(shown) - room
-    parts: list[Any] = [headline(document, now), "", trial_table(document, shown, now)]
+    parts: list[Any] = [headline(document, now), "", trial_table(document, shown)]
     if hidden:
         parts.append(f"… and {hidden} more")
     if teams:
@@ -174,7 +174,7 @@ def headline(document: Mapping[str, Any], now: float) -> str:
     return ", ".join(words)
 
 
-def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], now: float) -> Table:
+def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Table:
     """Trials, a row each."""
     metric = document.get("metric", "val_accuracy")
     progress = document.get("progress") or {}
@@ -192,7 +192,7 @@ def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
         epochs = f"{done:.1f}" if running else f"{done:g}"
         table.add_row(trial["trial"], trial["status"], f"{epochs}/{each}" if each else epochs,
                       score_text(trial.get(metric)), curve_text(curves[trial["trial"]], values),
-                      f"{_seconds_of(trial, now):.1f}", config_text(trial["config"]))
+                      f"{trial['seconds']:.1f}", config_text(trial["config"]))
     return table
 
 
@@ -246,11 +246,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _is_over(trial: Mapping[str, Any]) -> bool:
-    return trial["status"] not in ("pending", "running")
+    return trial["status"] not in GOING_ON
 
 
 def _in_order(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Trials in training, then those that have ended from best to worst, then those that wait."""
+    """Trials in training, then those that have paused or ended from best to worst, then those that wait."""
     metric = document.get("metric", "val_accuracy")
 
     def key(trial: Mapping[str, Any]) -> tuple[float, ...]:
@@ -259,11 +259,6 @@ def _in_order(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return (turn, *(order(trial, metric) if scored else (math.inf,)))
 
     return sorted(document["trials"], key=key)
-
-
-def _seconds_of(trial: Mapping[str, Any], now: float) -> float:
-    started = trial.get("started")
-    return now - started if trial["status"] == "running" and started else trial["seconds"]
 
 
 def _seconds(clock: str | None) -> float | None:

@@ -81,11 +81,11 @@ class Scheduler(Section):
     """Which trials end early."""
 
     name: Literal["asha", "median", "none"] = "asha"
-    """asha (stop the weaker trials at each rung) | median (stop what is below the median of the others) | none"""
-    grace_epochs: int = Field(1, ge=1)
-    """Epochs every trial may train before it can be stopped."""
-    reduction_factor: int = Field(3, ge=2)
-    """asha: at each rung about one trial in this many goes on."""
+    """asha (pause all at each rung, the best go on) | median (stop what is below the median of the others) | none"""
+    grace_epochs: int | None = Field(None, ge=1)
+    """Epochs every trial trains before it can be paused or stopped; null: an eighth of train.epochs."""
+    reduction_factor: int = Field(4, ge=2)
+    """asha: at each rung about one trial in this many goes on; rungs are this many times as far as the one before."""
 
 
 class Search(Section):

@@ -29,6 +29,7 @@ from raysft.storage import read_json as read_checked
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
 PROGRESS = "progress.json"  # where a run stood a moment ago, for those who watch it
 LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
+GOING_ON = ("pending", "running", "paused")  # the status of a trial that may still train
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
 
@@ -50,7 +51,7 @@ class TrialRecord:
     @property
     def ended(self) -> bool:
         """Whether the trial is over, however it ended."""
-        return self.status not in ("pending", "running")
+        return self.status not in GOING_ON
 
     def best(self, metric: str) -> dict[str, Any] | None:
         """The epoch with the best metric."""

@@ -30,8 +30,9 @@ from raysft.search.gauges import Gauges
 from raysft.search.outcome import Scored, card_of, confirmation, readme_of, results_of_run, timing_of
 from raysft.search.progress import Progress
 from raysft.search.propose import searcher
+from raysft.search.schedulers import Known
 from raysft.search.space import known_configurations
-from raysft.search.tuner import Known, scheduler_of, search
+from raysft.search.tuner import scheduler_of, search
 from raysft.storage import Place, remove
 from raysft.tracking import Tracking
 from raysft.train.checkpoint_paths import checkpoint_path
@@ -125,6 +126,8 @@ class _Conductor:
         self.stood = self.saved = 0.0
         self.built: dict[str, Any] = {}
         self.repeats: dict[str, TrialRecord] = {}
+        self.counted: dict[str, float] = {}
+        """Until when the seconds of a trial that trains have been counted."""
         width = len(str(plan.trials - 1))
         self.names = [f"t{i:0{width}d}" for i in range(plan.trials)]
         known = known_configurations(job)  # others are proposed when their trial begins
@@ -183,7 +186,8 @@ class _Conductor:
                     task = self.make_task(number, self.configs[number])
                     ray.get(self.queue.put.remote(replace(task, of_search=False)))
             elif self.proposals.waiting:
-                scheduler = scheduler_of(self.job.search.scheduler, self.job.train.epochs, self.run.metric, self.before)
+                scheduler = scheduler_of(self.job.search, self.plan.trials, self.job.train.epochs, self.plan.teams,
+                                         self.before)
                 search(self.proposals, self.make_task, self.names, self.queue, self.plan.teams, scheduler)
         except BaseException as error:
             self.search_error = error
@@ -285,6 +289,7 @@ class _Conductor:
         elif event.kind == "started":
             self.first_trial = self.first_trial or event.at
             record.status, record.started = "running", record.started or event.at
+            self.counted[record.trial] = event.at
             if event.payload["attempt"]:
                 stood = f" ({event.payload['stood']})" if event.payload["stood"] else ""
                 self.listener.note(f"{record.trial}: a worker died{stood}; taken up again from its last checkpoint")
@@ -298,7 +303,11 @@ class _Conductor:
             record.error, record.trace = event.payload.get("error"), event.payload.get("trace")
             record.host = event.payload.get("host")
             self.last_trial = event.at
-        record.seconds = event.at - record.started if record.started else 0.0
+        if record.trial in self.counted:
+            record.seconds += event.at - self.counted[record.trial]
+            self.counted[record.trial] = event.at
+        if record.status != "running":
+            self.counted.pop(record.trial, None)
         if event.kind != "progress":
             self.run.save_trial(record)
         self.tracking.trial(record, event.kind, event.at)

@@ -10,7 +10,7 @@ from typing import Any
 
 from raysft.results.run import TrialRecord, leaderboard
 
-STATUSES = ("pending", "running", "finished", "stopped", "diverged", "failed")
+STATUSES = ("pending", "running", "paused", "finished", "stopped", "diverged", "failed")
 
 
 class Gauges:

@@ -1,13 +1,13 @@
 """The small actor between the search and the teams: trials go one way, metrics and decisions the other.
 
-    search:  put(task) ─▶ next_event ─▶ … ─▶ stop         driver:  events
+    search:  put(task) ─▶ next_event ─▶ … ─▶ stop | pause ─▶ go_on        driver:  events
     teams:   take ─▶ meet (once) ─▶ report ─▶ … ─▶ finish | fail ─▶ settle (─▶ hang)
 
 A trial fails when every member of its team has given it up; the first of them says why. A member that was killed says
 nothing: then Ray Train restarts the worker group, and the trial is taken up again from its last checkpoint.
 
-A team that reports an epoch waits until the search has asked for the next event of that trial (go on) or has stopped
-it.
+A team that reports an epoch waits until the search has asked for the next event of that trial (go on), or has stopped
+or paused it. A paused trial leaves its team, and is taken up from its last checkpoint by any team, once it may go on.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a trial (proposed, started, progress, epoch, halved, finished, stopped, diverged, failed,
-    scored), to a worker (built, refused), or to a team (restarted)."""
+    """What happened to a trial (proposed, started, progress, epoch, halved, paused, finished, stopped, diverged,
+    failed, scored), to a worker (built, refused), or to a team (restarted)."""
 
     kind: str
     trial: str
@@ -64,6 +64,9 @@ class _Trial:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     decision: asyncio.Future[bool] | None = None
     stopped: bool = False
+    pausing: bool = False
+    """Whether it is to leave its team after this epoch."""
+    paused: bool = False
     complete: bool = False
     ended: bool = False
     epochs: int = 0
@@ -184,14 +187,32 @@ class TrialQueue:
             await state.news.wait()
         return state.unread.popleft()
 
+    async def pause(self, trial: str) -> None:
+        """Have a trial leave its team with the epoch that it has told; its next event says when it has."""
+        state = self._trials[trial]
+        state.pausing = True
+        _decide(state, go_on=False)
+
+    async def go_on(self, trial: str) -> None:
+        """Give a paused trial to the next free team; of no account to one that has ended."""
+        state = self._trials[trial]
+        if state.ended:
+            return
+        state.paused, state.decision = False, None
+        async with self._more:
+            self._pending.append(state.task)
+            self._more.notify_all()
+
     async def stop(self, trial: str) -> None:
-        """End a trial before its last epoch; one that waits for a team never starts."""
+        """End a trial before its last epoch; one that waits for a team, or is paused, never gets one."""
         state = self._trials.get(trial)
         if state is None or state.ended or state.stopped or state.complete:
             return  # the search also stops trials that have trained to their end
         state.stopped = True
         if state.task in self._pending:
             self._pending.remove(state.task)
+            await self._end(state, "stopped", {})
+        elif state.paused:
             await self._end(state, "stopped", {})
         _decide(state, go_on=False)
 
@@ -270,6 +291,9 @@ class TrialQueue:
         if members.running == trial:  # another member may have taken the next one already
             members.running = None
         state = self._trials[trial]
+        if state.pausing and not state.stopped:
+            await self._rest(state)
+            return
         kind = "scored" if state.task.kind == "score" else "stopped" if state.stopped else "finished"
         await self._end(state, kind, payload)
 
@@ -361,6 +385,8 @@ class TrialQueue:
         state.task = replace(state.task, attempt=state.task.attempt + 1)
         if state.stopped:
             await self._end(state, "stopped", {})
+        elif state.pausing:
+            await self._rest(state)
         elif state.task.attempt >= MAX_ATTEMPTS:
             error = f"its worker died {MAX_ATTEMPTS} times without getting further"
             await self._end(state, "failed", {"error": error, "trace": ""})
@@ -386,6 +412,11 @@ class TrialQueue:
             state.stood = {}
             await self._tell(Event("started", task.trial, {"kind": task.kind, "attempt": task.attempt, "stood": stood,
                                                            "slot": team.slot, "team": team.number}))
+
+    async def _rest(self, state: _Trial) -> None:
+        if not state.ended:
+            state.pausing, state.paused = False, True
+            await self._tell_both(state, Event("paused", state.task.trial, {}))
 
     async def _end(self, state: _Trial, kind: str, payload: dict[str, Any]) -> None:
         if not state.ended:

@@ -43,6 +43,65 @@ def test_all_members_of_a_team_get_the_same_task():
     run(scenario)
 
 
+async def paused(queue) -> None:
+    """Trial a trains an epoch with team 0, and pauses."""
+    await queue.put(task("a"))
+    await queue.take(0, 0, 0, 1, 0)
+    report = await pending(queue.report("a", {"epoch": 1}, False))
+    assert (await queue.next_event("a")).kind == "epoch"
+    await queue.pause("a")
+    assert await report is False
+    following = await pending(queue.next_event("a"))
+    await queue.finish(0, 0, "a", {})
+    assert (await following).kind == "paused"
+
+
+def test_a_paused_trial_is_taken_up_by_another_team_which_trains_on():
+    async def scenario(queue):
+        await paused(queue)
+        other = await pending(queue.take(0, 1, 0, 1, 0))
+        assert not other.done()
+        await queue.go_on("a")
+        assert (await other)[0] == task("a")
+        assert await queue.report("a", {"epoch": 1}, False) is True  # told again, and nobody has to decide again
+        following = await pending(queue.next_event("a"))
+        assert await queue.report("a", {"epoch": 2}, True) is False
+        assert (await following).payload["epoch"] == 2
+        await queue.finish(0, 1, "a", {})
+        assert await kinds(queue) == ["started", "epoch", "paused", "started", "epoch", "finished"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("how", ["stop", "finish_search", "close"])
+def test_a_paused_trial_that_is_stopped_ends_and_gets_no_team(how):
+    async def scenario(queue):
+        await paused(queue)
+        await (queue.stop("a") if how == "stop" else getattr(queue, how)())
+        await queue.go_on("a")
+        assert (await kinds(queue))[-1] == "stopped"
+        assert (await queue.next_event("a")).kind == "stopped"
+        assert not queue._pending
+
+    run(scenario)
+
+
+def test_a_worker_that_dies_while_its_trial_pauses_leaves_it_paused():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 1, 0)
+        await pending(queue.report("a", {"epoch": 1}, False))
+        await queue.next_event("a")
+        await queue.pause("a")
+        again = await pending(queue.take(0, 0, 0, 2, 0))
+        assert (await queue.next_event("a")).kind == "paused"
+        assert not again.done()
+        await queue.go_on("a")
+        assert (await again)[0].trial == "a"
+
+    run(scenario)
+
+
 def test_a_report_waits_until_the_search_asks_for_the_next():
     async def scenario(queue):
         await queue.put(task("a"))

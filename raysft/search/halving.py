@@ -1,0 +1,129 @@
+"""Asynchronous successive halving: trials pause at rungs, and the best of each rung are taken up again.
+
+After Li et al., A System for Massively Parallel Hyperparameter Tuning (MLSys 2020), algorithm 2, with the number of
+trials known: all begin before any goes on, so none goes on only because it came first, and no team stands idle for the
+end of a search while there is a trial it could train. Tune's scheduler of this name never takes a trial up again: who
+comes to a rung first trains on, however weak, which with a few teams is most of what the search costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raysft.job.spec import order
+from raysft.search.schedulers import Decision, Known, Scheduler
+
+
+def rungs_of(epochs: int, grace: int, factor: int) -> list[int]:
+    """Epochs after which trials are compared: `grace`, and `factor` times as many at each, below `epochs`; `epochs`."""
+    rungs = [min(grace, epochs)]
+    while rungs[-1] * factor < epochs:
+        rungs.append(rungs[-1] * factor)
+    return rungs if rungs[-1] == epochs else [*rungs, epochs]
+
+
+def places_of(trials: int, rungs: int, factor: int, teams: int) -> list[int]:
+    """How many trials may train to each rung: one in `factor` of those before, or as many more as would leave a team
+    without work, but never more than half of them."""
+    places = [trials]
+    while len(places) < rungs:
+        before = places[-1]
+        places.append(max(math.ceil(before / factor), min(teams, math.ceil(before / 2))))
+    return places
+
+
+class Halving(Scheduler):
+    """Decides by `metric`; `epochs` are those of a whole trial, `trials` all of the run."""
+
+    def __init__(self, trials: int, epochs: int, grace: int, factor: int, teams: int, metric: str,
+                 known: Known) -> None:
+        self.rungs = rungs_of(epochs, grace, factor)
+        self.places = places_of(trials, len(self.rungs), factor, teams)
+        self.metric, self.known = metric, known
+        self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in self.rungs]
+        """At each rung the trials that came so far, and how good their best epoch was until there: less is better."""
+        self.best: dict[int, tuple[float, ...]] = {}
+        self.trained: dict[int, int] = {}
+        self.training: set[int] = set()
+        self.waiting: set[int] = set()
+        for number, history in known.ended.items():
+            self._remember(number, history)
+
+    def begin(self, number: int) -> None:
+        # The team tells the last epoch again, and it is judged then: it may have died before that was heard.
+        self._remember(number, self.known.going_on.get(number, ())[:-1])
+        self.training.add(number)
+
+    def epoch(self, number: int, metrics: Mapping[str, Any]) -> Decision:
+        self._remember(number, [metrics])
+        return "pause" if metrics["epoch"] in self.rungs[:-1] else "go on"
+
+    def paused(self, number: int) -> None:
+        self.training.discard(number)
+        self.waiting.add(number)
+
+    def ended(self, number: int, metrics: Mapping[str, Any] | None = None) -> None:
+        if metrics is not None:
+            self._remember(number, [metrics])
+            for reached in self.reached:  # as good as it was where it lost patience, it would have stayed
+                reached.setdefault(number, self.best[number])
+        self.training.discard(number)
+        self.waiting.discard(number)
+
+    def promoted(self) -> int | None:
+        """The best trial of the highest rung at which one may go on.
+
+        While others are still on their way to a rung, it is as many of those there as are to go on of all.
+        """
+        for rung in reversed(range(len(self.rungs) - 1)):
+            share = len(self.reached[rung]) * self.places[rung + 1] // self.places[rung]
+            if (number := self._best_paused(rung, share)) is not None:
+                return self._takes_up(number)
+        for rung in range(len(self.rungs) - 1):
+            number = self._best_paused(rung, self.places[rung + 1]) if self._is_complete(rung) else None
+            if number is not None:
+                return self._takes_up(number)
+        return None
+
+    def hopeless(self) -> list[int]:
+        found: list[int] = []
+        for rung in range(len(self.rungs) - 1):
+            if self._is_complete(rung):
+                best = self._best(rung, self.places[rung + 1])
+                found += [n for n in self.waiting if self._rung(n) == rung and n not in best]
+                self.waiting.difference_update(found)
+        return sorted(found)
+
+    # --- inside ---
+
+    def _remember(self, number: int, history: Sequence[Mapping[str, Any]]) -> None:
+        for metrics in history:
+            self.trained[number] = metrics["epoch"]
+            now = order(metrics, self.metric)
+            self.best[number] = min(now, self.best.get(number, now))
+            if metrics["epoch"] in self.rungs:
+                self.reached[self.rungs.index(metrics["epoch"])][number] = self.best[number]
+
+    def _rung(self, number: int) -> int:
+        """The rung at which a trial is paused."""
+        return self.rungs.index(self.trained[number])
+
+    def _is_complete(self, rung: int) -> bool:
+        """Whether no trial can come to a rung any more."""
+        below = self.rungs[rung]
+        return (all(self.trained.get(number, 0) >= below for number in self.training)
+                and not any(self._rung(number) < rung for number in self.waiting))
+
+    def _best(self, rung: int, count: int) -> list[int]:
+        return sorted(self.reached[rung], key=lambda number: (self.reached[rung][number], number))[:count]
+
+    def _best_paused(self, rung: int, count: int) -> int | None:
+        return next((number for number in self._best(rung, count)
+                     if number in self.waiting and self._rung(number) == rung), None)
+
+    def _takes_up(self, number: int) -> int:
+        self.waiting.discard(number)
+        self.training.add(number)
+        return number

@@ -1,0 +1,202 @@
+"""What ends and pauses trials: in runs from their beginning, and in those that were taken up again."""
+
+import random
+
+import pytest
+
+from raysft.job.spec import Search
+from raysft.search.halving import Halving, places_of, rungs_of
+from raysft.search.schedulers import Known
+from raysft.search.tuner import scheduler_of
+
+
+def epochs(*values, first=1):
+    return [{"epoch": first + i, "val_accuracy": value, "val_loss": 1 - value} for i, value in enumerate(values)]
+
+
+def made(known=Known(), trials=4, length=8, teams=1, **scheduler):
+    return scheduler_of(Search.model_validate({"trials": trials, "scheduler": scheduler}), trials, length, teams,
+                        known)
+
+
+def said(scheduler, trials):
+    """What a scheduler says to the last epoch of the last trial; trials: {number: its epochs}."""
+    decision = None
+    for number, history in trials.items():
+        scheduler.begin(number)
+        for epoch in history:
+            decision = scheduler.epoch(number, epoch)
+    return decision
+
+
+def halving(trials=9, length=9, grace=1, factor=3, teams=1, known=Known()):
+    return Halving(trials, length, grace, factor, teams, "val_accuracy", known)
+
+
+def reach(scheduler, number, value, epoch=1):
+    """A trial that trains comes to a rung and pauses there."""
+    assert scheduler.epoch(number, *epochs(value, first=epoch)) == "pause"
+    scheduler.paused(number)
+
+
+class Searching:
+    """A search as raysft.search.tuner drives it, of trials whose quality is known beforehand."""
+
+    def __init__(self, scheduler, quality, length, teams, chance):
+        self.scheduler, self.quality, self.length, self.chance = scheduler, quality, length, chance
+        self.new, self.running, self.trained = list(range(len(quality))), [], [0] * len(quality)
+        self.ended, self.teams = {}, teams
+
+    def run(self):
+        while True:
+            while len(self.running) < self.teams and (number := self.following()) is not None:
+                self.running.append(number)
+            if not self.running:
+                return self
+            self.step(self.chance.choice(self.running))
+
+    def following(self):
+        if self.new:
+            self.scheduler.begin(self.new[0])
+            return self.new.pop(0)
+        for number in self.scheduler.hopeless():
+            assert number not in self.ended
+            self.ended[number] = "stopped"
+        return self.scheduler.promoted()
+
+    def step(self, number):
+        assert number not in self.ended
+        if self.quality[number] is None:
+            return self.leave(number, "failed", None)
+        self.trained[number] += 1
+        (metrics,) = epochs(self.quality[number] * self.trained[number], first=self.trained[number])
+        if self.trained[number] == self.length:
+            return self.leave(number, "finished", metrics)
+        if self.scheduler.epoch(number, metrics) == "pause":
+            self.running.remove(number)
+            self.scheduler.paused(number)
+        return None
+
+    def leave(self, number, how, metrics):
+        self.running.remove(number)
+        self.ended[number] = how
+        self.scheduler.ended(number, metrics)
+
+
+def test_rungs_lie_a_factor_apart_and_end_with_the_last_epoch():
+    assert rungs_of(32, 4, 4) == [4, 16, 32]
+    assert rungs_of(9, 1, 3) == [1, 3, 9]
+    assert rungs_of(2, 5, 3) == [2]
+    assert rungs_of(1, 1, 4) == [1]
+
+
+def test_one_in_factor_goes_on_and_no_team_is_left_without_a_trial():
+    assert places_of(16, 3, 4, teams=1) == [16, 4, 1]
+    assert places_of(16, 3, 4, teams=2) == [16, 4, 2]
+    assert places_of(16, 3, 4, teams=16) == [16, 8, 4]
+    assert places_of(3, 3, 4, teams=1) == [3, 1, 1]
+
+
+def test_grace_is_an_eighth_of_the_epochs_unless_the_job_says_more():
+    assert made(name="asha", trials=16, length=32).rungs[0] == 4
+    assert made(name="asha", trials=16, length=3).rungs[0] == 1
+    assert made(name="asha", trials=16, length=32, grace_epochs=7).rungs[0] == 7
+
+
+@pytest.mark.parametrize("teams", [1, 2, 5])
+def test_a_search_trains_the_best_trial_to_its_end_and_each_rung_as_often_as_planned(teams):
+    for seed in range(30):
+        chance = random.Random(seed)
+        quality = [i + 1 for i in range(16)]
+        chance.shuffle(quality)
+        scheduler = halving(16, 32, 4, 4, teams)
+        search = Searching(scheduler, quality, 32, teams, chance).run()
+        assert len(search.ended) == 16
+        assert search.ended[quality.index(16)] == "finished"
+        came = [sum(trained >= rung for trained in search.trained) for rung in scheduler.rungs]
+        # A team that would have had to wait for the others of a rung may have taken up one that was overtaken.
+        assert all(places <= n <= places + teams - 1 for n, places in zip(came, scheduler.places, strict=True)), came
+
+
+def test_trials_that_fail_end_no_search_early_and_keep_none_waiting():
+    for seed in range(60):
+        chance = random.Random(seed)
+        quality = [chance.choice([None, chance.random()]) for _ in range(12)]
+        search = Searching(halving(12, 9, 1, 3, 2), quality, 9, 2, chance).run()
+        assert len(search.ended) == 12
+        assert ("finished" in search.ended.values()) is any(quality)
+
+
+def test_whoever_comes_first_does_not_train_on_only_for_that():
+    scheduler = halving()
+    for number in range(3):
+        scheduler.begin(number)
+    reach(scheduler, 0, 0.5)
+    assert scheduler.promoted() is None
+    reach(scheduler, 1, 0.4)
+    reach(scheduler, 2, 0.6)
+    assert scheduler.promoted() == 2
+
+
+def test_a_trial_that_was_overtaken_later_is_told_to_end_once():
+    scheduler = halving(trials=3)
+    for number, value in enumerate((0.3, 0.2, 0.1)):
+        scheduler.begin(number)
+        reach(scheduler, number, value)
+    assert scheduler.hopeless() == [1, 2]
+    assert scheduler.hopeless() == []
+    assert scheduler.promoted() == 0
+
+
+def test_a_trial_is_judged_by_its_best_epoch_which_would_be_delivered():
+    scheduler = halving(trials=2, grace=2, length=8)
+    scheduler.begin(0)
+    scheduler.begin(1)
+    assert scheduler.epoch(0, *epochs(0.9)) == "go on"
+    reach(scheduler, 0, 0.1, epoch=2)
+    assert scheduler.epoch(1, *epochs(0.1)) == "go on"
+    reach(scheduler, 1, 0.8, epoch=2)
+    assert scheduler.promoted() == 0
+
+
+def test_a_trial_that_lost_patience_holds_its_place_at_later_rungs():
+    scheduler = halving(trials=4, length=9, factor=2)  # rungs 1, 2, 4, 8, 9; places 4, 2, 1, 1, 1
+    for number in range(4):
+        scheduler.begin(number)
+    scheduler.ended(0, *epochs(0.9))
+    for number, value in ((1, 0.5), (2, 0.4), (3, 0.3)):
+        reach(scheduler, number, value)
+    assert scheduler.hopeless() == [2, 3]
+    assert scheduler.promoted() == 1
+    reach(scheduler, 1, 0.6, epoch=2)
+    assert scheduler.hopeless() == [1]
+    assert scheduler.promoted() is None
+
+
+def test_a_run_taken_up_again_knows_who_was_at_which_rung():
+    known = Known(ended={0: epochs(0.1)}, going_on={1: epochs(0.5), 2: epochs(0.6, 0.7), 3: []})
+    scheduler = halving(trials=4, known=known)  # places 4, 2, 1
+    for number in (1, 2, 3):
+        scheduler.begin(number)
+    reach(scheduler, 1, 0.5)  # its team tells the last epoch again
+    assert scheduler.epoch(2, *epochs(0.7, first=2)) == "go on"
+    reach(scheduler, 3, 0.2)
+    assert scheduler.promoted() == 1
+    assert scheduler.hopeless() == [3]
+
+
+def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by():
+    known = Known(ended={i: epochs(0.8 + i / 100, 0.9) for i in range(4)})
+    new = {9: epochs(0.2)}
+    assert said(made(name="median", grace_epochs=1), new) == "go on"
+    assert said(made(known, name="median", grace_epochs=1), new) == "stop"
+    assert said(made(known, name="median", grace_epochs=1), {9: epochs(0.95)}) == "go on"
+
+
+def test_by_the_median_nobody_is_judged_again_for_what_was_trained_before():
+    known = Known(ended={i: epochs(0.9 - i / 10, 0.9 - i / 10) for i in range(6)})  # the last ones below the median
+    assert said(made(known, name="median", grace_epochs=1), {9: epochs(0.95)}) == "go on"
+
+
+def test_without_a_scheduler_nothing_is_stopped():
+    assert said(made(Known(ended={0: epochs(0.9)}), name="none"), {1: epochs(0.1)}) == "go on"
