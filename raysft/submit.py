@@ -14,6 +14,7 @@ from typing import Any, Literal
 from raysft.cluster.local import local_ray, this_node
 from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, table_of
 from raysft.errors import RunError, UserError
+from raysft.garbage import uncollected
 from raysft.inputs import outline_of
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
@@ -140,7 +141,8 @@ def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
         fetch(ahead.job.data.source, ahead.job.data.path, watcher.progress)
         watcher.starting()
         with local_ray(ahead.node) as scratch:
-            from raysft.search.driver import execute
+            with uncollected():
+                from raysft.search.driver import execute
 
             results = execute(ahead.job, run, [ahead.node], watcher, scratch, wait_for_end=False)
             run.save(status="done")

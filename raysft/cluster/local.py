@@ -20,6 +20,7 @@ import psutil
 from raysft.cluster import processes
 from raysft.cluster.processes import kill_all, lives, marked
 from raysft.errors import UserError
+from raysft.garbage import uncollected
 from raysft.interrupts import undisturbed
 from raysft.job.plan import Node
 
@@ -66,7 +67,8 @@ def local_ray(node: Node) -> Iterator[Path]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    import ray
+    with uncollected():
+        import ray
 
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short

@@ -17,6 +17,7 @@ from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.data.staging import resident
 from raysft.errors import Diverged, ModelError, StorageFull, TrialError
+from raysft.garbage import uncollected
 from raysft.job.spec import Model
 from raysft.storage import is_full, place
 from raysft.train.allocator import keep_freed_memory
@@ -60,8 +61,11 @@ class Worker:
         """Take task after task until there are no more; the network that is known to be wanted is made meanwhile."""
         sys.path.append(self.setup.import_from)  # where package.module:factory is importable for the submitter
         try:
-            if model is not None:
-                self._network(model, seed)
+            with uncollected():
+                import torch._dynamo  # noqa: F401  # the first step of any optimizer would, when all wait for it
+
+                if model is not None:
+                    self._network(model, seed)  # imports what it is made of
         except ModelError as error:
             ray.get(self.queue.refuse.remote(error))
             return

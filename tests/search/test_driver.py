@@ -114,6 +114,21 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     assert "| training | 48 |\n| validation | 12 |\n| test | 15 |" in body
 
 
+def test_trials_that_were_paused_train_on_as_if_they_had_not_been(go):
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [1e-8, 0.03, 1e-7, 0.02]}}]}
+    halving = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    search, train = {"space": space, "metric": "val_loss"}, {"epochs": 4}
+    _, listener, paused = go(search=search | {"scheduler": halving}, train=train)
+    results, _, whole = go(search=search | {"scheduler": {"name": "none"}}, train=train)
+    came = {f"t{i}": len(losses(paused, f"t{i}")) for i in range(4)}
+    assert sorted(came.values()) == [1, 1, 2, 4]
+    for trial, epochs in came.items():
+        assert losses(paused, trial) == losses(whole, trial)[:epochs]
+    assert not [note for note in listener.notes if "died" in note]
+    seconds = {t["trial"]: t["seconds"] for t in results["trials"]}
+    assert all(0 < s < 60 for s in seconds.values())
+
+
 def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_path):
     from mlflow import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
