@@ -141,9 +141,10 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
     gpus = f", {job.resources.gpus_per_worker:g} GPU" if job.resources.gpus_per_worker else ""
     searched = ""
     if job.search is not None:
-        stop = job.search.scheduler.name
+        stop, whole = job.search.scheduler.name, plan.trials * job.train.epochs
         how = f" proposed by {job.search.algorithm}" if job.search.algorithm != "random" else ""
-        early = f", {stop} may end them early" if stop != "none" else ""
+        early = {"asha": f", asha trains {plan.epochs:,} of {count_text(whole, 'epoch')}",
+                 "median": ", median may end them early"}.get(stop, "")
         again = f"; the best again with {count_text(job.search.confirm, 'other seed')}" if job.search.confirm else ""
         searched = f"{how}, by {job.search.metric}{early}{again}"
     return [
@@ -170,7 +171,7 @@ def plan_json(job: Job, plan: Plan, results: str) -> dict[str, Any]:
             "slots": [{"teams": s.teams, "workers": s.workers} | ({"least_workers": s.least} if s.least else {})
                       for s in plan.slots],
             "steps_per_epoch": plan.steps_per_epoch, "epochs": job.train.epochs,
-            "batch_per_worker": plan.batch_per_worker, "results": results}
+            "epochs_of_all_trials": plan.epochs, "batch_per_worker": plan.batch_per_worker, "results": results}
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

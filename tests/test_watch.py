@@ -104,8 +104,8 @@ def test_without_a_terminal_each_change_is_a_line():
 # --- where a run stands ----------------------------------------------------------------------------------------------
 
 def test_progress_follows_teams_and_knows_what_is_left():
-    job = Job.model_validate({"train": {"epochs": 4}, "search": {"trials": 2}})
-    plan = Plan(100, 10, 10, 3, 2, (Slot(1, 1), Slot(1, 1)), 4, 25)
+    job = Job.model_validate({"train": {"epochs": 4}, "search": {"trials": 2, "scheduler": {"name": "median"}}})
+    plan = Plan(100, 10, 10, 3, 2, ((2, 4),), (Slot(1, 1), Slot(1, 1)), 4, 25)
     progress = Progress(job, plan, [])
     records = [TrialRecord("t0", {}), TrialRecord("t1", {})]
     document = progress.document(records, [])
@@ -130,6 +130,23 @@ def test_progress_follows_teams_and_knows_what_is_left():
     assert document["teams"][1]["doing"] == "waiting"
     progress.lost(1)
     assert progress.document(records, [])["teams"][1]["doing"] == "gone"
+
+
+def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave():
+    job = Job.model_validate({"train": {"epochs": 4}, "search": {"trials": 4}})
+    plan = Plan(100, 10, 10, 3, 4, ((4, 1), (1, 3)), (Slot(1, 1),), 4, 25)
+    progress = Progress(job, plan, [])
+    records = [TrialRecord(f"t{i}", {}, "paused", epochs(0.5)) for i in range(3)]
+    records.append(TrialRecord("t3", {}, "running"))
+    progress.inside["t3"] = 0.5
+    progress.take(Event("started", "t3", {"kind": "train", "attempt": 0, "slot": 0, "team": 0}, at=0.0))
+    document = progress.document(records, [])
+    assert document["epochs"] == {"done": 3.5, "total": 7, "each": 4}
+    assert document["left_s"] == pytest.approx(document["at"], rel=1e-3)
+    assert document["may_end_early"] is False
+    for record in records:
+        record.status = "stopped"
+    assert progress.document(records, [])["epochs"]["done"] == 7
 
 
 def test_events_of_a_cluster_tell_running_trials_and_each_epoch_once(monkeypatch):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysft.errors import DataError, ResourceError
+from raysft.job.rungs import stages_of
 from raysft.job.space import count_trials
-from raysft.job.spec import Job, Resources
+from raysft.job.spec import Job, Resources, Scheduler
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Plan:
     test_rows: int
     classes: int
     trials: int
+    stages: tuple[tuple[int, int], ...]
+    """(trials, epochs that each of them trains), one after the other; some may fail, or end early in other ways."""
     slots: tuple[Slot, ...]
     steps_per_epoch: int
     batch_per_worker: int
@@ -58,6 +61,16 @@ class Plan:
     def teams(self) -> int:
         """Trials that train at the same time."""
         return sum(slot.teams for slot in self.slots)
+
+    @property
+    def epochs(self) -> int:
+        """Of all trials together."""
+        return sum(trials * each for trials, each in self.stages)
+
+    @property
+    def turns(self) -> int:
+        """Epochs that are trained one after the other."""
+        return sum(math.ceil(trials / self.teams) * each for trials, each in self.stages)
 
 
 def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
@@ -82,7 +95,9 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
             raise DataError(outline.where, f"a batch of {smallest} images for {job.resources.most_workers} workers",
                             "lower resources.workers or raise train.batch_size")
     steps = math.ceil(train / job.train.batch_size)
-    return Plan(train, val, outline.test_rows, classes, trials, slots, steps,
+    scheduler = job.search.scheduler if job.search else Scheduler(name="none")
+    stages = stages_of(scheduler, trials, job.train.epochs, sum(slot.teams for slot in slots))
+    return Plan(train, val, outline.test_rows, classes, trials, stages, slots, steps,
                 math.ceil(train / steps / job.resources.least_workers))
 
 

@@ -1,1 +1,1 @@
-"""The search: configurations from a space, Ray Tune's decisions, and the run that ties them to the teams."""
+"""The search: configurations from a space, which trials train on, and the run that ties them to the teams."""

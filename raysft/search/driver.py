@@ -139,12 +139,12 @@ class _Conductor:
         numbers = [i for i, name in enumerate(self.names) if not self.records[name].ended]
         past = [(r.config, r.status, r.history) for r in self.records.values() if r.ended]
         histories = {i: self.records[name].history for i, name in enumerate(self.names)}
-        self.before = Known({i: h for i, h in histories.items() if i not in numbers},
+        judged = {i for i, name in enumerate(self.names) if self.records[name].status in ("finished", "stopped")}
+        self.before = Known({i: h for i, h in histories.items() if i in judged},
                             {i: list(h) for i, h in histories.items() if i in numbers})
         self.proposals = searcher(job, numbers, self.configs, past)
         self.over = any(self._is_target(epoch) for r in self.records.values() for epoch in r.history)
         self.progress = Progress(job, plan, run.known.values())
-        self.total_epochs = plan.trials * job.train.epochs
         self.search_error: BaseException | None = None
         self.searching = threading.Thread(target=self._search, name="search", daemon=True)
 
@@ -340,8 +340,8 @@ class _Conductor:
                 self.listener.trial_ended(record, sum(r.ended for r in self.repeats.values()), len(self.repeats))
             return
         ended = [r for r in self.records.values() if r.ended]
-        self.listener.epochs(sum(map(self.progress.done, self.records.values())), self.total_epochs,
-                             list(self.records.values()))
+        records = list(self.records.values())
+        self.listener.epochs(self.progress.done(records), self.progress.total, records)
         if record in ended:
             self.listener.trial_ended(record, len(ended), len(self.records))
 

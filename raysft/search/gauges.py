@@ -29,9 +29,9 @@ class Gauges:
         found = Counter(record.status for record in records)
         for status in STATUSES:
             self._set("trials", "Trials by status.", found[status], status=status)
-        self._set("epochs_done", "Epochs that are done, with a share for those in progress; all of a trial that ended.",
+        self._set("epochs_done", "Epochs that are done, with a share for those in progress.",
                   document["epochs"]["done"])
-        self._set("epochs_total", "Epochs of all trials if none ends early.", document["epochs"]["total"])
+        self._set("epochs_total", "Epochs that all trials will train if none ends early.", document["epochs"]["total"])
         best = leaderboard(list(records), self.metric)[0].best(self.metric) if records else None
         if best is not None:
             self._set("best_metric", "The metric of the search in the best epoch so far.", best[self.metric],

@@ -8,39 +8,21 @@ comes to a rung first trains on, however weak, which with a few teams is most of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raysft.job.rungs import places_of, rungs_of
+from raysft.job.spec import Scheduler as Spec
 from raysft.job.spec import order
 from raysft.search.schedulers import Decision, Known, Scheduler
-
-
-def rungs_of(epochs: int, grace: int, factor: int) -> list[int]:
-    """Epochs after which trials are compared: `grace`, and `factor` times as many at each, below `epochs`; `epochs`."""
-    rungs = [min(grace, epochs)]
-    while rungs[-1] * factor < epochs:
-        rungs.append(rungs[-1] * factor)
-    return rungs if rungs[-1] == epochs else [*rungs, epochs]
-
-
-def places_of(trials: int, rungs: int, factor: int, teams: int) -> list[int]:
-    """How many trials may train to each rung: one in `factor` of those before, or as many more as would leave a team
-    without work, but never more than half of them."""
-    places = [trials]
-    while len(places) < rungs:
-        before = places[-1]
-        places.append(max(math.ceil(before / factor), min(teams, math.ceil(before / 2))))
-    return places
 
 
 class Halving(Scheduler):
     """Decides by `metric`; `epochs` are those of a whole trial, `trials` all of the run."""
 
-    def __init__(self, trials: int, epochs: int, grace: int, factor: int, teams: int, metric: str,
-                 known: Known) -> None:
-        self.rungs = rungs_of(epochs, grace, factor)
-        self.places = places_of(trials, len(self.rungs), factor, teams)
+    def __init__(self, spec: Spec, trials: int, epochs: int, teams: int, metric: str, known: Known) -> None:
+        self.rungs = rungs_of(spec, epochs)
+        self.places = places_of(spec, trials, len(self.rungs), teams)
         self.metric, self.known = metric, known
         self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in self.rungs]
         """At each rung the trials that came so far, and how good their best epoch was until there: less is better."""
@@ -67,8 +49,11 @@ class Halving(Scheduler):
     def ended(self, number: int, metrics: Mapping[str, Any] | None = None) -> None:
         if metrics is not None:
             self._remember(number, [metrics])
-            for reached in self.reached:  # as good as it was where it lost patience, it would have stayed
-                reached.setdefault(number, self.best[number])
+        for reached in self.reached:
+            if metrics is None:
+                reached.pop(number, None)  # another one gets its place
+            else:
+                reached.setdefault(number, self.best[number])  # as good as it was where it lost patience
         self.training.discard(number)
         self.waiting.discard(number)
 
@@ -81,18 +66,18 @@ class Halving(Scheduler):
             share = len(self.reached[rung]) * self.places[rung + 1] // self.places[rung]
             if (number := self._best_paused(rung, share)) is not None:
                 return self._takes_up(number)
-        for rung in range(len(self.rungs) - 1):
+        for rung in range(len(self.rungs) - 1):  # where none of the lower ones has any to give
             number = self._best_paused(rung, self.places[rung + 1]) if self._is_complete(rung) else None
             if number is not None:
                 return self._takes_up(number)
         return None
 
     def hopeless(self) -> list[int]:
+        """Those at a rung from which as many as may have come to the next one: until then one of these may fail."""
         found: list[int] = []
         for rung in range(len(self.rungs) - 1):
-            if self._is_complete(rung):
-                best = self._best(rung, self.places[rung + 1])
-                found += [n for n in self.waiting if self._rung(n) == rung and n not in best]
+            if len(self.reached[rung + 1]) >= self.places[rung + 1]:
+                found += [number for number in self.waiting if self._rung(number) == rung]
                 self.waiting.difference_update(found)
         return sorted(found)
 
@@ -111,10 +96,8 @@ class Halving(Scheduler):
         return self.rungs.index(self.trained[number])
 
     def _is_complete(self, rung: int) -> bool:
-        """Whether no trial can come to a rung any more."""
-        below = self.rungs[rung]
-        return (all(self.trained.get(number, 0) >= below for number in self.training)
-                and not any(self._rung(number) < rung for number in self.waiting))
+        """Whether no trial is on its way to a rung."""
+        return all(self.trained.get(number, 0) >= self.rungs[rung] for number in self.training)
 
     def _best(self, rung: int, count: int) -> list[int]:
         return sorted(self.reached[rung], key=lambda number: (self.reached[rung][number], number))[:count]

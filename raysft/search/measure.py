@@ -68,8 +68,8 @@ def measure(job: Job, plan: Plan, nodes: Sequence[Node], storage: Place, scratch
     judged = (last["seconds"] - last["train_seconds"]) / max(1, small.data.limit - last["images"])  # type: ignore
     repeats = job.search.confirm if job.search else 0
     epoch_s = plan.train_rows / rate + plan.val_rows * judged
-    turns = math.ceil(plan.trials / plan.teams) + math.ceil(repeats / plan.teams)
-    seconds = results["timing"]["startup_s"] + turns * job.train.epochs * epoch_s
+    turns = plan.turns + math.ceil(repeats / plan.teams) * job.train.epochs
+    seconds = results["timing"]["startup_s"] + turns * epoch_s
     price = job.cluster.price_per_hour
     return Estimate(rate, results["timing"]["startup_s"], epoch_s, seconds / 3600,
                     None if price is None else price * seconds / 3600)

@@ -40,10 +40,11 @@ class Progress:
 
     def __init__(self, job: Job, plan: Plan, before: Collection[TrialRecord]) -> None:
         search = job.search
-        self.rows, self.epochs = plan.train_rows, job.train.epochs
+        self.rows, self.epochs, self.total = plan.train_rows, job.train.epochs, plan.epochs
         self.repeats = search.confirm if search else 0
         self.may_end_early = job.train.patience is not None or (
-            search is not None and (search.scheduler.name != "none" or search.target is not None))
+            search is not None and (search.scheduler.name == "median" or search.target is not None))
+        self.halving = search is not None and search.scheduler.name == "asha"
         self.teams = {(number, team): TeamState(number, team)
                       for number, slot in enumerate(plan.slots) for team in range(slot.teams)}
         self.inside: dict[str, float] = {}
@@ -78,15 +79,17 @@ class Progress:
             if team.slot == slot:
                 team.enter("gone")
 
-    def done(self, record: TrialRecord) -> float:
-        """Epochs of a trial that are over and done with; all of them where it ended early."""
-        return self.epochs if record.ended else len(record.history) + self.inside.get(record.trial, 0.0)
+    def done(self, records: Sequence[TrialRecord]) -> float:
+        """Epochs of all trials that are over and done with, of `total`."""
+        if all(record.ended for record in records):
+            return self.total
+        return min(self.total, sum(self._trained(r) if self.halving else self._over(r) for r in records))
 
     def document(self, records: Sequence[TrialRecord], repeats: Sequence[TrialRecord]) -> dict[str, Any]:
         """Where the run stands; `repeats` are those of the best trial with other seeds."""
         now = time.time()
-        done, total = sum(map(self.done, records)), len(records) * self.epochs
-        left = total - done + self.repeats * self.epochs - sum(map(self.done, repeats))
+        done, total = self.done(records), self.total
+        left = total - done + self.repeats * self.epochs - sum(map(self._over, repeats))
         inside = {trial: round(share, 3) for trial, share in self.inside.items()}
         trained = sum(len(record.history) for record in (*records, *repeats)) + sum(inside.values())
         seconds = 0.0 if self._first is None else now - self._first
@@ -95,6 +98,13 @@ class Progress:
                 "epochs": {"done": round(done, 2), "total": total, "each": self.epochs},
                 "left_s": round(left / rate, 1) if rate > 0 else None, "may_end_early": self.may_end_early,
                 "inside": inside, "teams": [asdict(team) for team in self.teams.values()]}
+
+    def _trained(self, record: TrialRecord) -> float:
+        return len(record.history) + self.inside.get(record.trial, 0.0)
+
+    def _over(self, record: TrialRecord) -> float:
+        """Epochs of a trial; all of them where it ended early."""
+        return self.epochs if record.ended else self._trained(record)
 
     def _figure(self, trial: str, images: float, seconds: float | None, waited: float | None, step: int | None = None,
                 steps: int | None = None, gpu: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What ends or pauses trials early: nothing, Ray Tune's rule of the median, or successive halving.
+"""What ends or pauses trials early: nothing, Ray Tune's rule of the median, or successive halving (`halving`).
 
 Tune would start an actor for each trial that runs, which had nothing to do here but to hand a configuration to a team,
 and cost two seconds of CPU. So its rule is asked from a thread of the driver.

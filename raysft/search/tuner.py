@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from raysft.errors import UserError
+from raysft.job.rungs import grace_of
 from raysft.job.spec import Search
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder
@@ -20,10 +21,9 @@ MakeTask = Callable[[int, dict[str, Any]], Task]
 def scheduler_of(spec: Search, trials: int, epochs: int, teams: int, known: Known) -> Scheduler:
     """What decides on the trials of a job; known: where the run stood when it was taken up again."""
     given = spec.scheduler
-    grace = given.grace_epochs or max(1, round(epochs / 8))
     if given.name == "asha":
-        return Halving(trials, epochs, grace, given.reduction_factor, teams, spec.metric, known)
-    return Median(grace, spec.metric, known) if given.name == "median" else Scheduler()
+        return Halving(given, trials, epochs, teams, spec.metric, known)
+    return Median(grace_of(given, epochs), spec.metric, known) if given.name == "median" else Scheduler()
 
 
 def search(proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: Any, teams: int,

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from raysft.job.spec import Search
-from raysft.search.halving import Halving, places_of, rungs_of
+from raysft.job.spec import Scheduler, Search
+from raysft.search.halving import Halving
 from raysft.search.schedulers import Known
 from raysft.search.tuner import scheduler_of
 
@@ -30,7 +30,8 @@ def said(scheduler, trials):
 
 
 def halving(trials=9, length=9, grace=1, factor=3, teams=1, known=Known()):
-    return Halving(trials, length, grace, factor, teams, "val_accuracy", known)
+    spec = Scheduler(grace_epochs=grace, reduction_factor=factor)
+    return Halving(spec, trials, length, teams, "val_accuracy", known)
 
 
 def reach(scheduler, number, value, epoch=1):
@@ -42,7 +43,8 @@ def reach(scheduler, number, value, epoch=1):
 class Searching:
     """A search as raysft.search.tuner drives it, of trials whose quality is known beforehand."""
 
-    def __init__(self, scheduler, quality, length, teams, chance):
+    def __init__(self, scheduler, quality, length, teams, chance, fails=None):
+        self.fails = fails or {}  # after how many epochs a trial does
         self.scheduler, self.quality, self.length, self.chance = scheduler, quality, length, chance
         self.new, self.running, self.trained = list(range(len(quality))), [], [0] * len(quality)
         self.ended, self.teams = {}, teams
@@ -66,7 +68,7 @@ class Searching:
 
     def step(self, number):
         assert number not in self.ended
-        if self.quality[number] is None:
+        if self.trained[number] == self.fails.get(number):
             return self.leave(number, "failed", None)
         self.trained[number] += 1
         (metrics,) = epochs(self.quality[number] * self.trained[number], first=self.trained[number])
@@ -81,26 +83,6 @@ class Searching:
         self.running.remove(number)
         self.ended[number] = how
         self.scheduler.ended(number, metrics)
-
-
-def test_rungs_lie_a_factor_apart_and_end_with_the_last_epoch():
-    assert rungs_of(32, 4, 4) == [4, 16, 32]
-    assert rungs_of(9, 1, 3) == [1, 3, 9]
-    assert rungs_of(2, 5, 3) == [2]
-    assert rungs_of(1, 1, 4) == [1]
-
-
-def test_one_in_factor_goes_on_and_no_team_is_left_without_a_trial():
-    assert places_of(16, 3, 4, teams=1) == [16, 4, 1]
-    assert places_of(16, 3, 4, teams=2) == [16, 4, 2]
-    assert places_of(16, 3, 4, teams=16) == [16, 8, 4]
-    assert places_of(3, 3, 4, teams=1) == [3, 1, 1]
-
-
-def test_grace_is_an_eighth_of_the_epochs_unless_the_job_says_more():
-    assert made(name="asha", trials=16, length=32).rungs[0] == 4
-    assert made(name="asha", trials=16, length=3).rungs[0] == 1
-    assert made(name="asha", trials=16, length=32, grace_epochs=7).rungs[0] == 7
 
 
 @pytest.mark.parametrize("teams", [1, 2, 5])
@@ -121,31 +103,48 @@ def test_a_search_trains_the_best_trial_to_its_end_and_each_rung_as_often_as_pla
 def test_trials_that_fail_end_no_search_early_and_keep_none_waiting():
     for seed in range(60):
         chance = random.Random(seed)
-        quality = [chance.choice([None, chance.random()]) for _ in range(12)]
-        search = Searching(halving(12, 9, 1, 3, 2), quality, 9, 2, chance).run()
+        fails = {number: chance.randrange(9) for number in range(12) if chance.random() < chance.choice([0.3, 0.9])}
+        search = Searching(halving(12, 9, 1, 3, 2), list(range(1, 13)), 9, 2, chance, fails).run()  # places 12, 4, 2
         assert len(search.ended) == 12
-        assert ("finished" in search.ended.values()) is any(quality)
+        assert "finished" in search.ended.values() or len(fails) >= 4
 
 
 def test_whoever_comes_first_does_not_train_on_only_for_that():
     scheduler = halving()
-    for number in range(3):
+    for number in range(9):  # places 9, 3, 1
         scheduler.begin(number)
     reach(scheduler, 0, 0.5)
     assert scheduler.promoted() is None
     reach(scheduler, 1, 0.4)
+    assert scheduler.promoted() is None
     reach(scheduler, 2, 0.6)
-    assert scheduler.promoted() == 2
+    assert scheduler.promoted() == 2  # while six are still on their way
+    assert scheduler.promoted() is None
 
 
-def test_a_trial_that_was_overtaken_later_is_told_to_end_once():
+def test_the_others_of_a_rung_end_once_enough_have_come_to_the_next():
+    scheduler = halving(trials=3)  # places 3, 1, 1
+    for number, value in enumerate((0.3, 0.2, 0.1)):
+        scheduler.begin(number)
+        reach(scheduler, number, value)
+    assert scheduler.promoted() == 0
+    assert scheduler.promoted() is None
+    assert scheduler.hopeless() == []
+    reach(scheduler, 0, 0.4, epoch=3)
+    assert scheduler.hopeless() == [1, 2]
+    assert scheduler.hopeless() == []
+    assert scheduler.promoted() == 0
+
+
+def test_the_next_best_takes_the_place_of_a_promoted_trial_that_fails():
     scheduler = halving(trials=3)
     for number, value in enumerate((0.3, 0.2, 0.1)):
         scheduler.begin(number)
         reach(scheduler, number, value)
-    assert scheduler.hopeless() == [1, 2]
-    assert scheduler.hopeless() == []
     assert scheduler.promoted() == 0
+    scheduler.ended(0)
+    assert scheduler.hopeless() == []
+    assert scheduler.promoted() == 1
 
 
 def test_a_trial_is_judged_by_its_best_epoch_which_would_be_delivered():
@@ -166,11 +165,10 @@ def test_a_trial_that_lost_patience_holds_its_place_at_later_rungs():
     scheduler.ended(0, *epochs(0.9))
     for number, value in ((1, 0.5), (2, 0.4), (3, 0.3)):
         reach(scheduler, number, value)
-    assert scheduler.hopeless() == [2, 3]
     assert scheduler.promoted() == 1
     reach(scheduler, 1, 0.6, epoch=2)
-    assert scheduler.hopeless() == [1]
     assert scheduler.promoted() is None
+    assert scheduler.hopeless() == [1, 2, 3]
 
 
 def test_a_run_taken_up_again_knows_who_was_at_which_rung():
@@ -182,7 +180,10 @@ def test_a_run_taken_up_again_knows_who_was_at_which_rung():
     assert scheduler.epoch(2, *epochs(0.7, first=2)) == "go on"
     reach(scheduler, 3, 0.2)
     assert scheduler.promoted() == 1
+    reach(scheduler, 1, 0.5, epoch=3)
+    reach(scheduler, 2, 0.7, epoch=3)
     assert scheduler.hopeless() == [3]
+    assert scheduler.promoted() == 2
 
 
 def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by():
