@@ -75,6 +75,8 @@ class SplitSource:
     width: int
     class_rows: tuple[int, ...]
     """Rows of each class."""
+    ids_of_files: tuple[np.ndarray, ...] = ()
+    """Of `ids` those in each file, in the order of its rows."""
 
     @property
     def nbytes(self) -> int:
@@ -101,8 +103,12 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
 
     def source(split: Split, known: tuple[np.ndarray, np.ndarray], chosen: np.ndarray) -> SplitSource:
         ids, labels = known
-        counts = np.bincount(labels[np.isin(ids, chosen)], minlength=len(manifest.classes))
-        return SplitSource(folder, split.files, manifest.image, np.sort(chosen), height, width, tuple(counts.tolist()))
+        among = np.isin(ids, chosen)
+        counts = np.bincount(labels[among], minlength=len(manifest.classes))
+        ends = np.cumsum([file.rows for file in split.files])[:-1]
+        of_files = [part[mask] for part, mask in zip(np.split(ids, ends), np.split(among, ends), strict=True)]
+        return SplitSource(folder, split.files, manifest.image, np.sort(chosen), height, width, tuple(counts.tolist()),
+                           tuple(of_files))
 
     return {"train": source(manifest.splits["train"], train, train_ids),
             "val": source(manifest.splits["train"], train, val_ids),
@@ -161,8 +167,9 @@ def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int 
     # Without a limit Ray Data fills half of the object store with blocks that are read long before their turn.
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=READ_BYTES)
     named = [asdict(file) for file in files]
+    read = partial(_read_shards, source=replace(source, files=(), ids_of_files=()))
     blocks = ray.data.from_items(named, override_num_blocks=len(named)).map_batches(
-        partial(_read_shards, source=replace(source, files=())), batch_size=1, batch_format="pyarrow", num_cpus=0,
+        read, batch_size=1, batch_format="pyarrow", num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=min(tasks, len(named))))
     for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         yield _rows_of(table, source)
@@ -247,7 +254,10 @@ class Kept:
 
 
 class Streamed:
-    """A split too large to keep: read again every epoch in windows, shuffled by shard and inside each window."""
+    """A split too large to keep: read again every epoch in windows, shuffled by shard and inside each window.
+
+    Which rows come where is known before any is read, so a worker decodes those of its own share alone.
+    """
 
     def __init__(self, source: SplitSource, window_bytes: int = WINDOW_BYTES) -> None:
         self.source = source
@@ -260,30 +270,46 @@ class Streamed:
     def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int,
               first: int = 0) -> Iterator[Batch]:
         """As `Kept.epoch`; the order is another one, and as independent of the number of workers."""
-        files = self.source.files
-        order = permutation(seed, epoch, len(files), part=1)
-        windows = self._windows(tuple(files[i] for i in order))
-        shuffled = (rows.take(permutation(seed, epoch, len(rows), part=2 + i)) for i, rows in enumerate(windows))
-        cut = _cut(shuffled, batch_sizes(len(self), batch_size))
-        for number, rows in enumerate(cut):
-            mine = share(len(rows), rank, workers)
-            if number >= first:
-                yield Batch(rows.take(np.arange(mine.start, mine.stop)), number, mine.start, len(rows))
+        files = permutation(seed, epoch, len(self.source.files), part=1)
+        windows = [ids[permutation(seed, epoch, len(ids), part=2 + i)] for i, ids in enumerate(self._windows(files))]
+        sizes = batch_sizes(len(self), batch_size)
+        mine = [share(size, rank, workers) for size in sizes]
+        for number, rows in enumerate(self._shares(files, windows, sizes, mine, first), first):
+            yield Batch(rows, number, mine[number].start, sizes[number])
 
     def in_order(self, batch_size: int, rank: int, workers: int) -> Iterator[Rows]:
         """As `Kept.in_order`, interleaved by batch instead of cut in contiguous parts."""
-        n = len(self)
+        n, files = len(self), np.arange(len(self.source.files))
         sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
-        for rows in _cut(self._windows(self.source.files), sizes):
-            mine = share(len(rows), rank, workers)
-            if mine.start < mine.stop:
-                yield rows.take(np.arange(mine.start, mine.stop))
+        mine = [share(size, rank, workers) for size in sizes]
+        yield from self._shares(files, self._windows(files), sizes, mine)
 
-    def _windows(self, files: tuple[ShardFile, ...]) -> Iterator[Rows]:
-        """Windows of exactly `window_rows` rows (the last may be smaller), whatever blocks Ray Data makes."""
-        n, size = len(self), self.window_rows
-        sizes = [min(size, n - start) for start in range(0, n, size)]
-        yield from _cut(stream_tables(self.source, files), sizes)
+    def _windows(self, files: np.ndarray) -> list[np.ndarray]:
+        """The ids of each window of `window_rows` rows (the last may be smaller), files in the order given."""
+        ids = np.concatenate([self.source.ids_of_files[i] for i in files])
+        return np.split(ids, range(self.window_rows, len(ids), self.window_rows))
+
+    def _shares(self, files: np.ndarray, windows: list[np.ndarray], sizes: list[int], mine: list[slice],
+                first: int = 0) -> Iterator[Rows]:
+        """The part `mine` of each batch from batch number `first` on, where it has any rows, in the order of `windows`.
+        """
+        wanted = np.zeros(len(self), bool)
+        for number, start in enumerate(np.cumsum([0, *sizes[:-1]])):
+            wanted[start + mine[number].start:start + mine[number].stop] = number >= first
+        ends = np.cumsum([len(ids) for ids in windows])[:-1]
+        ids = [ids[mask] for ids, mask in zip(windows, np.split(wanted, ends), strict=True) if mask.any()]
+        counts = [part.stop - part.start for part in mine[first:] if part.stop > part.start]
+        if counts:
+            yield from _cut(self._rows(files, ids), counts)
+
+    def _rows(self, files: np.ndarray, windows: list[np.ndarray]) -> Iterator[Rows]:
+        """The rows of `windows` in their order, window by window."""
+        source = replace(self.source, ids=np.sort(np.concatenate(windows)))
+        needed = [i for i in files if np.isin(self.source.ids_of_files[i], source.ids, assume_unique=True).any()]
+        stream = stream_tables(source, tuple(self.source.files[i] for i in needed))
+        for ids, rows in zip(windows, _cut(stream, [len(ids) for ids in windows]), strict=True):
+            order = rows.ids.argsort()
+            yield rows.take(order[np.searchsorted(rows.ids, ids, sorter=order)])
 
 
 def _cut(parts: Iterator[Rows], sizes: list[int]) -> Iterator[Rows]:

@@ -14,6 +14,7 @@ from raysft.data.ingest import (
     decide,
     read_split,
     split_sources,
+    stream_tables,
 )
 from raysft.data.shards import read_manifest
 from tests.conftest import make_images
@@ -68,6 +69,48 @@ def test_every_row_is_seen_exactly_once_an_epoch(sources, kind, workers):
     assert not np.array_equal(other, alone)
     in_order = np.concatenate([r.ids for rank in range(workers) for r in reader.in_order(7, rank, workers)])
     assert sorted(in_order.tolist()) == source.ids.tolist()
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained_before(sources, monkeypatch, first):
+    source, decoded = sources["train"], []
+
+    def stream(source, files, tasks=2):
+        decoded.append((source.ids, {file.path for file in files}))
+        return stream_tables(source, files, tasks)
+
+    monkeypatch.setattr("raysft.data.ingest.stream_tables", stream)
+    reader = Streamed(source, window_bytes=25 * 8 * 8 * 3)
+    whole = [list(reader.epoch(0, 1, 7, rank, 2)) for rank in range(2)]
+    decoded.clear()
+    shares = [list(reader.epoch(0, 1, 7, rank, 2, first)) for rank in range(2)]
+    assert len(decoded) == 2
+    for (ids, _), batches, before in zip(decoded, shares, whole, strict=True):
+        assert ids.tolist() == sorted(np.concatenate([b.rows.ids for b in batches]).tolist())
+        assert [b.number for b in batches] == list(range(first, len(before)))
+        for batch, known in zip(batches, before[first:], strict=True):
+            assert (batch.first, batch.size) == (known.first, known.size)
+            assert np.array_equal(batch.rows.ids, known.rows.ids)
+            assert np.array_equal(batch.rows.images, known.rows.images)
+            assert np.array_equal(batch.rows.labels, known.rows.labels)
+
+
+def test_shards_without_any_row_of_a_split_are_not_read(dataset, monkeypatch):
+    read = []
+    monkeypatch.setattr("raysft.data.ingest.stream_tables",
+                        lambda source, files, tasks=2: (read.append(files), stream_tables(source, files, tasks))[1])
+    val = split_sources(dataset, read_manifest(dataset), val_rows=3, limit=12, seed=0)["val"]
+    rows = list(Streamed(val).in_order(8, 0, 1))
+    assert np.concatenate([r.ids for r in rows]).tolist() == val.ids.tolist()
+    with_rows = [file for file, ids in zip(val.files, val.ids_of_files, strict=True) if len(ids)]
+    assert list(read[0]) == with_rows
+    assert len(with_rows) < len(val.files)
+
+
+def test_more_workers_than_rows_leave_some_without_any(sources):
+    few = split_sources(sources["val"].folder, read_manifest(sources["val"].folder), 3, None, 0)["val"]
+    shares = [list(Streamed(few).in_order(8, rank, 5)) for rank in range(5)]
+    assert sorted(i for share in shares for r in share for i in r.ids.tolist()) == few.ids.tolist()
 
 
 def test_kept_and_streamed_rows_are_the_same_images(sources):
