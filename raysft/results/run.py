@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -52,6 +52,11 @@ class TrialRecord:
     def ended(self) -> bool:
         """Whether the trial is over, however it ended."""
         return self.status not in GOING_ON
+
+    def add(self, epoch: dict[str, Any], before: Sequence[dict[str, Any]] = ()) -> None:
+        """Take in an epoch in place of any later ones; of those `before` it the ones that are not known yet."""
+        known = {m["epoch"]: m for m in before} | {m["epoch"]: m for m in self.history} | {epoch["epoch"]: epoch}
+        self.history = [known[number] for number in sorted(known) if number <= epoch["epoch"]]
 
     def best(self, metric: str) -> dict[str, Any] | None:
         """The epoch with the best metric."""

@@ -294,8 +294,8 @@ class _Conductor:
                 stood = f" ({event.payload['stood']})" if event.payload["stood"] else ""
                 self.listener.note(f"{record.trial}: a worker died{stood}; taken up again from its last checkpoint")
         elif event.kind == "epoch":
-            known = [m for m in record.history if m["epoch"] < event.payload["epoch"]]
-            record.history = [*known, {k: v for k, v in event.payload.items() if k != "last"}]
+            record.add({key: value for key, value in event.payload.items() if key not in ("last", "before")},
+                       event.payload["before"])
             if record.trial in self.records:
                 self._reach(record, event.payload)
         elif event.kind != "progress":

@@ -35,7 +35,7 @@ NOTICE_SECONDS = 15.0  # from one checkpoint to the next once a machine is about
 
 T = TypeVar("T")
 Metrics = dict[str, Any]
-Report = Callable[[Metrics, bool], bool]
+Report = Callable[[list[Metrics], bool], bool]  # all epochs of the trial so far, whether that was the last
 Progress = Callable[[int, int, "Clock"], None]  # step, steps, the time of the epoch so far
 Features = Callable[[str], Kept | None]
 Notice = Callable[[], bool]  # whether a machine of this worker group is about to be taken away
@@ -88,7 +88,7 @@ def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report
               notice: Notice = lambda: False) -> None:
     """Train `net` from where its last checkpoint left off, if there is one, to the last epoch or until told to stop.
 
-    `report(metrics, last)` is called on rank 0 after every epoch and says whether to go on. Raises Diverged when the
+    `report(history, last)` is called on rank 0 after every epoch and says whether to go on. Raises Diverged when the
     loss is not finite any more.
     """
     learner = Learner(net, recipe.head, recipe.train, recipe.class_rows, team)
@@ -122,7 +122,7 @@ def _go_on(standing: Standing, recipe: Recipe, team: Team, report: Report) -> bo
     last = done == recipe.train.epochs or (patience is not None and done - best >= patience)
     go_on = not last
     if team.rank == 0:
-        go_on = report(standing.history[-1], last) and not last
+        go_on = report(standing.history, last) and not last
         prune(recipe.folder, [checkpoint_path(recipe.folder, best), checkpoint_path(recipe.folder, done),
                               checkpoint_path(recipe.folder, done, standing.step)])
     return team.agree(go_on)

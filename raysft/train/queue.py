@@ -271,16 +271,17 @@ class TrialQueue:
         if rank == 0:
             await self._tell(Event("progress", trial, {"step": step, "steps": steps, **(about or {})}))
 
-    async def report(self, trial: str, metrics: dict[str, Any], last: bool) -> bool:
-        """Metrics of an epoch; returns whether to train on, once the search has decided."""
-        state = self._trials[trial]
+    async def report(self, trial: str, epochs: Sequence[dict[str, Any]], last: bool) -> bool:
+        """Metrics of an epoch, after those before it that may not be known; returns whether to train on, once the
+        search has decided."""
+        state, metrics = self._trials[trial], epochs[-1]
         state.complete = state.complete or last
         if metrics["epoch"] > state.epochs:  # an epoch trained again after a crash is known already
             state.epochs = metrics["epoch"]
             state.furthest, state.task = 0, replace(state.task, attempt=0)
             asked = state.task.of_search and not last  # nobody decides on a repeat
             state.decision = asyncio.get_running_loop().create_future() if asked else None
-            await self._tell_both(state, Event("epoch", trial, metrics | {"last": last}))
+            await self._tell_both(state, Event("epoch", trial, metrics | {"last": last, "before": epochs[:-1]}))
         if last or state.stopped:
             return False
         return True if state.decision is None else await asyncio.shield(state.decision)

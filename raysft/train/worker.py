@@ -136,8 +136,12 @@ class Worker:
         splits = Splits(self._reader("train"), self._reader("val"),
                         lambda split: self._features(task, network, prepare, split))
 
-        def report(metrics: dict[str, Any], last: bool) -> bool:
-            return ray.get(queue.report.remote(task.trial, metrics, last))
+        told = 0  # at first all epochs are: the driver may have ended before it heard the last ones
+
+        def report(history: list[dict[str, Any]], last: bool) -> bool:
+            nonlocal told
+            new, told = history[told:], len(history)
+            return ray.get(queue.report.remote(task.trial, new, last))
 
         def progress(step: int, steps: int, clock: Clock) -> None:
             about = {"seconds": clock.elapsed(), "waited": clock.waited, "gpu": _busy(self.team.device)}

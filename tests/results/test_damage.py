@@ -53,7 +53,7 @@ def whole(tmp_path_factory) -> Path:
     history: list[dict] = []
     torch.manual_seed(0)
     run_trial(recipe, tiny(3), Splits(Kept(kept["train"]), Kept(kept["val"])), ALONE,
-              lambda metrics, last: history.append(metrics) or metrics["epoch"] < 2, lambda *a: None)
+              lambda known, last: history.append(known[-1]) or len(known) < 2, lambda *a: None)
     record = TrialRecord("t0", {"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", history)
     run.save_trial(record)
     run.save_results({"best": record.row("val_accuracy"), "trials": [record.row("val_accuracy")]})

@@ -43,11 +43,22 @@ def test_all_members_of_a_team_get_the_same_task():
     run(scenario)
 
 
+def test_epochs_that_may_not_be_known_come_with_the_one_that_is_decided_on():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.take(0, 0, 0, 1, 0)
+        await pending(queue.report("a", [{"epoch": 1}, {"epoch": 2}, {"epoch": 3}], False))
+        event = await queue.next_event("a")
+        assert event.payload == {"epoch": 3, "last": False, "before": [{"epoch": 1}, {"epoch": 2}]}
+
+    run(scenario)
+
+
 async def paused(queue) -> None:
     """Trial a trains an epoch with team 0, and pauses."""
     await queue.put(task("a"))
     await queue.take(0, 0, 0, 1, 0)
-    report = await pending(queue.report("a", {"epoch": 1}, False))
+    report = await pending(queue.report("a", [{"epoch": 1}], False))
     assert (await queue.next_event("a")).kind == "epoch"
     await queue.pause("a")
     assert await report is False
@@ -63,9 +74,9 @@ def test_a_paused_trial_is_taken_up_by_another_team_which_trains_on():
         assert not other.done()
         await queue.go_on("a")
         assert (await other)[0] == task("a")
-        assert await queue.report("a", {"epoch": 1}, False) is True  # told again, and nobody has to decide again
+        assert await queue.report("a", [{"epoch": 1}], False) is True  # told again, and nobody has to decide again
         following = await pending(queue.next_event("a"))
-        assert await queue.report("a", {"epoch": 2}, True) is False
+        assert await queue.report("a", [{"epoch": 2}], True) is False
         assert (await following).payload["epoch"] == 2
         await queue.finish(0, 1, "a", {})
         assert await kinds(queue) == ["started", "epoch", "paused", "started", "epoch", "finished"]
@@ -90,7 +101,7 @@ def test_a_worker_that_dies_while_its_trial_pauses_leaves_it_paused():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
-        await pending(queue.report("a", {"epoch": 1}, False))
+        await pending(queue.report("a", [{"epoch": 1}], False))
         await queue.next_event("a")
         await queue.pause("a")
         again = await pending(queue.take(0, 0, 0, 2, 0))
@@ -106,12 +117,12 @@ def test_a_report_waits_until_the_search_asks_for_the_next():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
-        report = await pending(queue.report("a", {"epoch": 1}, False))
+        report = await pending(queue.report("a", [{"epoch": 1}], False))
         assert (await queue.next_event("a")).kind == "epoch"
         assert not report.done()
         following = await pending(queue.next_event("a"))
         assert await report is True
-        assert await queue.report("a", {"epoch": 2}, True) is False
+        assert await queue.report("a", [{"epoch": 2}], True) is False
         assert (await following).payload["epoch"] == 2
 
     run(scenario)
@@ -122,7 +133,7 @@ def test_a_stopped_trial_lets_its_team_go(read_first):
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
-        report = await pending(queue.report("a", {"epoch": 1}, False))
+        report = await pending(queue.report("a", [{"epoch": 1}], False))
         if read_first:
             await queue.next_event("a")
         await queue.stop("a")
@@ -265,7 +276,7 @@ def test_an_epoch_between_two_deaths_starts_the_count_anew():
         for incarnation in range(2 * MAX_ATTEMPTS):
             found, *_ = await queue.take(0, 0, 0, incarnation, 0)
             assert found.trial == "a"
-            await pending(queue.report("a", {"epoch": incarnation + 1}, False))
+            await pending(queue.report("a", [{"epoch": incarnation + 1}], False))
 
     run(scenario)
 
@@ -331,7 +342,7 @@ def test_a_trial_that_trained_to_its_end_is_finished_even_if_the_search_says_sto
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
-        await queue.report("a", {"epoch": 1}, True)
+        await queue.report("a", [{"epoch": 1}], True)
         await queue.stop("a")
         await queue.finish(0, 0, "a", {})
         assert (await queue.events(0, 0))[-1].kind == "finished"
@@ -356,12 +367,12 @@ def test_an_epoch_trained_again_after_a_crash_is_not_told_again():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.take(0, 0, 0, 1, 0)
-        await pending(queue.report("a", {"epoch": 1}, False))
+        await pending(queue.report("a", [{"epoch": 1}], False))
         await queue.next_event("a")
         following = await pending(queue.next_event("a"))
         await queue.take(0, 0, 0, 2, 0)
-        assert await queue.report("a", {"epoch": 1}, False) is True
-        await queue.report("a", {"epoch": 2}, True)
+        assert await queue.report("a", [{"epoch": 1}], False) is True
+        await queue.report("a", [{"epoch": 2}], True)
         assert (await following).payload["epoch"] == 2
 
     run(scenario)
@@ -407,7 +418,7 @@ def test_a_search_that_is_finished_begins_no_more_trials_of_it():
         await queue.put(task("a"))
         await queue.put(task("b"))
         await queue.take(0, 0, 0, 1, 0)
-        reported = await pending(queue.report("a", {"epoch": 1}, False))
+        reported = await pending(queue.report("a", [{"epoch": 1}], False))
         await queue.finish_search()
         assert await reported is False
         await queue.finish(0, 0, "a", {})
@@ -416,7 +427,7 @@ def test_a_search_that_is_finished_begins_no_more_trials_of_it():
         repeat = replace(task("d"), of_search=False)
         await queue.put(repeat)
         assert (await queue.take(0, 0, 0, 1, 1))[0] == repeat
-        assert await queue.report("d", {"epoch": 1}, False) is True  # without anyone to decide
+        assert await queue.report("d", [{"epoch": 1}], False) is True  # without anyone to decide
 
     run(scenario)
 
@@ -439,6 +450,6 @@ def test_the_end_of_a_search_leaves_repeats_of_its_best_alone():
         await queue.put(replace(task("a-seed1"), of_search=False))
         await queue.finish_search()
         assert (await queue.take(0, 0, 0, 1, 0))[0].trial == "a-seed1"
-        assert await queue.report("a-seed1", {"epoch": 1}, False) is True
+        assert await queue.report("a-seed1", [{"epoch": 1}], False) is True
 
     run(scenario)

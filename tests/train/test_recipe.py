@@ -55,8 +55,8 @@ def trained(folder: Path, net: nn.Module, train: Kept | None = None, val: Kept |
     recipe = Recipe(spec, 0, HOW, counts, "val_accuracy", folder / "t/checkpoints", head_of(net))
     seen: list[dict] = []
 
-    def report(metrics, last):
-        seen.append(metrics)
+    def report(history, last):
+        seen.append(history[-1])
         return True
 
     given = {} if features is None else {"features": features}
