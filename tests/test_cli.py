@@ -354,6 +354,9 @@ def test_a_run_is_stopped_from_another_terminal_and_its_log_followed(no_ray, her
     begun = time.time()
     process = start_marked(here, mark)
     await_line(process, "data kept")
+    started = " ".join(" ".join(p.cmdline()) for p in psutil.Process(process.pid).children(recursive=True))
+    assert "raylet" in started
+    assert not re.search(r"dashboard/dashboard\.py|log_monitor\.py|monitor\.py", started)  # a run has no use for them
     following = subprocess.Popen([RAYSFT, "logs", "r", "--follow"], cwd=here, text=True, stdout=subprocess.PIPE)
     answer = run("stop", "r", cwd=here)
     assert answer.out == "stopped r: `raysft resume r` takes it up again\n"

@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -57,6 +59,25 @@ def _gpus() -> int:
 
 
 @contextmanager
+def _without_attendants() -> Iterator[None]:
+    """Have Ray start without its dashboard's server, autoscaler and log monitor, which a Ray of one run has no use for.
+
+    They took a tenth of the CPU of a run's start, and Ray waits a second for the server. What is replaced is internal
+    to Ray, and to be looked at with every new series of it.
+    """
+    from ray._private import parameter, services
+
+    inside: tuple[Any, Any] = parameter, services
+    given = inside[0].RayParams, inside[1].start_api_server
+    inside[0].RayParams = partial(given[0], no_monitor=True, include_log_monitor=False)
+    inside[1].start_api_server = lambda *args, **kwargs: ("", None)
+    try:
+        yield
+    finally:
+        inside[0].RayParams, inside[1].start_api_server = given
+
+
+@contextmanager
 def local_ray(node: Node) -> Iterator[Path]:
     """A Ray of our own on this machine, for a process that ends afterwards: then none of Ray's processes is left.
 
@@ -78,8 +99,9 @@ def local_ray(node: Node) -> Iterator[Path]:
     keep = False
     on_term = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
-                 logging_level=logging.WARNING, include_dashboard=False, _temp_dir=str(folder))
+        with _without_attendants():
+            ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
+                     logging_level=logging.WARNING, include_dashboard=False, _temp_dir=str(folder))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # Ray's own ends the process without a clean-up
         yield folder
