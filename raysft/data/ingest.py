@@ -7,7 +7,7 @@ worker takes its share of every global batch, and every row is seen exactly once
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -75,8 +75,15 @@ class SplitSource:
     width: int
     class_rows: tuple[int, ...]
     """Rows of each class."""
-    ids_of_files: tuple[np.ndarray, ...] = ()
-    """Of `ids` those in each file, in the order of its rows."""
+    counts: tuple[int, ...] = ()
+    """How many of `ids` each file holds."""
+    unsorted: np.ndarray | None = None
+    """`ids` in the order of the rows in the files, where that is another one."""
+
+    @property
+    def ids_of_files(self) -> list[np.ndarray]:
+        """Of `ids` those in each file, in the order of its rows; views."""
+        return np.split(self.ids if self.unsorted is None else self.unsorted, np.cumsum(self.counts)[:-1])
 
     @property
     def nbytes(self) -> int:
@@ -103,12 +110,13 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
 
     def source(split: Split, known: tuple[np.ndarray, np.ndarray], chosen: np.ndarray) -> SplitSource:
         ids, labels = known
-        among = np.isin(ids, chosen)
-        counts = np.bincount(labels[among], minlength=len(manifest.classes))
+        chosen = np.sort(chosen)
+        among = _among(ids, chosen)
+        class_rows = np.bincount(labels[among], minlength=len(manifest.classes))
         ends = np.cumsum([file.rows for file in split.files])[:-1]
-        of_files = [part[mask] for part, mask in zip(np.split(ids, ends), np.split(among, ends), strict=True)]
-        return SplitSource(folder, split.files, manifest.image, np.sort(chosen), height, width, tuple(counts.tolist()),
-                           tuple(of_files))
+        counts, in_files = [int(part.sum()) for part in np.split(among, ends)], ids[among]
+        return SplitSource(folder, split.files, manifest.image, chosen, height, width, tuple(class_rows.tolist()),
+                           tuple(counts), None if np.array_equal(in_files, chosen) else in_files)
 
     return {"train": source(manifest.splits["train"], train, train_ids),
             "val": source(manifest.splits["train"], train, val_ids),
@@ -167,7 +175,7 @@ def stream_tables(source: SplitSource, files: tuple[ShardFile, ...], tasks: int 
     # Without a limit Ray Data fills half of the object store with blocks that are read long before their turn.
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=READ_BYTES)
     named = [asdict(file) for file in files]
-    read = partial(_read_shards, source=replace(source, files=(), ids_of_files=()))
+    read = partial(_read_shards, source=replace(source, files=(), counts=(), unsorted=None))
     blocks = ray.data.from_items(named, override_num_blocks=len(named)).map_batches(
         read, batch_size=1, batch_format="pyarrow", num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=min(tasks, len(named))))
@@ -183,13 +191,16 @@ def _rows_of(table: pa.Table, source: SplitSource) -> Rows:
 def _read_shards(batch: pa.Table, source: SplitSource) -> pa.Table:
     """The task of Ray Data: chosen rows of the shards in `batch`, images as raw bytes of the decoded size."""
     table = pa.concat_tables([read_table(source.folder, ShardFile(**file)) for file in batch.to_pylist()])
-    ids = table["id"].to_numpy()
-    at = np.searchsorted(source.ids, ids)
-    chosen = (at < len(source.ids)) & (source.ids[np.minimum(at, len(source.ids) - 1)] == ids)
-    table = table.filter(pa.array(chosen))
+    table = table.filter(pa.array(_among(table["id"].to_numpy(), source.ids)))
     if source.spec.encoding == "raw" and source.spec.shape[:2] == (source.height, source.width):
         return table
     return table.set_column(1, "image", _decode(table, source))
+
+
+def _among(ids: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Which of `ids` are among the `chosen` ones, which are sorted."""
+    at = np.searchsorted(chosen, ids)
+    return (at < len(chosen)) & (chosen[np.minimum(at, len(chosen) - 1)] == ids)
 
 
 def _decode(table: pa.Table, source: SplitSource) -> pa.Array:
@@ -271,9 +282,14 @@ class Streamed:
               first: int = 0) -> Iterator[Batch]:
         """As `Kept.epoch`; the order is another one, and as independent of the number of workers."""
         files = permutation(seed, epoch, len(self.source.files), part=1)
-        windows = [ids[permutation(seed, epoch, len(ids), part=2 + i)] for i, ids in enumerate(self._windows(files))]
         sizes = batch_sizes(len(self), batch_size)
         mine = [share(size, rank, workers) for size in sizes]
+        every = self._ids(files)
+
+        def windows() -> Iterator[np.ndarray]:
+            for i, ids in enumerate(self._windows(every)):
+                yield ids[permutation(seed, epoch, len(ids), part=2 + i)]
+
         for number, rows in enumerate(self._shares(files, windows, sizes, mine, first), first):
             yield Batch(rows, number, mine[number].start, sizes[number])
 
@@ -282,37 +298,53 @@ class Streamed:
         n, files = len(self), np.arange(len(self.source.files))
         sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
         mine = [share(size, rank, workers) for size in sizes]
-        yield from self._shares(files, self._windows(files), sizes, mine)
+        yield from self._shares(files, partial(self._windows, self._ids(files)), sizes, mine)
 
-    def _windows(self, files: np.ndarray) -> list[np.ndarray]:
-        """The ids of each window of `window_rows` rows (the last may be smaller), files in the order given."""
-        ids = np.concatenate([self.source.ids_of_files[i] for i in files])
-        return np.split(ids, range(self.window_rows, len(ids), self.window_rows))
+    def _ids(self, files: np.ndarray) -> np.ndarray:
+        """The ids of all rows, files in the order given."""
+        of_files = self.source.ids_of_files
+        return np.concatenate([of_files[i] for i in files])
 
-    def _shares(self, files: np.ndarray, windows: list[np.ndarray], sizes: list[int], mine: list[slice],
-                first: int = 0) -> Iterator[Rows]:
+    def _windows(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        """The ids of each window of `window_rows` rows (the last may be smaller)."""
+        for start in range(0, len(ids), self.window_rows):
+            yield ids[start:start + self.window_rows]
+
+    def _shares(self, files: np.ndarray, windows: Callable[[], Iterator[np.ndarray]], sizes: list[int],
+                mine: list[slice], first: int = 0) -> Iterator[Rows]:
         """The part `mine` of each batch from batch number `first` on, where it has any rows, in the order of `windows`.
+
+        windows: makes the ids of each anew; of millions of rows even their order takes memory.
         """
         wanted = np.zeros(len(self), bool)
         for number, start in enumerate(np.cumsum([0, *sizes[:-1]])):
             wanted[start + mine[number].start:start + mine[number].stop] = number >= first
-        ends = np.cumsum([len(ids) for ids in windows])[:-1]
-        ids = [ids[mask] for ids, mask in zip(windows, np.split(wanted, ends), strict=True) if mask.any()]
-        counts = [part.stop - part.start for part in mine[first:] if part.stop > part.start]
-        if counts:
-            yield from _cut(self._rows(files, ids), counts)
+        if not wanted.any():
+            return
 
-    def _rows(self, files: np.ndarray, windows: list[np.ndarray]) -> Iterator[Rows]:
-        """The rows of `windows` in their order, window by window."""
-        source = replace(self.source, ids=np.sort(np.concatenate(windows)))
-        needed = [i for i in files if np.isin(self.source.ids_of_files[i], source.ids, assume_unique=True).any()]
-        stream = stream_tables(source, tuple(self.source.files[i] for i in needed))
-        for ids, rows in zip(windows, _cut(stream, [len(ids) for ids in windows]), strict=True):
-            order = rows.ids.argsort()
-            yield rows.take(order[np.searchsorted(rows.ids, ids, sorter=order)])
+        def ids_wanted() -> Iterator[np.ndarray]:
+            start = 0
+            for ids in windows():
+                mask = wanted[start:start + len(ids)]
+                start += len(ids)
+                if mask.any():
+                    yield ids[mask]
+
+        source = self.source if wanted.all() else replace(self.source, ids=np.sort(np.concatenate([*ids_wanted()])))
+        needed = {i for i, ids in enumerate(self.source.ids_of_files) if _among(ids, source.ids).any()}
+        stream = stream_tables(source, tuple(self.source.files[i] for i in files if i in needed))
+        read = _cut(stream, map(len, ids_wanted()))
+        shuffled = (rows.take(_places(rows.ids, ids)) for rows, ids in zip(read, ids_wanted(), strict=True))
+        yield from _cut(shuffled, (n for part in mine[first:] if (n := part.stop - part.start)))
 
 
-def _cut(parts: Iterator[Rows], sizes: list[int]) -> Iterator[Rows]:
+def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of the `wanted` ids is among `ids`, which are the same ones."""
+    order = ids.argsort()
+    return order[np.searchsorted(ids, wanted, sorter=order)]
+
+
+def _cut(parts: Iterator[Rows], sizes: Iterable[int]) -> Iterator[Rows]:
     """The rows of `parts`, in order, in pieces of the given sizes."""
     held: list[Rows] = []
     have = 0
