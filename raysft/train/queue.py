@@ -167,9 +167,7 @@ class TrialQueue:
         if self._closed or (self._over and task.of_search):
             await self._end(self._trials[task.trial], "stopped", {})
             return
-        async with self._more:
-            self._pending.append(task)
-            self._more.notify_all()
+        await self._offer(task)
 
     async def reject(self, trial: str, config: dict[str, Any], error: str) -> None:
         """A configuration that was proposed for a trial, and that no trial can have."""
@@ -199,9 +197,7 @@ class TrialQueue:
         if state.ended:
             return
         state.paused, state.decision = False, None
-        async with self._more:
-            self._pending.append(state.task)
-            self._more.notify_all()
+        await self._offer(state.task)
 
     async def stop(self, trial: str) -> None:
         """End a trial before its last epoch; one that waits for a team, or is paused, never gets one."""
@@ -392,9 +388,13 @@ class TrialQueue:
             error = f"its worker died {MAX_ATTEMPTS} times without getting further"
             await self._end(state, "failed", {"error": error, "trace": ""})
         else:
-            async with self._more:
-                self._pending.appendleft(state.task)
-                self._more.notify_all()
+            await self._offer(state.task, first=True)
+
+    async def _offer(self, task: Task, first: bool = False) -> None:
+        """Let the next free team have a task, after those that wait already or before them."""
+        async with self._more:
+            self._pending.insert(0 if first else len(self._pending), task)
+            self._more.notify_all()
 
     async def _assign(self, team: _Team) -> None:
         assert team.task is not None
