@@ -118,8 +118,8 @@ def test_trials_that_were_paused_train_on_as_if_they_had_not_been(go):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [1e-8, 0.03, 1e-7, 0.02]}}]}
     halving = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
     search, train = {"space": space, "metric": "val_loss"}, {"epochs": 4}
-    _, listener, paused = go(search=search | {"scheduler": halving}, train=train)
-    results, _, whole = go(search=search | {"scheduler": {"name": "none"}}, train=train)
+    results, listener, paused = go(search=search | {"scheduler": halving}, train=train)
+    _, _, whole = go(search=search | {"scheduler": {"name": "none"}}, train=train)
     came = {f"t{i}": len(losses(paused, f"t{i}")) for i in range(4)}
     assert sorted(came.values()) == [1, 1, 2, 4]
     for trial, epochs in came.items():
