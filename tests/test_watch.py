@@ -144,6 +144,8 @@ def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave
     assert document["epochs"] == {"done": 3.5, "total": 7, "each": 4}
     assert document["left_s"] == pytest.approx(document["at"], rel=1e-3)
     assert document["may_end_early"] is False
+    records[0].status = "stopped"
+    assert progress.document(records, [])["epochs"]["done"] == 3.5  # what it will not train was not counted on
     for record in records:
         record.status = "stopped"
     assert progress.document(records, [])["epochs"]["done"] == 7

@@ -186,6 +186,16 @@ def test_a_run_taken_up_again_knows_who_was_at_which_rung():
     assert scheduler.promoted() == 2
 
 
+@pytest.mark.parametrize("known", [Known(ended={0: epochs(0.1)}), Known(going_on={0: epochs(0.1, 0.1)})])
+def test_trials_of_before_count_among_those_that_have_come_to_a_rung(known):
+    for given, promoted in ((known, 1), (Known(), None)):
+        scheduler = halving(trials=4, factor=2, known=given)  # places 4, 2, 1, 1, 1
+        for number in (*known.going_on, 1, 2):
+            scheduler.begin(number)
+        reach(scheduler, 1, 0.5)
+        assert scheduler.promoted() == promoted  # half of two, while another is on its way
+
+
 def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by():
     known = Known(ended={i: epochs(0.8 + i / 100, 0.9) for i in range(4)})
     new = {9: epochs(0.2)}
