@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from raysft.errors import DataError
 
@@ -16,6 +18,17 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif"
 
 # Pillow would also try decoders that hand the file to other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+# What `sniff` tells apart.
+KNOWN = (*FORMATS, "AVIF", "HEIC")
+
+# The first bytes of each format; what stands behind them is looked at where two bytes could be those of any text.
+_SIGNATURES = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"),
+               (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"))  # the last two: BigTIFF
+_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})  # sizes of the header behind that of the file
+_PPM = re.compile(rb"P[1-6f]\s+[#\d]")
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 
 # What Pillow raises for files that are torn, empty, of no known format, or dangerously large.
 BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, zlib.error,
@@ -25,6 +38,38 @@ BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error
 _UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
             5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
             8: Image.Transpose.ROTATE_90}
+
+
+def sniff(head: bytes) -> str | None:
+    """The image format of a file by its first bytes (64 are enough): one of `KNOWN`, None for no image."""
+    for signature, name in _SIGNATURES:
+        if head.startswith(signature):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    if _PPM.match(head):
+        return "PPM"
+    return _brand(head) if head[4:8] == b"ftyp" else None
+
+
+def _brand(head: bytes) -> str | None:
+    """AVIF or HEIC by the brands of an ISO media file (those of a video say neither)."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12], *(head[at:at + 4] for at in range(16, end, 4))}
+    if brands & _AVIF_BRANDS:
+        return "AVIF"
+    return "HEIC" if brands & _HEIC_BRANDS else None
+
+
+def can_decode(name: str) -> str | None:
+    """None where images of the format (as `sniff` names it) can be decoded here, else what to do about it."""
+    if name == "AVIF" and not features.check("avif"):
+        return "install a Pillow that decodes AVIF (11.3 or newer)"
+    if name == "HEIC" and importlib.util.find_spec("pillow_heif") is None:
+        return "pip install 'raysft[heif]'"
+    return None if name in KNOWN else f"convert it to one of {', '.join(KNOWN)}"
 
 
 def open_rgb(source: Path | bytes, name: str = "image") -> Image.Image:

@@ -1,9 +1,12 @@
 """Image files to arrays."""
 
+import io
+
 import numpy as np
+import pytest
 from PIL import Image, ImageOps
 
-from raysft.data.images import fit
+from raysft.data.images import KNOWN, can_decode, fit, sniff
 
 
 def test_images_are_scaled_to_cover_and_cropped_around_their_centre():
@@ -23,3 +26,26 @@ def test_rows_are_resized_before_columns():
     by_hand = image.resize((32, 300), Image.Resampling.BILINEAR).resize(
         (32, 32), Image.Resampling.BILINEAR, (0, 126.5, 32, 173.5))
     assert np.array_equal(fit(image, 32, 32), by_hand)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_format_is_told_by_its_first_bytes(name):
+    written = io.BytesIO()
+    if name == "HEIC":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.new("RGB", (8, 8)).save(written, "HEIF" if name == "HEIC" else name)
+    assert sniff(written.getvalue()[:64]) == name
+    assert can_decode(name) is None
+
+
+@pytest.mark.parametrize("head", [b"", b"BMW,3,blue\nVW,2,red\n", b"P5", b"P1 of 2", b"RIFF\0\0\0\0WAVEfmt ", b"{}",
+                                  b"%PDF-1.7", b"\0\0\0\x18ftypmp42\0\0\0\0isommp42",
+                                  b"\0\5\x16\7\0\2\0\0Mac OS X"])
+def test_other_files_are_no_images(head):
+    assert sniff(head) is None
+
+
+def test_a_format_that_cannot_be_decoded_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert can_decode("HEIC") == "pip install 'raysft[heif]'"
+    assert "convert it" in (can_decode("PSD") or "")
