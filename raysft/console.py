@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from raysft.data.folders import by_kind
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.plan import Outline, Plan, Slot
@@ -151,6 +152,8 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
         f"job      {job.name} on {where}",
         f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, {plan.val_rows:,} val, "
         f"{plan.test_rows:,} test images in {plan.classes} classes",
+        *(f"         {note}" for note in outline.notes),
+        f"classes  {first_names(outline.classes)}",
         f"model    {job.model.name}, weights {job.model.weights}, new head of {plan.classes} classes",
         f"train    {epochs} of {count_text(plan.steps_per_epoch, 'step')}, batch {job.train.batch_size} "
         f"(at most {plan.batch_per_worker} a worker)",
@@ -160,14 +163,21 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
     ]
 
 
+def first_names(names: Sequence[str], most: int = 10) -> str:
+    """The first of some names in one line, and how many there are besides."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _workers_text(slot: Slot) -> str:
     return (f"{slot.least} to " if slot.least else "") + count_text(slot.workers, "worker")
 
 
-def plan_json(job: Job, plan: Plan, results: str) -> dict[str, Any]:
+def plan_json(job: Job, outline: Outline, plan: Plan, results: str) -> dict[str, Any]:
     """The plan as a document."""
     return {"job": job.name, "rows": {"train": plan.train_rows, "val": plan.val_rows, "test": plan.test_rows},
-            "classes": plan.classes, "trials": plan.trials, "trials_at_a_time": plan.teams,
+            "classes": plan.classes, "class_names": list(outline.classes), "notes": list(outline.notes),
+            "trials": plan.trials, "trials_at_a_time": plan.teams,
             "slots": [{"teams": s.teams, "workers": s.workers} | ({"least_workers": s.least} if s.least else {})
                       for s in plan.slots],
             "steps_per_epoch": plan.steps_per_epoch, "epochs": job.train.epochs,
@@ -251,8 +261,9 @@ def show_predicted(predicted: Any, output: Output) -> None:
     output.show(table_of(sorted(found, key=lambda row: -row["images"])[:20], ("class", "images"),
                          lambda v: f"{v:,}" if isinstance(v, int) else v))
     bad = f", {count_text(predicted.errors, 'bad image')} with an error" if predicted.errors else ""
+    left_out = f"; left out {by_kind(predicted.left_out)}" if predicted.left_out else ""
     rate = f", {predicted.images_per_s:,.0f} images/s" if predicted.images_per_s else ""
-    output.line(f"{predicted.out}: {count_text(predicted.images, 'row')}{bad}{rate}")
+    output.line(f"{predicted.out}: {count_text(predicted.images, 'row')}{bad}{rate}{left_out}")
 
 
 def export_lines(made: dict[str, Any]) -> list[str]:

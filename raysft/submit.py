@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome, table_of
+from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome
 from raysft.errors import RunError, UserError
 from raysft.garbage import uncollected
 from raysft.inputs import outline_of
@@ -48,7 +48,7 @@ def plan_here(job_file: Path, overrides: Sequence[str], timed: bool,
     """What a job would run on this machine, as a document and as lines; `timed` trains a few steps of it first."""
     ahead = look_ahead(job_file, overrides)
     results = f"{ahead.job.storage}/{ahead.job.name}-TIME"
-    document = plan_json(ahead.job, ahead.plan, results)
+    document = plan_json(ahead.job, ahead.outline, ahead.plan, results)
     lines = plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, results)
     if not timed:
         return document, lines
@@ -168,7 +168,9 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
             output.send_others_to(Path(log.name))
         with local_ray(this_node()):
             import_listing(listing, target, policy, watcher.progress)
-    show_data(out, as_json, output)
+    from raysft.show import show_dataset
+
+    show_dataset(out, as_json, output)
 
 
 def predict_here(model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
@@ -190,25 +192,6 @@ def predict_here(model: str, source: str, out: str, split: str | None, shares: b
     except KeyboardInterrupt:
         output.warning("stopped: the same command goes on where it was")
         raise
-
-
-def show_data(folder: str, as_json: bool, output: Output) -> None:
-    """What a data set holds, as a table or a document."""
-    from raysft.data.shards import read_manifest
-
-    manifest = read_manifest(place(folder))
-    splits = [{"split": name, "images": split.rows, "shards": len(split.files)}
-              for name, split in manifest.splits.items()]
-    if as_json:
-        output.json({"path": str(folder), "classes": manifest.classes, "splits": splits, "mean": manifest.mean,
-                     "std": manifest.std, "skipped": manifest.skipped, "encoding": manifest.image.encoding,
-                     "fingerprint": manifest.fingerprint, "format": manifest.format})
-        return
-    size = f"{manifest.image.width}×{manifest.image.height} pixels" if manifest.image.width else "mixed sizes"
-    skipped = f", {manifest.skipped} unreadable images left out" if manifest.skipped else ""
-    shown = ", ".join(manifest.classes[:12]) + (", …" if len(manifest.classes) > 12 else "")
-    output.line(f"{folder}: {len(manifest.classes)} classes ({shown}), {size}{skipped}")
-    output.show(table_of(splits, ("split", "images", "shards"), lambda v: f"{v:,}" if isinstance(v, int) else v))
 
 
 def _short(path: Place) -> str:

@@ -41,7 +41,7 @@ def main(job_file: str, timed: bool) -> int:
         reporter.error(error)
         return error.exit_code
     told = [f"{host.address}: {host.node.cpus:g} CPUs, {host.node.gpus:g} GPUs" for host in nodes]
-    document = plan_json(job, plan, results) | {"nodes": told} | (measured_json(estimate) if estimate else {})
+    document = plan_json(job, known, plan, results) | {"nodes": told} | (measured_json(estimate) if estimate else {})
     lines = plan_lines(job, known, plan, "; ".join(told), results)
     reporter.tell("planned", document=document, lines=lines + ([estimate.line()] if estimate else []))
     return 0

@@ -14,7 +14,9 @@ from PIL import Image, UnidentifiedImageError, features
 
 from raysft.errors import DataError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+# Endings of files that are taken for images unseen; of all others the contents decide.
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
+                        ".pgm", ".pbm", ".pnm"})
 
 # Pillow would also try decoders that hand the file to other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")

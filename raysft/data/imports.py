@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial as partial_of
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raysft.data import cifar
+from raysft.data.folders import names_text
 from raysft.data.shards import (
     FORMAT,
     MANIFEST,
@@ -28,6 +30,7 @@ from raysft.data.shards import (
     write_shard,
 )
 from raysft.data.sources import Listing, list_source, pixel_sums
+from raysft.data.walk import Counts, readable
 from raysft.errors import DataError
 from raysft.job.spec import Data
 from raysft.storage import Place, Remote, locked, place, remove, remove_file, sha256, write_text
@@ -129,7 +132,7 @@ def _import(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"],
 
 def _prepare(partial: Place, listing: Listing, on_bad_image: str) -> None:
     """Keep the partial folder only if it was made from the same source in the same way."""
-    identity = json.dumps([listing.fingerprint, asdict(listing.image), on_bad_image])
+    identity = json.dumps([FORMAT, listing.fingerprint, asdict(listing.image), on_bad_image])
     note = partial / "source.json"
     if partial.exists() and not (note.is_file() and note.read_text() == identity):
         remove(partial)
@@ -199,6 +202,7 @@ def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dic
     if rows.bad and on_bad_image == "fail":
         return {"note": json.dumps(note)}
     note |= asdict(write_shard(path, spec, rows.ids, rows.images, rows.labels))
+    note["class_rows"] = np.bincount(rows.labels).tolist()
     total, squares = rows.pixel_sum, rows.pixel_square_sum
     if total is None or squares is None:
         total, squares = pixel_sums(rows.images)
@@ -234,9 +238,43 @@ def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
     mean = _total(train, "pixel_sum") / rows
     spread = np.sqrt(np.maximum(_total(train, "pixel_square_sum") / rows - mean**2, 0))
     std = np.where(spread > 0, spread, 1.0)  # a channel without any variation is only shifted
-    manifest = Manifest(listing.classes, listing.image, tuple(mean.tolist()), tuple(std.tolist()), splits,
-                        sum(len(n["bad"]) for n in notes))
-    return replace(manifest, source=listing.where)
+    bad = [file for n in notes for file in n["bad"]]
+    manifest = Manifest(listing.classes, listing.image, tuple(mean.tolist()), tuple(std.tolist()), splits, len(bad))
+    return replace(manifest, source=listing.where, counts=_with_unreadable(listing, bad),
+                   notes=(*listing.notes, *_emptied(listing, notes)))
+
+
+def _with_unreadable(listing: Listing, bad: Sequence[str]) -> tuple[Counts, ...]:
+    """The counts of the listing, with the images that turned out to be unreadable among those left out."""
+    counts = copy.deepcopy(listing.counts)
+    folders = {each.folder: each for each in counts}
+    for problem in bad:
+        file = readable(problem.partition(": is ")[0])
+        inside = next((folders[str(p)] for p in Path(file).parents if str(p) in folders), None)
+        if inside is not None:
+            inside.unreadable(Path(file))
+    return counts
+
+
+def _emptied(listing: Listing, notes: list[dict[str, Any]]) -> list[str]:
+    """Notes on the classes that unreadable images took from val or test; raises DataError for those of train.
+
+    A class without an example would still be an answer of the model, and count in none of its metrics.
+    """
+    found = []
+    for split in listing.chunks:
+        rows = np.zeros(len(listing.classes), np.int64)
+        for note in notes:
+            if note["split"] == split:
+                rows[:len(note["class_rows"])] += note["class_rows"]
+        before = set(listing.labels.get(split, ()))
+        lost = [name for i, name in enumerate(listing.classes) if not rows[i] and i in before]
+        if lost and split == "train":
+            raise DataError(listing.where, f"has no readable training image of {names_text(lost)}",
+                            "repair the images, or remove the folder")
+        if lost:
+            found.append(f"{split} has no readable image of {names_text(lost)}: its metrics are over the other classes")
+    return found
 
 
 def _total(notes: list[dict[str, Any]], key: str) -> np.ndarray:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from raysft.data.images import fit, stored_rgb
+from raysft.data.order import stratified_order
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, columns, read_labels, read_table
-from raysft.data.sources import stratified_order
 from raysft.storage import Place
 
 MIXED_SIZE = 224
@@ -103,10 +103,15 @@ def choose_rows(ids: np.ndarray, labels: np.ndarray, val_rows: int, limit: int |
 
 def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int | None, seed: int,
                   image_sizes: Set[int | None] = frozenset({None})) -> dict[SplitName, SplitSource]:
-    """The three splits of a data set; validation is taken from train, test stays as it is."""
+    """The three splits of a data set; validation is taken from train where it has no split of its own."""
     height, width = decoded_size(manifest.image, image_sizes)
     train, test = read_labels(folder, manifest.splits["train"]), read_labels(folder, manifest.splits["test"])
-    train_ids, val_ids = choose_rows(*train, val_rows, limit, seed)
+    own_val = manifest.splits.get("val")
+    train_ids, val_ids = choose_rows(*train, 0 if own_val else val_rows, limit, seed)
+    val = train
+    if own_val is not None:
+        val = read_labels(folder, own_val)
+        val_ids = val[0]
 
     def source(split: Split, known: tuple[np.ndarray, np.ndarray], chosen: np.ndarray) -> SplitSource:
         ids, labels = known
@@ -119,7 +124,7 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
                            tuple(counts), None if np.array_equal(in_files, chosen) else in_files)
 
     return {"train": source(manifest.splits["train"], train, train_ids),
-            "val": source(manifest.splits["train"], train, val_ids),
+            "val": source(own_val or manifest.splits["train"], val, val_ids),
             "test": source(manifest.splits["test"], test, test[0])}
 
 

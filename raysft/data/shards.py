@@ -18,11 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysft.data.walk import Counts
 from raysft.errors import DataError
 from raysft.storage import Place, read_json, sha256, write_bytes, write_json
 
 FORMAT = 2  # 2: dataset.json has a checksum of its own
 MANIFEST = "dataset.json"
+COUNTS = ("folder", "seen", "used", "left_out", "examples", "unusual")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of train or test, in order."""
+    """The shards of train, val or test, in order."""
 
     rows: int
     files: tuple[ShardFile, ...]
@@ -74,6 +76,10 @@ class Manifest:
     splits: dict[str, Split]
     skipped: int = 0
     source: str = ""
+    counts: tuple[Counts, ...] = ()
+    """What became of the files of each folder that was imported."""
+    notes: tuple[str, ...] = ()
+    """How the folders were read, a fact each."""
     format: int = field(default=FORMAT)
 
     @property
@@ -116,8 +122,10 @@ def _manifest(stored: dict[str, Any]) -> Manifest:
     spec = {key: stored["image"].get(key) for key in ("encoding", "height", "width")}
     red, green, blue = stored["mean"]
     s_red, s_green, s_blue = stored["std"]
+    counts = tuple(Counts(**{key: each[key] for key in COUNTS if key in each}) for each in stored.get("counts", ()))
     return Manifest(tuple(stored["classes"]), ImageSpec(**spec), (red, green, blue), (s_red, s_green, s_blue), splits,
-                    stored.get("skipped", 0), stored.get("source", ""), stored["format"])
+                    stored.get("skipped", 0), stored.get("source", ""), counts, tuple(stored.get("notes", ())),
+                    stored["format"])
 
 
 def verify(folder: Place, manifest: Manifest) -> None:

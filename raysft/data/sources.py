@@ -7,24 +7,26 @@ import json
 import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from raysft.data import cifar
-from raysft.data.images import EXTENSIONS, open_rgb, size_of
-from raysft.data.shards import ImageSpec, read_manifest
+from raysft.data.folders import Folders, files_lines
+from raysft.data.images import open_rgb, size_of
+from raysft.data.order import stratified_order
+from raysft.data.shards import ImageSpec, Manifest, read_manifest
+from raysft.data.walk import Counts
 from raysft.errors import DataError
 from raysft.job.plan import Outline
 from raysft.job.spec import Data
-from raysft.storage import place
+from raysft.storage import Place, place
 
 # Raw pixels are worth their space while images are small; larger ones of one size stay encoded.
 RAW_PIXELS = 128 * 128
 SHARD_BYTES = 16_000_000
 SHARD_ROWS = 4096
-TRAIN_SHARE = 0.8
 DIGITS_ROWS, DIGITS_TEST_ROWS = 1797, 360
 
 
@@ -60,24 +62,38 @@ class Listing:
     fingerprint: str
     everywhere: bool = False
     """Whether every node can read the chunks, or only this one."""
+    counts: tuple[Counts, ...] = ()
+    """What became of the files of each folder."""
+    notes: tuple[str, ...] = ()
+    """How the folders were read, a fact each."""
+    labels: dict[str, frozenset[int]] = field(default_factory=dict)
+    """The classes of which each split has an image, where that is known before they are read."""
 
 
 def outline(data: Data, cache: Path) -> Outline:
     """Classes and rows of the data a job names, without reading images; raises DataError."""
     if data.source == "shards":
         folder = place(data.path or "")
-        manifest = read_manifest(folder)
-        missing = {"train", "test"} - manifest.splits.keys()
-        if missing:
-            raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
-        return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))
+        return outline_of_dataset(folder, read_manifest(folder))
     if data.source == "digits":
         train_rows = DIGITS_ROWS - DIGITS_TEST_ROWS
         return Outline(tuple(map(str, range(10))), train_rows, DIGITS_TEST_ROWS, "scikit-learn's digits")
     if data.source == "cifar10":
         return Outline(cifar.CLASSES, 50_000, 10_000, str(cifar.locate(data.path, cache)))
     folders = Folders.of(Path(data.path or ""), Path(data.test_path) if data.test_path else None)
-    return Outline(folders.classes, len(folders.train), len(folders.test), folders.where)
+    val = folders.splits.get("val")
+    return Outline(folders.classes, len(folders.train), len(folders.test), folders.where,
+                   None if val is None else len(val), (*folders.notes, *files_lines(folders.counts)))
+
+
+def outline_of_dataset(folder: Place, manifest: Manifest) -> Outline:
+    """What a plan has to know of a data set; raises DataError where it does not have what a run needs."""
+    missing = {"train", "test"} - manifest.splits.keys()
+    if missing:
+        raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
+    val = manifest.splits.get("val")
+    return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder),
+                   None if val is None else val.rows, (*manifest.notes, *files_lines(manifest.counts)))
 
 
 def list_source(kind: str, path: str | None, test: str | None, cache: Path) -> Listing:
@@ -121,20 +137,6 @@ def list_digits() -> Listing:
     fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     return Listing(tuple(map(str, range(10))), ImageSpec("raw", 32, 32), chunks,
                    {"train": cut, "test": len(labels) - cut}, "scikit-learn's digits", fingerprint)
-
-
-def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Indices of all rows such that every prefix holds each class in its share, shuffled by the seed.
-
-    labels: (n,) integers. Rows are sorted by their relative place in their own shuffled class.
-    """
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(labels))
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.lexsort((rng.random(len(labels)), place))
 
 
 # --- CIFAR-10 --------------------------------------------------------------------------------------------------------
@@ -214,94 +216,29 @@ class FileChunk(Chunk):
         return Rows(ids, encoded, labels, tuple(bad), tuple(total.tolist()), tuple(squares.tolist()))
 
 
-@dataclass(frozen=True)
-class Folders:
-    """ROOT/CLASS/IMAGE on disk: sorted files with labels, for train and test."""
-
-    classes: tuple[str, ...]
-    train: tuple[tuple[str, int], ...]
-    test: tuple[tuple[str, int], ...]
-    where: str
-
-    @classmethod
-    def of(cls, root: Path, test: Path | None) -> Folders:
-        """The files below `root`. Without `test`, ROOT/test beside ROOT/train, else every fifth image of each class."""
-        root = _folder(root)
-        if test is None and (root / "train").is_dir() and (root / "test").is_dir():
-            root, test = root / "train", root / "test"
-        classes, files = _labelled(root)
-        if test is not None:
-            test_classes, held_out = _labelled(_folder(test))
-            if test_classes != classes:
-                raise DataError(str(test), f"has not the classes of {root}: {_difference(classes, test_classes)}",
-                                "give both the same class folders")
-            return cls(classes, files, held_out, str(root))
-        labels = np.array([label for _, label in files])
-        order = stratified_order(labels, seed=0)
-        cut = round(len(files) * TRAIN_SHARE)
-        chosen = set(order[:cut].tolist())
-        for label, name in enumerate(classes):
-            of_class = np.flatnonzero(labels == label).tolist()
-            if chosen.issuperset(of_class):
-                raise DataError(str(root / name), f"has too few images ({len(of_class)}) to hold one out",
-                                "add some, or give the test images in a folder of their own")
-        return cls(classes, tuple(f for i, f in enumerate(files) if i in chosen),
-                   tuple(f for i, f in enumerate(files) if i not in chosen), str(root))
-
-
 def list_imagefolder(root: Path, test: Path | None) -> Listing:
     """Images in one folder a class; stored raw when all have one small size, as they are otherwise."""
     folders = Folders.of(root, test)
-    splits = {"train": folders.train, "test": folders.test}
-    spec = _common_size([f for files in splits.values() for f, _ in files])
+    spec = _common_size([f for files in folders.splits.values() for f, _ in files])
     per_row = int(np.prod(spec.shape)) if spec.encoding == "raw" else 20_000
     step = max(1, min(SHARD_ROWS, SHARD_BYTES // per_row))
     chunks: dict[str, tuple[Chunk, ...]] = {}
     digest = hashlib.sha256()
-    for split, files in splits.items():
+    for split, files in folders.splits.items():
         cuts = range(0, len(files), step)
         chunks[split] = tuple(_file_chunk(files[i:i + step], i) for i in cuts)
         for file, label in files:
             stat = os.stat(file)
             digest.update(json.dumps([split, file, label, stat.st_size, stat.st_mtime_ns]).encode())
-    return Listing(folders.classes, spec, chunks, {s: len(f) for s, f in splits.items()}, folders.where,
-                   digest.hexdigest(), everywhere=True)
+    rows = {str(split): len(files) for split, files in folders.splits.items()}
+    return Listing(folders.classes, spec, chunks, rows, folders.where, digest.hexdigest(), everywhere=True,
+                   counts=folders.counts, notes=folders.notes,
+                   labels={split: frozenset(label for _, label in files) for split, files in folders.splits.items()})
 
 
 def _file_chunk(files: tuple[tuple[str, int], ...], first_id: int) -> FileChunk:
     names, labels = zip(*files, strict=True)
     return FileChunk(names, tuple(range(first_id, first_id + len(files))), labels)
-
-
-def _folder(path: Path) -> Path:
-    path = path.expanduser().resolve()
-    if not path.is_dir():
-        raise DataError(str(path), "is not a folder" if path.exists() else "does not exist",
-                        "give a folder with one folder of images a class")
-    return path
-
-
-def _labelled(root: Path) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
-    """(classes, ((file, label), ...)) in sorted order; raises DataError for no, one or an empty class."""
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if not classes:
-        raise DataError(str(root), "has no class folders", "put the images into one folder a class")
-    if len(classes) == 1:
-        raise DataError(str(root), f"has a single class ({classes[0]})", "give at least two class folders")
-    files: list[tuple[str, int]] = []
-    for label, name in enumerate(classes):
-        found = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not found:
-            todo = f"add some ({', '.join(sorted(EXTENSIONS))}) or remove it"
-            raise DataError(str(root / name), "has no images", todo)
-        files += [(file, label) for file in found]
-    return classes, tuple(files)
-
-
-def _difference(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    parts = [f"{word} {', '.join(names[:5])}" for word, names in (("missing", missing), ("extra", extra)) if names]
-    return "; ".join(parts)
 
 
 def _common_size(files: list[str]) -> ImageSpec:

@@ -20,6 +20,10 @@ class Outline:
     train_rows: int
     test_rows: int
     where: str
+    val_rows: int | None = None
+    """Of a validation split of its own; None: it is taken from train."""
+    notes: tuple[str, ...] = ()
+    """What a person has to know of how the data was read: what was taken for what, what was left out."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ class Plan:
 def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
     """The plan of `job` on `nodes`; raises ResourceError or DataError where it cannot be done."""
     limit = min(job.data.limit or outline.train_rows, outline.train_rows)
-    val = max(1, round(limit * job.data.val_fraction))
-    train = limit - val
+    val, train = _val_and_train(limit, job.data.val_fraction, outline.val_rows)
     classes = len(outline.classes)
     if classes < 2:
         raise DataError(outline.where, f"has a single class ({', '.join(outline.classes)})", "give at least two")
-    if limit < 2 * classes or train < classes:
+    held_out = val if outline.val_rows is None else classes  # a split of its own need not have every class
+    if train + held_out < 2 * classes or train < classes:
         raise DataError(outline.where, f"{train} training and {val} validation images for {classes} classes",
                         "give at least one for training and one for validation in each class")
     if job.search is not None and "top5" in job.search.metric and classes <= 5:
@@ -99,6 +103,14 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
     stages = stages_of(scheduler, trials, job.train.epochs, sum(slot.teams for slot in slots))
     return Plan(train, val, outline.test_rows, classes, trials, stages, slots, steps,
                 math.ceil(train / steps / job.resources.least_workers))
+
+
+def _val_and_train(limit: int, val_fraction: float, val_rows: int | None) -> tuple[int, int]:
+    """Rows of validation and train: a split of its own, or a fraction of the `limit` training rows."""
+    if val_rows is not None:
+        return val_rows, limit
+    val = max(1, round(limit * val_fraction))
+    return val, limit - val
 
 
 def make_slots(resources: Resources, nodes: Sequence[Node], trials: int) -> tuple[Slot, ...]:

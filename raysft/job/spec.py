@@ -32,9 +32,9 @@ class Data(Section):
     path: str | None = None
     """Where it lies: a file or folder; null: bundled, or downloaded to the cache on first use."""
     test_path: str | None = None
-    """imagefolder: the folder of test images; null: PATH/test if PATH/train is there too, else a fifth of PATH."""
+    """imagefolder: the folder of test images; null: the test split in PATH, else a fifth of the training images."""
     val_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the training images used for validation, stratified, fixed by the seed."""
+    """Share of the training images used for validation, stratified, fixed by the seed; unused with a val split."""
     limit: int | None = Field(None, ge=1)
     """At most this many training images (before the validation share is taken), stratified; null: all."""
     on_bad_image: Literal["fail", "skip"] = "fail"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raysft.data.folders import files_lines
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.space import recipe_of
@@ -68,14 +69,15 @@ def _test(folder: Place, classes: list[str]) -> tuple[dict[str, Any] | None, str
 
 def _data(known: dict[str, Any], job: Job) -> tuple[dict[str, Any], Images | None]:
     """What is known of the data, of its images too where they can be reached."""
-    data = known | {"source": job.data.source, "limit": job.data.limit, "skipped": None, "counts": None,
+    data = known | {"source": job.data.source, "limit": job.data.limit, "skipped": None, "counts": None, "notes": [],
                     "unreached": None}
     try:
         images = Images(known)
-        data["counts"] = {split: images.counts(split) for split in ("train", "test")}
+        data["counts"] = {split: images.counts(split) for split in images.manifest.splits}
     except UserError as error:
         return data | {"unreached": str(error)}, None
-    return data | {"skipped": images.manifest.skipped}, images
+    manifest = images.manifest
+    return data | {"skipped": manifest.skipped, "notes": [*manifest.notes, *files_lines(manifest.counts)]}, images
 
 
 def _hosts(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from raysft.data.folders import Folders
 from raysft.data.images import fit, open_rgb, stored_rgb
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.shards import MANIFEST, Manifest, columns, iter_tables, read_manifest, verify
-from raysft.data.sources import Folders
 from raysft.errors import DataError
 from raysft.results.model import ModelCard, load_model
 from raysft.results.ranking import TOP, Ranking
@@ -124,9 +125,9 @@ def labelled_images(data: Place, split: str, card: ModelCard) -> Iterator[tuple[
     if (data / MANIFEST).is_file():
         pairs = _shard_images(data, split)
     else:
-        folders = _folders(data)
+        folders = _folders(data, split)
         pairs = ((open_rgb(Path(file), file), folders.classes[label]) for file, label in folders.test)
-    number = {name: i for i, name in enumerate(card.classes)}
+    number = {unicodedata.normalize("NFC", name): i for i, name in enumerate(card.classes)}
     for image, name in pairs:
         if name not in number:
             raise DataError(str(data), f"has the class {name}, which the model does not know",
@@ -136,12 +137,13 @@ def labelled_images(data: Place, split: str, card: ModelCard) -> Iterator[tuple[
 
 def image_count(data: Place, split: str) -> int:
     """How many images `labelled_images` gives; raises DataError."""
-    return _manifest_with(data, split).splits[split].rows if (data / MANIFEST).is_file() else len(_folders(data).test)
+    if (data / MANIFEST).is_file():
+        return _manifest_with(data, split).splits[split].rows
+    return len(_folders(data, split).test)
 
 
-def _folders(data: Place) -> Folders:
-    folder = Path(str(data))
-    return Folders.of(folder, folder)
+def _folders(data: Place, split: str) -> Folders:
+    return Folders.labelled(Path(str(data)), split)
 
 
 def _manifest_with(data: Place, split: str) -> Manifest:

@@ -50,6 +50,8 @@ class Known:
     """The metric over repeats with other seeds, as in results.json."""
     recall: Mapping[str, float] | None = None
     """Share of the test images of each class that were classified right."""
+    notes: Sequence[str] = ()
+    """How the folders of images were read, and which files were left out."""
 
 
 def model_readme(card: ModelCard, known: Known) -> str:
@@ -147,6 +149,8 @@ def _data(card: ModelCard, known: Known) -> list[str]:
              *_table(("split", "images"), splits), ""]
     if known.skipped:
         lines += [f"{known.skipped:,} unreadable images were left out.", ""]
+    if known.notes:
+        lines += [*(f"- {_text(note)}" for note in known.notes), ""]
     size = f"{card.height} × {card.width}"
     lines += [f"Images are scaled to cover {size} pixels (height × width) and cropped around their centre, "
               f"normalised with mean {_numbers(card.mean)} and standard deviation {_numbers(card.std)} of values from "

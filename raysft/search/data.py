@@ -8,7 +8,6 @@ from typing import Any
 from raysft.data.ingest import SplitSource
 from raysft.data.shards import Manifest
 from raysft.errors import DataError
-from raysft.job.plan import Outline
 from raysft.results.run import Run
 from raysft.storage import Place
 
@@ -38,12 +37,5 @@ def note_missing(manifest: Manifest, val: SplitSource, note: Callable[[str], Non
     if missing:
         names = ", ".join(manifest.classes[label] for label in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        note(f"no validation image of {names}{more}: raise data.val_fraction or data.limit")
-
-
-def outline(folder: Place, manifest: Manifest) -> Outline:
-    """What a plan has to know of a data set; raises DataError where it has not what a run needs."""
-    missing = {"train", "test"} - manifest.splits.keys()
-    if missing:
-        raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
-    return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder))
+        todo = "" if "val" in manifest.splits else ": raise data.val_fraction or data.limit"
+        note(f"no validation image of {names}{more}{todo}")

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
+from raysft.data.sources import outline_of_dataset
 from raysft.errors import RaysftError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Plan, make_plan
@@ -25,7 +26,7 @@ from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
 from raysft.results.predictions import PREDICTIONS, write_predictions
 from raysft.results.run import Run, TrialRecord, leaderboard
-from raysft.search.data import compare, identity, note_missing, outline
+from raysft.search.data import compare, identity, note_missing
 from raysft.search.gauges import Gauges
 from raysft.search.outcome import Scored, card_of, confirmation, readme_of, results_of_run, timing_of
 from raysft.search.progress import Progress
@@ -83,7 +84,7 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
     if manifest.skipped:
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
     compare(run, manifest, folder)
-    plan = make_plan(job, outline(folder, manifest), nodes)
+    plan = make_plan(job, outline_of_dataset(folder, manifest), nodes)
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.image_sizes())
     note_missing(manifest, sources["val"], listener.note)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))

@@ -65,7 +65,7 @@ def measure(job: Job, plan: Plan, nodes: Sequence[Node], storage: Place, scratch
     finally:
         run.discard()
     rate = last["images"] / last["train_seconds"]
-    judged = (last["seconds"] - last["train_seconds"]) / max(1, small.data.limit - last["images"])  # type: ignore
+    judged = (last["seconds"] - last["train_seconds"]) / run.info["data"]["rows"]["val"]
     repeats = job.search.confirm if job.search else 0
     epoch_s = plan.train_rows / rate + plan.val_rows * judged
     turns = plan.turns + math.ceil(repeats / plan.teams) * job.train.epochs

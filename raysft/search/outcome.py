@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from raysft.data.folders import files_lines
 from raysft.data.ingest import SplitName, SplitSource
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
@@ -92,5 +93,5 @@ def readme_of(run: Run, manifest: Manifest, sources: Mapping[SplitName, SplitSou
                     if (told["name"], told["weights"]) == (model.name, model.weights)), None)
     known = Known(run.job, run.metric, {name: len(source.ids) for name, source in sources.items()},
                   sources["train"].class_rows, manifest.skipped, [record.row(run.metric) for record in board], weights,
-                  confirmed, recall)
+                  confirmed, recall, (*manifest.notes, *files_lines(manifest.counts)))
     return model_readme(card, known)

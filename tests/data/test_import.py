@@ -8,10 +8,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from raysft.data import imports
+from raysft.data.folders import Folders
 from raysft.data.images import open_rgb, size_of
 from raysft.data.imports import import_dataset
+from raysft.data.ingest import read_split, split_sources
 from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
-from raysft.data.sources import Folders
 from raysft.errors import DataError
 from raysft.storage import read_json, write_json
 from tests.conftest import make_images
@@ -127,12 +128,48 @@ def test_bad_images_can_be_skipped_and_are_counted(images, tmp_path):
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (59, 14)
 
 
+def test_what_became_of_every_file_is_in_the_manifest(images, tmp_path):
+    truncate(images / "train/bee/003.png")
+    (images / "train/bee/notes.txt").write_text("bees")
+    (images / "train/._x.png").write_bytes(b"")
+    manifest = run(images, tmp_path / "D", on_bad_image="skip")
+    assert read_manifest(tmp_path / "D") == manifest
+    left_out = {Path(each.folder).name: each.left_out for each in manifest.counts if each.left_out}
+    assert left_out == {"bee": {"unreadable images": 1, "not images (.txt)": 1}, "train": {"hidden or system files": 1}}
+    assert all(each.seen == each.used + sum(each.left_out.values()) for each in manifest.counts)
+    assert sum(each.used for each in manifest.counts) == sum(split.rows for split in manifest.splits.values())
+
+
+def test_a_class_without_a_readable_training_image_is_an_error(images, tmp_path):
+    for file in (images / "train/bee").iterdir():
+        file.write_text("<html>not found</html>")
+    with pytest.raises(DataError, match="no readable training image of bee"):
+        run(images, tmp_path / "D", on_bad_image="skip")
+    assert not list(tmp_path.glob("D*"))
+
+
+def test_a_class_whose_test_images_are_unreadable_is_told(images, tmp_path):
+    for file in (images / "test/bee").iterdir():
+        file.write_text("<html>not found</html>")
+    assert any("test has no readable image of bee" in note for note in run(images, tmp_path / "D", "skip").notes)
+
+
+def test_a_validation_split_of_its_own_is_imported_and_used(images, tmp_path):
+    make_images(images / "valid", {"ant": 4, "bee": 4}, seed=2)
+    manifest = import_dataset("imagefolder", str(images), tmp_path / "D", None, "fail", quiet)
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 60, "val": 8, "test": 15}
+    sources = split_sources(tmp_path / "D", manifest, 8, limit=30, seed=0)
+    assert {name: sum(source.class_rows) for name, source in sources.items()} == {"train": 30, "val": 8, "test": 15}
+    assert sources["val"].class_rows == (4, 4, 0)
+    val = read_split(sources["val"])
+    assert np.array_equal(val.images[0], np.asarray(Image.open(images / "valid/ant/000.png")))
+
+
 @pytest.mark.parametrize(("prepare", "expected"), [
     (lambda root: shutil.rmtree(root / "train"), "does not exist"),
     (lambda root: [p.unlink() for p in (root / "train/bee").iterdir()], "bee: has no images"),
     (lambda root: [shutil.rmtree(root / "train" / c) for c in ("bee", "cow")], "single class"),
-    (lambda root: shutil.rmtree(root / "test/bee"), "missing bee"),
-    (lambda root: (root / "test/bee").rename(root / "test/dog"), "missing bee; extra dog"),
+    (lambda root: (root / "test/bee").rename(root / "test/dog"), "lack: dog; it lacks bee"),
     (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "has no class folders"),
 ])
 def test_folders_that_cannot_be_used(images, tmp_path, prepare, expected):

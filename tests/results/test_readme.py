@@ -205,3 +205,11 @@ def test_its_program_answers_as_the_model_does(tmp_path):
     assert name == expected[0]
     assert float(probability) == pytest.approx(expected[1], abs=1e-4)
     assert json.loads(Path(tmp_path / "model/model.json").read_text())["classes"] == ["ant", "bee", "cow"]
+
+
+def test_how_the_data_was_read_is_told_as_plain_text():
+    notes = ("train from <b>Training</b>/", "9 files seen, 9 used")
+    known = replace(known_of(a_job()), class_rows=(400, 400, 400), notes=notes)
+    text = model_readme(a_card(a_job()), known)
+    assert "- 9 files seen, 9 used" in text
+    assert "<b>" not in text

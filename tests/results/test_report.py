@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from raysft.data.shards import (
     write_manifest,
     write_shard,
 )
+from raysft.data.walk import Counts
 from raysft.errors import DataError, UserError
 from raysft.job import Job
 from raysft.results import judged
@@ -70,7 +72,7 @@ class Page(HTMLParser):
             self.pictures.append({"section": self._section, **dict(attrs)})
         elif tag == "script":
             self.scripts.append("")
-        if tag in ("img", "meta", "rect"):
+        if tag in ("img", "meta", "rect", "br"):
             self._inside.pop()
 
     def handle_endtag(self, tag):
@@ -422,3 +424,13 @@ def test_ticks_of_a_log_axis_are_round_and_few():
     (7800, "2 h 10 min"), (3.6e6, "1,000 h 0 min")])
 def test_times_read_as_people_say_them(seconds, text):
     assert span(seconds) == text
+
+
+def test_how_the_data_was_read_is_in_the_report(tmp_path):
+    run = make_run(tmp_path)
+    manifest = read_manifest(tmp_path / "D")
+    counts = (Counts("D/ant", 9, 8, {"hidden or system files": 1}),)
+    write_manifest(tmp_path / "D", replace(manifest, counts=counts, notes=("train from <b>Training</b>/",)))
+    text = report_of(run).text["data"]
+    assert "train from <b>Training</b>/" in text
+    assert "9 files seen, 8 used, 1 left out: 1 hidden or system files" in text

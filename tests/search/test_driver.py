@@ -20,6 +20,7 @@ from raysft.results.run import Run
 from raysft.search.driver import execute
 from raysft.storage import read_json, write_json
 from raysft.train.team import COLLECTIVE_TIMEOUT
+from tests.conftest import make_images
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -85,6 +86,16 @@ def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
         assert row["probability"] == pytest.approx(prediction.classes[0][1], abs=1e-5)
         assert row["label_probability"] == pytest.approx(shares[classes[row["label"]]], abs=1e-5)
     assert sum(row["label"] == row["predicted"] for row in found) / 15 == pytest.approx(best["test_accuracy"])
+
+
+def test_a_validation_split_of_its_own_picks_the_model(go, images):
+    make_images(images / "valid", {"ant": 4, "bee": 4}, seed=2)
+    results, _, run = go(data={"source": "imagefolder", "path": str(images)})
+    assert run.info["data"]["rows"] == {"train": 60, "val": 8, "test": 15}
+    again = Classifier(run.folder).evaluate(images, "val")
+    assert again["accuracy"] == pytest.approx(results["best"]["val_accuracy"])
+    assert again["loss"] == pytest.approx(results["best"]["val_loss"], rel=1e-4)
+    assert "- train from train/, val from valid/, test from test/" in (run.folder / "model/README.md").read_text()
 
 
 def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, images):

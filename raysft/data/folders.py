@@ -1,0 +1,228 @@
+"""Images in one folder a class: their labels, their splits, and what became of every file below the folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from raysft.data.layout import Layout, SplitName, class_name, layout_of, unwrapped
+from raysft.data.order import stratified_order
+from raysft.data.walk import Counts, count_beside, identity_of, image_files, readable
+from raysft.errors import DataError
+
+TRAIN_SHARE = 0.8  # of the images of each class, where there are no test images
+
+Labelled = tuple[tuple[str, int], ...]  # (file, label)
+ByClass = dict[str, list[Path]]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Image files with their labels, split by split, and what is to be said of how they were found."""
+
+    classes: tuple[str, ...]
+    splits: dict[SplitName, Labelled]
+    where: str
+    counts: tuple[Counts, ...] = ()
+    """Of every folder that holds files: class folders, and what lies beside them."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> Labelled:
+        return self.splits["train"]
+
+    @property
+    def test(self) -> Labelled:
+        return self.splits["test"]
+
+    @classmethod
+    def of(cls, root: Path, test: Path | None) -> Folders:
+        """The images below `root`, with those in `test` as test images where it is given.
+
+        Splits that lie in folders of their own are taken as they are. Where there is no test split, every fifth image
+        of each class is held out of train. Raises DataError for classes and splits that cannot be used.
+        """
+        root = _folder(root)
+        layout = layout_of(root)
+        roots = [root]
+        if test is not None:
+            given = _folder(test)
+            layout = _with_test(layout, given)
+            roots += [] if given.is_relative_to(root) else [given]
+        read = {split: _read(layout, split) for split in layout.splits}
+        classes = _classes(layout.splits["train"], read["train"].files)
+        notes = list(layout.notes)
+        for split, found in read.items():
+            notes += found.notes
+            notes += _missing(layout.splits[split], split, classes, found.files)
+        splits = {split: _labelled(found.files, classes) for split, found in read.items()}
+        if "test" not in splits:
+            splits["train"], splits["test"] = _held_out(layout.splits["train"], classes, splits["train"])
+            notes.append(f"test held out of train: {len(splits['test']):,} images, one in five of each class")
+        notes += _shared_files(splits)
+        return cls(classes, splits, str(layout.splits["train"]), _all_counts(roots, read.values()), tuple(notes))
+
+    @classmethod
+    def labelled(cls, root: Path, split: str) -> Folders:
+        """All images below `root` as test images, or those of one split where it holds splits; raises DataError."""
+        root = _folder(root)
+        layout = layout_of(root)
+        if set(layout.splits) == {"train"}:
+            split = "train"
+        if split not in layout.splits:
+            raise DataError(readable(root), f"has no split {split}", f"it has {', '.join(layout.splits)}")
+        found = _read(layout, cast(SplitName, split))
+        folder = layout.splits[cast(SplitName, split)]
+        classes = tuple(sorted(name for name, files in found.files.items() if files))
+        if not classes:
+            raise DataError(readable(folder), "has no class folder with images", "put them into one folder a class")
+        labelled = _labelled(found.files, classes)
+        return cls(classes, {"test": labelled}, str(folder), _all_counts([folder], [found]), tuple(found.notes))
+
+
+def files_lines(counts: Iterable[Counts]) -> list[str]:
+    """How many files were seen, used and left out, by kind, and which of them had unusual names."""
+    seen = used = 0
+    left_out: Counter[str] = Counter()
+    unusual: Counter[str] = Counter()
+    for each in counts:
+        seen, used = seen + each.seen, used + each.used
+        left_out.update(each.left_out)
+        unusual.update(each.unusual)
+    if not seen:
+        return []
+    rest = f", {seen - used:,} left out: {by_kind(left_out)}" if left_out else ""
+    lines = [f"{seen:,} files seen, {used:,} used{rest}"]
+    if unusual:
+        lines.append(f"images by their contents, whatever their endings: {by_kind(unusual)}")
+    return lines
+
+
+def by_kind(numbers: Mapping[str, int]) -> str:
+    """Kinds with their numbers, the most frequent first: 4 hidden or system files, 2 not images (.txt)."""
+    return ", ".join(f"{n:,} {kind}" for kind, n in sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
+
+
+# --- which folders ---------------------------------------------------------------------------------------------------
+
+def _folder(path: Path) -> Path:
+    path = path.expanduser().resolve()
+    if not path.is_dir():
+        raise DataError(readable(path), "is not a folder" if path.exists() else "does not exist",
+                        "give a folder with one folder of images a class")
+    return path
+
+
+def _with_test(layout: Layout, given: Path) -> Layout:
+    """`layout` with the test images in a folder that a person named, in place of what it has."""
+    inner, notes = unwrapped(given)
+    if set(layout_of(inner).splits) != {"train"}:
+        raise DataError(readable(inner), f"holds splits itself ({', '.join(layout_of(inner).splits)})",
+                        "give the folder of its test images")
+    own = layout.splits.get("test")
+    if inner == layout.splits["train"]:
+        raise DataError(readable(inner), "is the folder of the training images too", "give another data.test_path")
+    if own is not None and own != inner:
+        notes.append(f"{readable(own.name)}/ is left out: the test images are given apart")
+    return replace(layout, splits={**layout.splits, "test": inner}, notes=(*layout.notes, *notes))
+
+
+# --- what they hold --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class _Split:
+    """What the class folders of a split hold."""
+
+    folders: list[Path]
+    files: ByClass
+    counts: list[Counts]
+    notes: list[str]
+
+
+def _read(layout: Layout, split: SplitName) -> _Split:
+    """The images of each class of a split, sorted; folders whose names differ by their Unicode form alone are one."""
+    found = _Split(layout.class_folders(split), {}, [], [])
+    for folder in found.folders:
+        name = class_name(folder)
+        if name in found.files:
+            found.notes.append(f"{split}: two folders are named {name}, in two Unicode forms; they are one class")
+        counts = Counts(readable(folder))
+        found.files[name] = sorted([*found.files.get(name, []), *image_files(folder, counts)])
+        found.counts.append(counts)
+    return found
+
+
+def _all_counts(roots: Sequence[Path], splits: Collection[_Split]) -> tuple[Counts, ...]:
+    """The counts of all folders that hold files: those of classes, then what lies beside them."""
+    taken = {folder for split in splits for folder in split.folders}
+    beside = [counts for root in roots for counts in count_beside(root, taken)]
+    return tuple(counts for counts in [*(each for split in splits for each in split.counts), *beside] if counts.seen)
+
+
+def _classes(root: Path, files: ByClass) -> tuple[str, ...]:
+    """The classes of the training images in sorted order; raises DataError for no, one or an empty class."""
+    if not files:
+        raise DataError(readable(root), "has no class folders", "put the images into one folder a class")
+    if len(files) == 1:
+        raise DataError(readable(root), f"has a single class ({next(iter(files))})", "give at least two class folders")
+    for name, of_class in files.items():
+        if not of_class:
+            raise DataError(readable(root / name), "has no images", "add some, or remove the folder")
+    return tuple(sorted(files))
+
+
+def _missing(root: Path, split: SplitName, classes: Sequence[str], files: ByClass) -> list[str]:
+    """A note on the classes of which a split has no image; raises DataError for images of other classes."""
+    extra = sorted(name for name, of_class in files.items() if of_class and name not in classes)
+    lacking = [name for name in classes if not files.get(name)]
+    if extra:
+        also = f"; it lacks {names_text(lacking)}" if lacking else ""
+        raise DataError(readable(root), f"has classes that the training images lack: {names_text(extra)}{also}",
+                        "rename or remove them, or add training images of them")
+    if len(lacking) == len(classes):
+        raise DataError(readable(root), f"has no {split} image", "add some, or remove the folder")
+    if not lacking:
+        return []
+    return [f"{split} has no image of {names_text(lacking)}: its metrics are over the other classes"]
+
+
+def names_text(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _labelled(files: ByClass, classes: Sequence[str]) -> Labelled:
+    return tuple((str(path), label) for label, name in enumerate(classes) for path in files.get(name, []))
+
+
+def _held_out(root: Path, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
+    """(train, test): every fifth image of each class held out; raises DataError for a class too small for that."""
+    labels = np.array([label for _, label in files])
+    order = stratified_order(labels, seed=0)
+    chosen = set(order[:round(len(files) * TRAIN_SHARE)].tolist())
+    for label, name in enumerate(classes):
+        of_class = np.flatnonzero(labels == label).tolist()
+        if chosen.issuperset(of_class):
+            raise DataError(readable(root / name), f"has too few images ({len(of_class)}) to hold one out",
+                            "add some, or give the test images in a folder of their own")
+    return (tuple(file for i, file in enumerate(files) if i in chosen),
+            tuple(file for i, file in enumerate(files) if i not in chosen))
+
+
+def _shared_files(splits: Mapping[SplitName, Labelled]) -> list[str]:
+    """Notes on images that are in two splits, or in two classes of one, under two names of the same file."""
+    first: dict[tuple[int, int], tuple[SplitName, int]] = {}
+    shared: Counter[str] = Counter()
+    for split, files in splits.items():
+        for file, label in files:
+            first_split, first_label = first.setdefault(identity_of(Path(file)), (split, label))
+            if first_split != split:
+                shared[f"images of {split} are in {first_split} too"] += 1
+            elif first_label != label:
+                shared[f"images of {split} are in two classes"] += 1
+    return [f"{n:,} {what}, as links to the same files" for what, n in shared.items()]

@@ -1,0 +1,210 @@
+"""Which folders below a root are splits and which are classes, told by their names and by what they hold.
+
+People bring ROOT/CLASS/IMAGE, ROOT/train/CLASS/IMAGE with all kinds of names for the splits, archives with one folder
+around everything, and class folders beside a folder of test images. What is recognised is said; what looks like splits
+and cannot be told apart is an error, for a classifier of "train" against "val" looks like any other.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from raysft.data.walk import images_directly_in, is_skipped, readable
+from raysft.errors import DataError
+
+SplitName = Literal["train", "val", "test"]
+
+SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
+}
+WRAPPERS = 8  # folders around everything that are looked into; a link to itself would have no end
+
+_SPLIT_OF: dict[str, SplitName] = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_FILLERS = frozenset({"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "split",
+                      "folder", "files", "samples"})
+_GLUED = re.compile(rf"({'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})(set|data|images|imgs)")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder that holds the class folders of each split, and what a person has to know of how it was found."""
+
+    splits: dict[SplitName, Path]
+    notes: tuple[str, ...] = ()
+
+    def class_folders(self, split: SplitName) -> list[Path]:
+        """The folders of a split that are classes: all but those that hold, or are, another split."""
+        others = [path for name, path in self.splits.items() if name != split]
+        return [folder for folder in folders_in(self.splits[split])
+                if not any(other.is_relative_to(folder) for other in others)]
+
+
+def layout_of(root: Path) -> Layout:
+    """What the folders below `root` are; raises DataError where they look like splits that cannot be used."""
+    inner, notes = unwrapped(root)
+    folders = list(folders_in(inner))
+    splits = _recognised(inner, folders)
+    if splits:
+        rest = [folder for folder in folders if folder not in splits.values()]
+        inside: list[str] = []
+        for split, folder in splits.items():
+            splits[split], found = unwrapped(folder, is_split=True)
+            inside += found
+        taken = ", ".join(f"{split} from {readable(path.relative_to(inner))}/" for split, path in splits.items())
+        beside = [f"left out, as neither a split nor a class: {_listed(rest)}"] if rest else []
+        return Layout(splits, (*notes, *inside, taken, *beside))
+    held_apart = _beside_classes(inner, folders)
+    if held_apart:
+        taken = ", ".join(f"{split} from {readable(path.name)}/" for split, path in held_apart.items())
+        return Layout({"train": inner, **held_apart}, (*notes, f"{taken}, train from the class folders beside it"))
+    _refuse_splits_as_classes(inner, folders)
+    return Layout({"train": inner}, (*notes, *_suspicious(folders)))
+
+
+def class_name(folder: Path) -> str:
+    """The name of a class folder, with é as one code point however the disk has it; raises DataError.
+
+    A name that is not UTF-8 could stand in no JSON, table or report.
+    """
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:
+        raw = folder.name.encode("utf-8", "surrogateescape")
+        raise DataError(readable(folder), f"is not named in UTF-8; in Latin-1 it reads {raw.decode('latin-1')!r}",
+                        "rename the folder") from None
+    return unicodedata.normalize("NFC", folder.name)
+
+
+def folders_in(root: Path) -> Iterator[Path]:
+    """The folders in a folder in the order of their names, links to folders too, but none of a system's own."""
+    try:
+        found = sorted(path for path in root.iterdir() if not is_skipped(path.name))
+    except OSError as error:
+        raise DataError(readable(root), f"cannot be read ({error.strerror})") from None
+    yield from (path for path in found if path.is_dir())
+
+
+def unwrapped(root: Path, is_split: bool = False) -> tuple[Path, list[str]]:
+    """`root`, or the folder inside it where that is the only one and holds folders of its own, and a note on it.
+
+    A folder that is named like a split is one, and not looked into, but inside another split (seg_train/seg_train).
+    """
+    inner = root
+    for _ in range(WRAPPERS):
+        folders = list(folders_in(inner))
+        if len(folders) != 1 or (split_of(folders[0].name) is not None and not is_split):
+            break
+        if any(images_directly_in(inner)) or not any(folders_in(folders[0])):
+            break
+        if any(images_directly_in(folders[0])):  # a class with folders of its own
+            break
+        inner = folders[0]
+    if inner == root:
+        return root, []
+    return inner, [f"read from {readable(inner.relative_to(root))}/, the only folder in {readable(root.name)}/"]
+
+
+def split_of(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
+    """(split, other words of the name) where one word of a folder's name is a usual name of a split.
+
+    "Training", "test_set", "valset" and "train2017" have no other words; "seg_train" has ("seg",).
+    """
+    words = [word for word in re.split(r"[\W_\d]+", name.casefold()) if word]
+    words = [glued.group(1) if (glued := _GLUED.fullmatch(word)) else word for word in words]
+    named = [word for word in words if word in _SPLIT_OF]
+    if len(named) != 1:
+        return None
+    other = tuple(word for word in words if word not in _SPLIT_OF and word not in _FILLERS)
+    return _SPLIT_OF[named[0]], other
+
+
+def _recognised(root: Path, folders: Sequence[Path]) -> dict[SplitName, Path]:
+    """The folders that are the splits of one data set: train, and another one or nothing else beside it.
+
+    Their names may share other words (seg_train, seg_test). A folder without class folders is no split that could be
+    used. Raises DataError where two have the name of the same split, or there is none to train on.
+    """
+    named: dict[tuple[str, ...], list[tuple[SplitName, Path]]] = {}
+    flat: list[Path] = []
+    for folder in folders:
+        found = split_of(folder.name)
+        if found is None:
+            continue
+        if any(folders_in(folder)):
+            named.setdefault(found[1], []).append((found[0], folder))
+        elif not found[1]:
+            flat.append(folder)
+    for words, members in sorted(named.items()):
+        kinds = {split for split, _ in members}
+        alone = len(members) + len(flat) == len(folders) and not words
+        if "train" in kinds and (len(kinds) > 1 or alone):
+            _refuse_twins(root, members)
+            order: tuple[SplitName, ...] = ("train", "val", "test")
+            return {split: folder for wanted in order for split, folder in members if split == wanted}
+        if alone and len(members) > 1:
+            raise DataError(readable(root), f"has no folder to train on beside {_listed([f for _, f in members])}",
+                            "name it train")
+    return {}
+
+
+def _refuse_twins(root: Path, members: Sequence[tuple[SplitName, Path]]) -> None:
+    for split in SPLIT_NAMES:
+        twins = [folder for found, folder in members if found == split]
+        if len(twins) > 1:
+            raise DataError(readable(root), f"has several folders for {split}: {_listed(twins)}",
+                            "keep one of them there, or give data.path and data.test_path")
+
+
+def _beside_classes(root: Path, folders: Sequence[Path]) -> dict[SplitName, Path]:
+    """Folders named like a split that lie beside class folders and hold folders of the same classes.
+
+    Raises DataError where that is a folder to train on: the classes beside it would be trained on twice, or not at all.
+    """
+    found: dict[SplitName, Path] = {}
+    for folder in folders:
+        named = split_of(folder.name)
+        if named is None or named[1]:
+            continue
+        others = {class_name(other) for other in folders if other is not folder and split_of(other.name) is None}
+        inside = {class_name(each) for each in folders_in(folder)}
+        if not others & inside:
+            continue
+        if named[0] == "train":
+            raise DataError(readable(root), f"has classes both in {readable(folder.name)}/ and beside it",
+                            "give the folder that is to be trained on as data.path")
+        if named[0] in found:
+            _refuse_twins(root, [(named[0], found[named[0]]), (named[0], folder)])
+        found[named[0]] = folder
+    return found
+
+
+def _refuse_splits_as_classes(root: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError where every folder has the name of a split, and several splits are named."""
+    named = [split_of(folder.name) for folder in folders]
+    kinds = {found[0] for found in named if found is not None and not found[1]}
+    if len(kinds) > 1 and None not in named:
+        raise DataError(readable(root), f"holds {_listed(folders)}, which look like splits, without class folders in "
+                        "them", "put the images into one folder a class, SPLIT/CLASS/IMAGE")
+
+
+def _suspicious(folders: Sequence[Path]) -> list[str]:
+    """A note where no class folder has images of its own and all hold folders of the same names, as splits do."""
+    inside = [tuple(each.name for each in folders_in(folder)) for folder in folders]
+    if len(folders) < 2 or not inside[0] or any(names != inside[0] for names in inside):
+        return []
+    if any(any(images_directly_in(folder)) for folder in folders):
+        return []
+    return [f"the classes {_listed(folders)} all hold the same folders ({', '.join(map(readable, inside[0][:5]))}): if "
+            "they are splits, name them train, val and test"]
+
+
+def _listed(folders: Sequence[Path], most: int = 5) -> str:
+    shown = ", ".join(f"{readable(folder.name)}/" for folder in folders[:most])
+    return shown + (f" and {len(folders) - most} more" if len(folders) > most else "")

@@ -1,0 +1,183 @@
+"""Which folders are splits and which are classes: as people name them, and never guessed without a word."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from raysft.data.folders import Folders
+from raysft.data.layout import layout_of, split_of
+from raysft.errors import DataError
+from tests.conftest import make_images
+
+CLASSES = {"ant": 5, "bee": 5}
+
+
+def make_splits(root: Path, *splits: str, classes=CLASSES) -> Path:
+    for number, split in enumerate(splits):
+        make_images(root / split, classes, seed=number)
+    return root
+
+
+def rows(found: Folders) -> dict[str, int]:
+    return {split: len(files) for split, files in found.splits.items()}
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    (("train", "val", "test"), {"train": "train", "val": "val", "test": "test"}),
+    (("train", "test"), {"train": "train", "test": "test"}),
+    (("train", "val"), {"train": "train", "val": "val"}),
+    (("Training", "Testing"), {"train": "Training", "test": "Testing"}),
+    (("TRAIN", "Valid", "tst"), {"train": "TRAIN", "val": "Valid", "test": "tst"}),
+    (("trn", "dev"), {"train": "trn", "val": "dev"}),
+    (("training_set", "test_set"), {"train": "training_set", "test": "test_set"}),
+    (("trainset", "valset"), {"train": "trainset", "val": "valset"}),
+    (("train2017", "val2017"), {"train": "train2017", "val": "val2017"}),
+    (("seg_train", "seg_test", "seg_pred"), {"train": "seg_train", "test": "seg_test"}),
+    (("train", "eval"), {"train": "train", "val": "eval"}),
+    (("train",), {"train": "train"}),
+    (("train", "test", "masks"), {"train": "train", "test": "test"}),
+])
+def test_usual_names_of_splits(tmp_path, names, expected):
+    make_splits(tmp_path / "D", *names)
+    layout = layout_of(tmp_path / "D")
+    assert layout.splits == {split: tmp_path / "D" / name for split, name in expected.items()}
+    assert any(f"train from {expected['train']}/" in note for note in layout.notes)
+    found = Folders.of(tmp_path / "D", None)
+    assert found.classes == ("ant", "bee")
+    assert rows(found) == {"test": 2, "train": 8} | {s: 10 for s in expected if s != "train" or "test" in expected}
+
+
+@pytest.mark.parametrize("name", ["cat", "testament", "trainer", "station", "validator", "attest", "no", "12"])
+def test_other_words_name_no_split(name):
+    assert split_of(name) is None
+
+
+@pytest.mark.parametrize("name", ["train_station", "test_tube", "dev_board"])
+def test_class_names_with_a_word_of_a_split_stay_classes(tmp_path, name):
+    make_images(tmp_path / "D", {name: 5, "cat": 5, "test_pattern": 5})
+    assert Folders.of(tmp_path / "D", None).classes == tuple(sorted([name, "cat", "test_pattern"]))
+
+
+def test_what_is_beside_the_splits_is_left_out_and_told(tmp_path):
+    make_splits(tmp_path / "D", "train", "test")
+    make_images(tmp_path / "D", {"unlabelled": 7})
+    found = Folders.of(tmp_path / "D", None)
+    assert any("left out, as neither a split nor a class: unlabelled/" in note for note in found.notes)
+    assert sum(each.left_out.get("outside of the class folders", 0) for each in found.counts) == 7
+
+
+def test_a_flat_test_folder_is_no_class_and_test_is_held_out(tmp_path):
+    make_splits(tmp_path / "D", "train")
+    make_images(tmp_path / "D", {"test": 7})
+    found = Folders.of(tmp_path / "D", None)
+    assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 8, "test": 2})
+    assert any("left out" in note and "test/" in note for note in found.notes)
+    assert any("test held out of train" in note for note in found.notes)
+
+
+def test_a_test_folder_beside_class_folders_is_the_test_split(tmp_path):
+    make_images(tmp_path / "D", CLASSES)
+    make_images(tmp_path / "D/test", {"ant": 3, "bee": 3}, seed=1)
+    found = Folders.of(tmp_path / "D", None)
+    assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 10, "test": 6})
+
+
+@pytest.mark.parametrize(("make", "expected"), [
+    (lambda root: make_splits(root, "train", "Training", "test"), "several folders for train: Training/, train/"),
+    (lambda root: make_splits(root, "train", "val", "dev"), "several folders for val"),
+    (lambda root: make_splits(root, "val", "test"), "has no folder to train on beside test/, val/"),
+    (lambda root: make_images(root, {"train": 5, "test": 5}), "look like splits, without class folders"),
+    (lambda root: (make_images(root, CLASSES), make_splits(root, "train")), "classes both in train/ and beside it"),
+])
+def test_splits_that_cannot_be_told_apart_are_refused(tmp_path, make, expected):
+    make(tmp_path / "D")
+    with pytest.raises(DataError, match=expected):
+        Folders.of(tmp_path / "D", None)
+
+
+@pytest.mark.parametrize("inner", ["photos", "archive/photos", "photos/train"])
+def test_one_folder_around_everything_is_looked_into(tmp_path, inner):
+    make_images(tmp_path / "D" / inner, CLASSES)
+    make_images(tmp_path / "D/__MACOSX", {"photos": 3})
+    found = Folders.of(tmp_path / "D", None)
+    assert found.classes == ("ant", "bee")
+    assert any(f"read from {inner.removesuffix('/train')}/" in note for note in found.notes)
+    assert sum(each.left_out.get("hidden or system files", 0) for each in found.counts) == 3
+
+
+def test_a_split_around_a_folder_of_its_own_name(tmp_path):
+    make_splits(tmp_path / "D", "seg_train/seg_train", "seg_test/seg_test")
+    assert rows(Folders.of(tmp_path / "D", None)) == {"train": 10, "test": 10}
+
+
+def test_folders_that_all_hold_the_same_folders_are_pointed_out(tmp_path):
+    make_splits(tmp_path / "D", "part1", "part2")
+    found = Folders.of(tmp_path / "D", None)
+    assert any("if they are splits, name them train, val and test" in note for note in found.notes)
+
+
+def test_a_given_test_folder_comes_before_the_one_that_is_there(tmp_path):
+    make_splits(tmp_path / "D", "train", "test")
+    make_splits(tmp_path, "other", classes={"ant": 2, "bee": 2})
+    found = Folders.of(tmp_path / "D", tmp_path / "other")
+    assert rows(found) == {"train": 10, "test": 4}
+    assert any("test/ is left out" in note for note in found.notes)
+
+
+def test_the_training_folder_cannot_be_the_test_folder(tmp_path):
+    make_splits(tmp_path / "D", "train")
+    with pytest.raises(DataError, match="is the folder of the training images too"):
+        Folders.of(tmp_path / "D/train", tmp_path / "D/train")
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+E_ONE, E_TWO = "caf\u00e9", "cafe\u0301"  # é as one code point and as two
+
+
+def test_names_in_two_unicode_forms_are_one_class(tmp_path):
+    make_images(tmp_path / "D/train", {E_ONE: 3, "tea": 3})
+    make_images(tmp_path / "D/test", {E_TWO: 2, "tea": 2}, seed=1)
+    found = Folders.of(tmp_path / "D", None)
+    assert found.classes == (E_ONE, "tea")
+    assert rows(found) == {"train": 6, "test": 4}
+
+
+def test_two_folders_of_one_name_are_one_class_and_told(tmp_path):
+    make_images(tmp_path / "D", {E_ONE: 5, E_TWO: 5, "tea": 5})
+    found = Folders.of(tmp_path / "D", None)
+    assert found.classes == (E_ONE, "tea")
+    assert any("in two Unicode forms" in note for note in found.notes)
+    assert len(found.train) + len(found.test) == 15
+
+
+def test_a_class_that_test_lacks_is_told(tmp_path):
+    make_splits(tmp_path / "D", "train")
+    make_images(tmp_path / "D/test", {"ant": 2}, seed=1)
+    found = Folders.of(tmp_path / "D", None)
+    assert any("test has no image of bee: its metrics are over the other classes" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_that_train_lacks_is_an_error(tmp_path, split):
+    make_splits(tmp_path / "D", "train")
+    make_images(tmp_path / "D" / split, {"ant": 2, "cow": 2}, seed=1)
+    with pytest.raises(DataError, match="classes that the training images lack: cow; it lacks bee"):
+        Folders.of(tmp_path / "D", None)
+
+
+def test_a_class_folder_that_is_not_named_in_utf8_is_refused_by_name(tmp_path):
+    make_images(tmp_path / "D", CLASSES)
+    os.rename(os.fsencode(tmp_path / "D/bee"), os.fsencode(tmp_path / "D") + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"caf\\xe9: is not named in UTF-8; in Latin-1 it reads 'café'"):
+        Folders.of(tmp_path / "D", None)
+
+
+def test_labelled_images_of_a_model_may_be_of_one_class_or_of_one_split(tmp_path):
+    make_images(tmp_path / "one", {"ant": 3})
+    assert len(Folders.labelled(tmp_path / "one", "test").test) == 3
+    make_splits(tmp_path / "D", "train", "val")
+    assert len(Folders.labelled(tmp_path / "D", "val").test) == 10
+    with pytest.raises(DataError, match="has no split test; it has train, val"):
+        Folders.labelled(tmp_path / "D", "test")
