@@ -409,13 +409,16 @@ def data_import(kind: Annotated[str, typer.Argument(help="imagefolder | cifar10 
     import_here(kind, path, out, test, on_bad_image, as_json, _output())
 
 
-@data_app.command("show", epilog="Example: raysft data show D --json")
-def data_show(folder: Annotated[str, typer.Argument(help="A data set of shards.", show_default=False)],
+@data_app.command("show", epilog="Examples: raysft data show D --json\n\nraysft data show photos")
+def data_show(folder: Annotated[str, typer.Argument(help="A data set of shards, or a folder of images to be imported.",
+                                                    show_default=False)],
+              test: Annotated[str | None, typer.Option(help="For a folder of images: the folder of test images.",
+                                                       show_default=False)] = None,
               as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show what a data set holds."""
-    from raysft.submit import show_data
+    """Show what a data set holds, or how a folder of images would be read; which files are left out, and why."""
+    from raysft.show import show_data
 
-    show_data(folder, as_json, _output())
+    show_data(folder, test, as_json, _output())
 
 
 def _numbers(text: str | None) -> int | list[int] | None:

@@ -42,6 +42,8 @@ class Predicted:
     images_per_s: float | None
     classes: dict[str, int]
     """Images of each class, as predicted."""
+    left_out: dict[str, int]
+    """Files of the folder that are no images, by kind."""
 
 
 def check_out(out: Place) -> None:
@@ -233,7 +235,7 @@ def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float
     if not isinstance(beside, Remote) and not isinstance(out, Remote):
         beside.replace(out)
     remove(parts)
-    return Predicted(str(out), images, errors, rate, counts)
+    return Predicted(str(out), images, errors, rate, counts, source.left_out)
 
 
 def _read_part(file: Place, chunk: Chunk) -> pa.Table:

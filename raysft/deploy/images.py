@@ -6,19 +6,20 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from raysft.data.images import EXTENSIONS, fit, open_rgb, stored_rgb
+from raysft.data.folders import by_kind
+from raysft.data.images import EXTENSIONS, fit, open_rgb, sniff, stored_rgb
 from raysft.data.shards import MANIFEST, ImageSpec, ShardFile, columns, read_manifest, read_table
+from raysft.data.walk import HEAD_BYTES, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
 from raysft.errors import DataError
-from raysft.storage import Place
+from raysft.storage import Place, Remote
 
 CHUNK_IMAGES = 512
 MOST_CHUNKS = 10_000
@@ -56,6 +57,8 @@ class Source:
     chunks: tuple[Chunk, ...]
     fingerprint: str
     labelled: bool
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files that are no images, by kind."""
 
     @property
     def images(self) -> int:
@@ -139,13 +142,15 @@ def _of_dataset(folder: Place, split: str | None) -> Source:
 
 
 def _of_folder(folder: Place) -> Source:
-    found = sorted(_walk(folder))
+    counts = Counts(str(folder))
+    found = sorted(_local(folder, counts) if isinstance(folder, Path) else _remote(folder, counts))
     if not found:
-        raise DataError(str(folder), "holds no image", f"give a folder of {', '.join(sorted(EXTENSIONS))} files, or a "
-                        "data set of shards")
+        held = f": its {counts.seen:,} files are {by_kind(counts.left_out)}" if counts.seen else ""
+        raise DataError(readable(str(folder)), f"holds no image{held}", "give a folder of images, or a data set of "
+                        "shards")
     names, size = tuple(name for name, *_ in found), _chunk_size(len(found))
     chunks: list[Chunk] = [Files(folder, names[start:start + size]) for start in range(0, len(names), size)]
-    return Source(tuple(chunks), _digest(found), labelled=False)
+    return Source(tuple(chunks), _digest(found), labelled=False, left_out=counts.left_out)
 
 
 def _chunk_size(images: int) -> int:
@@ -153,24 +158,49 @@ def _chunk_size(images: int) -> int:
     return max(CHUNK_IMAGES, math.ceil(images / MOST_CHUNKS))
 
 
-def _walk(folder: Place) -> Iterator[tuple[str, int, int]]:
-    """(relative path, size, time of change in ns) of each image file at or below a folder."""
-    if isinstance(folder, Path):
-        if not folder.is_dir():
-            raise DataError(str(folder), "is not a folder", "give a folder of images, or a data set of shards")
-        for below, folders, files in os.walk(folder):
-            folders.sort()
-            for name in files:
-                path = Path(below, name)
-                if path.suffix.lower() in EXTENSIONS and path.is_file():
-                    stat = path.stat()
-                    yield path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns
-        return
+Found = Iterator[tuple[str, int, int]]  # relative path, size in bytes, time of change in ns
+
+
+def _local(folder: Path, counts: Counts) -> Found:
+    """The images at or below a folder; counts all files. A folder that has two names is read once, a file for each."""
+    if not folder.is_dir():
+        raise DataError(readable(folder), "is not a folder", "give a folder of images, or a data set of shards")
+    for path, why in walk(folder):
+        if why is not None:
+            counts.leave_out(path, why)
+            continue
+        counts.use(path)
+        stat = path.stat()
+        yield path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns
+
+
+def _remote(folder: Remote, counts: Counts) -> Found:
+    """As `_local`, of an object store."""
     from pyarrow.fs import FileSelector
 
+    root = folder.key.rstrip("/") + "/"
     for info in folder.fs.get_file_info(FileSelector(folder.key, recursive=True, allow_not_found=True)):
-        if info.is_file and Path(info.base_name).suffix.lower() in EXTENSIONS:
-            yield info.path.removeprefix(folder.key.rstrip("/") + "/"), info.size, info.mtime_ns
+        if not info.is_file:
+            continue
+        name = info.path.removeprefix(root)
+        why = _why_left_out(folder, name)
+        if why is not None:
+            counts.leave_out(Path(name), why)
+            continue
+        counts.use(Path(name))
+        yield name, info.size, info.mtime_ns
+
+
+def _why_left_out(folder: Remote, name: str) -> str | None:
+    """None for an image of an object store; else the kind of file that it is."""
+    path = PurePosixPath(name)
+    if any(is_skipped(part) for part in path.parts):
+        return HIDDEN
+    if path.suffix.lower() in EXTENSIONS:
+        return None
+    with folder.fs.open_input_stream((folder / name).key) as stream:
+        head = stream.read(HEAD_BYTES)
+    return why_no_image(sniff(head), path)
 
 
 def _digest(parts: Sequence[Any]) -> str:
