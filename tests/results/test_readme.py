@@ -210,6 +210,6 @@ def test_its_program_answers_as_the_model_does(tmp_path):
 def test_how_the_data_was_read_is_told_as_plain_text():
     notes = ("train from <b>Training</b>/", "9 files seen, 9 used")
     known = replace(known_of(a_job()), class_rows=(400, 400, 400), notes=notes)
-    text = model_readme(a_card(a_job()), known)
+    text = model_readme(a_card(), known)
     assert "- 9 files seen, 9 used" in text
     assert "<b>" not in text
