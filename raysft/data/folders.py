@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from raysft.data.layout import Layout, SplitName, class_name, layout_of, unwrapped
 from raysft.data.order import stratified_order
-from raysft.data.walk import Counts, count_beside, identity_of, image_files, readable
+from raysft.data.walk import Counts, count_beside, image_files, readable
 from raysft.errors import DataError
 
 TRAIN_SHARE = 0.8  # of the images of each class, where there are no test images
@@ -152,7 +153,7 @@ def _read(layout: Layout, split: SplitName) -> _Split:
         if name in found.files:
             found.notes.append(f"{split}: two folders are named {name}, in two Unicode forms; they are one class")
         counts = Counts(readable(folder))
-        found.files[name] = sorted([*found.files.get(name, []), *image_files(folder, counts)])
+        found.files[name] = sorted([*found.files.get(name, []), *image_files(folder, counts)], key=str)
         found.counts.append(counts)
     return found
 
@@ -220,7 +221,8 @@ def _shared_files(splits: Mapping[SplitName, Labelled]) -> list[str]:
     shared: Counter[str] = Counter()
     for split, files in splits.items():
         for file, label in files:
-            first_split, first_label = first.setdefault(identity_of(Path(file)), (split, label))
+            status = os.stat(file)
+            first_split, first_label = first.setdefault((status.st_dev, status.st_ino), (split, label))
             if first_split != split:
                 shared[f"images of {split} are in {first_split} too"] += 1
             elif first_label != label:

@@ -6,6 +6,7 @@ Contents decide, not endings: an ending only spares the look into files that hav
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -79,45 +80,94 @@ def is_skipped(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A name in a folder and what it stands for, links followed; `status` is None for a link to nothing."""
+
+    path: Path
+    status: os.stat_result | None
+
+    @property
+    def is_folder(self) -> bool:
+        return self.status is not None and stat.S_ISDIR(self.status.st_mode)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What two names of the same file or folder have in common."""
+        return (self.status.st_dev, self.status.st_ino) if self.status is not None else (0, 0)
+
+    def why_left_out(self) -> str | None:
+        """Of a file: None for an image, whole or damaged; else the kind of file that it is."""
+        if is_skipped(self.path.name):
+            return HIDDEN
+        if self.status is None:
+            return BROKEN_LINK
+        if not stat.S_ISREG(self.status.st_mode):
+            return "sockets, pipes or devices"
+        if self.path.suffix.lower() in EXTENSIONS:
+            return None  # what claims to be an image and is none is an unreadable image: the person decides
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+        except OSError:
+            return f"files that cannot be read ({_ending(self.path)})"
+        return why_no_image(sniff(head), self.path)
+
+
+def entries_of(folder: Path) -> list[Entry]:
+    """What is in a folder, in the order of the names; raises DataError for one that cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            return [Entry(Path(each.path), _status(each)) for each in sorted(found, key=lambda each: each.name)]
+    except OSError as error:
+        raise DataError(readable(folder), f"cannot be read ({error.strerror})", "give yourself the right to") from None
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except OSError:
+        return None
+
+
 def image_files(folder: Path, counts: Counts) -> list[Path]:
     """The images in a folder and all folders below it, in the order of their paths, links followed; counts all files.
 
-    An image that has a second name there, by a link, is used once.
-
-    Raises DataError for a folder that cannot be read.
+    An image that has a second name there, by a link, is used once. Raises DataError for a folder that cannot be read.
     """
     found = []
     used: set[tuple[int, int]] = set()
-    for path, kind in walk(folder):
-        if kind is not None:
-            counts.leave_out(path, kind)
-        elif (identity := identity_of(path)) in used:
-            counts.leave_out(path, USED_ALREADY)
+    for entry, why in walk(folder):
+        if why is not None:
+            counts.leave_out(entry.path, why)
+        elif entry.identity in used:
+            counts.leave_out(entry.path, USED_ALREADY)
         else:
-            used.add(identity)
-            counts.use(path)
-            found.append(path)
-    return sorted(found)
+            used.add(entry.identity)
+            counts.use(entry.path)
+            found.append(entry.path)
+    return sorted(found, key=str)
 
 
 def images_directly_in(folder: Path) -> Iterator[Path]:
     """The images in a folder, without those of folders below it."""
-    for path in _entries(folder):
-        if not path.is_dir() and _why_left_out(path) is None:
-            yield path
+    for entry in entries_of(folder):
+        if not entry.is_folder and entry.why_left_out() is None:
+            yield entry.path
 
 
 def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[Counts]:
     """Count the files below a folder that lie in none of the folders `taken`, a record for each folder that has any."""
     counts = Counts(readable(folder))
-    for path in _entries(folder):
+    for entry in entries_of(folder):
+        path = entry.path
         if path in taken:
             continue
         if is_skipped(path.name):
-            for file in _files_below(path):
-                counts.leave_out(file, HIDDEN)
-        elif not path.is_dir():
-            counts.leave_out(path, _why_left_out(path) or OUTSIDE)
+            for each in _hidden_below(entry):
+                counts.leave_out(each.path, HIDDEN)
+        elif not entry.is_folder:
+            counts.leave_out(path, entry.why_left_out() or OUTSIDE)
         elif any(each.is_relative_to(path) for each in taken):
             yield from count_beside(path, taken)
         else:
@@ -127,73 +177,41 @@ def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[Counts]:
 
 def _all_outside(folder: Path) -> Counts:
     counts = Counts(readable(folder))
-    for path, why in walk(folder):
-        counts.leave_out(path, why or OUTSIDE)
+    for entry, why in walk(folder):
+        counts.leave_out(entry.path, why or OUTSIDE)
     return counts
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
+def walk(folder: Path) -> Iterator[tuple[Entry, str | None]]:
     """(file, None for an image or why it is left out) of all files at or below a folder; raises DataError.
 
     A folder that is reached a second time through a link is read once, and one that holds `folder` not at all.
     """
     around = [folder, *folder.resolve().parents]
-    yield from _walk(folder, {identity_of(each) for each in around})
+    yield from _walk(folder, {Entry(each, each.stat()).identity for each in around})
 
 
-def _walk(folder: Path, read: set[tuple[int, int]]) -> Iterator[tuple[Path, str | None]]:
-    for path in _entries(folder):
-        if is_skipped(path.name):
-            yield from ((file, HIDDEN) for file in _files_below(path))
-        elif not path.is_dir():
-            yield path, _why_left_out(path)
-        elif (identity := identity_of(path)) in read:
-            yield path, READ_ALREADY
+def _walk(folder: Path, read: set[tuple[int, int]]) -> Iterator[tuple[Entry, str | None]]:
+    for entry in entries_of(folder):
+        if is_skipped(entry.path.name):
+            yield from ((each, HIDDEN) for each in _hidden_below(entry))
+        elif not entry.is_folder:
+            yield entry, entry.why_left_out()
+        elif entry.identity in read:
+            yield entry, READ_ALREADY
         else:
-            read.add(identity)
-            yield from _walk(path, read)
+            read.add(entry.identity)
+            yield from _walk(entry.path, read)
 
 
-def _files_below(path: Path) -> Iterator[Path]:
+def _hidden_below(entry: Entry) -> Iterator[Entry]:
     """A hidden file, or all files below a hidden folder; links in there are not followed."""
-    if path.is_symlink() or not path.is_dir():
-        yield path
+    if not entry.is_folder or entry.path.is_symlink():
+        yield entry
         return
-    for below, folders, files in os.walk(path):
-        yield from (Path(below, name) for name in files)
-        yield from (Path(below, name) for name in folders if Path(below, name).is_symlink())
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(readable(folder), f"cannot be read ({error.strerror})", "give yourself the right to") from None
-
-
-def identity_of(path: Path) -> tuple[int, int]:
-    """What two names of the same file or folder have in common."""
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino
-
-
-def _why_left_out(path: Path) -> str | None:
-    """None for an image, whole or damaged; else the kind of file that it is."""
-    if is_skipped(path.name):
-        return HIDDEN
-    if not path.exists():
-        return BROKEN_LINK
-    if not path.is_file():
-        return "sockets, pipes or devices"
-    ending = path.suffix.lower()
-    if ending in EXTENSIONS:
-        return None  # what claims to be an image and is none is an unreadable image, which is the person's to decide
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
-        return f"files that cannot be read ({_ending(path)})"
-    return why_no_image(sniff(head), path)
+    for below, folders, files in os.walk(entry.path):
+        links = [name for name in folders if Path(below, name).is_symlink()]
+        yield from (Entry(Path(below, name), None) for name in (*files, *links))
 
 
 def why_no_image(format: str | None, path: PurePath) -> str | None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from raysft.data.folders import by_kind
 from raysft.data.images import EXTENSIONS, fit, open_rgb, sniff, stored_rgb
 from raysft.data.shards import MANIFEST, ImageSpec, ShardFile, columns, read_manifest, read_table
-from raysft.data.walk import HEAD_BYTES, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
+from raysft.data.walk import BROKEN_LINK, HEAD_BYTES, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
 from raysft.errors import DataError
 from raysft.storage import Place, Remote
 
@@ -165,13 +165,12 @@ def _local(folder: Path, counts: Counts) -> Found:
     """The images at or below a folder; counts all files. A folder that has two names is read once, a file for each."""
     if not folder.is_dir():
         raise DataError(readable(folder), "is not a folder", "give a folder of images, or a data set of shards")
-    for path, why in walk(folder):
-        if why is not None:
-            counts.leave_out(path, why)
+    for entry, why in walk(folder):
+        if why is not None or entry.status is None:
+            counts.leave_out(entry.path, why or BROKEN_LINK)
             continue
-        counts.use(path)
-        stat = path.stat()
-        yield path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns
+        counts.use(entry.path)
+        yield entry.path.relative_to(folder).as_posix(), entry.status.st_size, entry.status.st_mtime_ns
 
 
 def _remote(folder: Remote, counts: Counts) -> Found:
