@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from raysft.data.layout import Layout, SplitName, class_name, layout_of, unwrapped
+from raysft.data.layout import Layout, SplitName, layout_of, unwrapped
 from raysft.data.order import stratified_order
 from raysft.data.walk import Counts, count_beside, image_files, readable
 from raysft.errors import DataError
@@ -128,6 +128,9 @@ def _with_test(layout: Layout, given: Path) -> Layout:
     own = layout.splits.get("test")
     if inner == layout.splits["train"]:
         raise DataError(readable(inner), "is the folder of the training images too", "give another data.test_path")
+    if layout.inside:
+        raise DataError(readable(layout.splits["train"]), "holds splits inside of its class folders",
+                        "leave data.test_path out, or give a folder without them")
     if own is not None and own != inner:
         notes.append(f"{readable(own.name)}/ is left out: the test images are given apart")
     return replace(layout, splits={**layout.splits, "test": inner}, notes=(*layout.notes, *notes))
@@ -147,9 +150,9 @@ class _Split:
 
 def _read(layout: Layout, split: SplitName) -> _Split:
     """The images of each class of a split, sorted; folders whose names differ by their Unicode form alone are one."""
-    found = _Split(layout.class_folders(split), {}, [], [])
-    for folder in found.folders:
-        name = class_name(folder)
+    found = _Split([], {}, [], [])
+    for name, folder in layout.class_folders(split):
+        found.folders.append(folder)
         if name in found.files:
             found.notes.append(f"{split}: two folders are named {name}, in two Unicode forms; they are one class")
         counts = Counts(readable(folder))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from raysft.errors import DataError
 SplitName = Literal["train", "val", "test"]
 
 SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "trainval"),
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "tst"),
 }
@@ -38,11 +38,15 @@ class Layout:
 
     splits: dict[SplitName, Path]
     notes: tuple[str, ...] = ()
+    inside: dict[SplitName, tuple[Path, ...]] = field(default_factory=dict)
+    """Where splits lie inside of class folders (CLASS/SPLIT/IMAGE): those folders, each named after its split."""
 
-    def class_folders(self, split: SplitName) -> list[Path]:
-        """The folders of a split that are classes: all but those that hold, or are, another split."""
+    def class_folders(self, split: SplitName) -> list[tuple[str, Path]]:
+        """(name, folder) of each class of a split; folders that hold, or are, another split are no classes of it."""
+        if self.inside:
+            return [(class_name(folder.parent), folder) for folder in self.inside[split]]
         others = [path for name, path in self.splits.items() if name != split]
-        return [folder for folder in folders_in(self.splits[split])
+        return [(class_name(folder), folder) for folder in folders_in(self.splits[split])
                 if not any(other.is_relative_to(folder) for other in others)]
 
 
@@ -60,12 +64,16 @@ def layout_of(root: Path) -> Layout:
         taken = ", ".join(f"{split} from {readable(path.relative_to(inner))}/" for split, path in splits.items())
         beside = [f"left out, as neither a split nor a class: {_listed(rest)}"] if rest else []
         return Layout(splits, (*notes, *inside, taken, *beside))
+    inside_classes = _inside_classes(inner, folders)
+    if inside_classes:
+        taken = ", ".join(f"{split} from {_listed(paths, 2, inner)}" for split, paths in inside_classes.items())
+        return Layout(dict.fromkeys(inside_classes, inner), (*notes, taken), inside_classes)
     held_apart = _beside_classes(inner, folders)
     if held_apart:
         taken = ", ".join(f"{split} from {readable(path.name)}/" for split, path in held_apart.items())
         return Layout({"train": inner, **held_apart}, (*notes, f"{taken}, train from the class folders beside it"))
     _refuse_splits_as_classes(inner, folders)
-    return Layout({"train": inner}, (*notes, *_suspicious(folders)))
+    return Layout({"train": inner}, (*notes, *_suspicious(inner, folders)))
 
 
 def class_name(folder: Path) -> str:
@@ -119,6 +127,8 @@ def split_of(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
     words = [word for word in re.split(r"[\W_\d]+", name.casefold()) if word]
     words = [glued.group(1) if (glued := _GLUED.fullmatch(word)) else word for word in words]
     named = [word for word in words if word in _SPLIT_OF]
+    if [_SPLIT_OF[word] for word in named] == ["train", "val"]:  # train_val
+        named = named[:1]
     if len(named) != 1:
         return None
     other = tuple(word for word in words if word not in _SPLIT_OF and word not in _FILLERS)
@@ -185,6 +195,20 @@ def _beside_classes(root: Path, folders: Sequence[Path]) -> dict[SplitName, Path
     return found
 
 
+def _inside_classes(root: Path, folders: Sequence[Path]) -> dict[SplitName, tuple[Path, ...]]:
+    """The folders of each split where every class folder holds folders of splits alone, one of them to train on."""
+    found: dict[SplitName, list[Path]] = {}
+    for folder in folders:
+        members = [(split_of(each.name), each) for each in folders_in(folder)]
+        named = [(split[0], each) for split, each in members if split is not None and not split[1]]
+        if len(named) != len(members) or "train" not in dict(named) or any(images_directly_in(folder)):
+            return {}
+        _refuse_twins(folder, named)
+        for split, each in named:
+            found.setdefault(split, []).append(each)
+    return {split: tuple(found[split]) for split in SPLIT_NAMES if split in found} if len(found) > 1 else {}
+
+
 def _refuse_splits_as_classes(root: Path, folders: Sequence[Path]) -> None:
     """Raise DataError where every folder has the name of a split, and several splits are named."""
     named = [split_of(folder.name) for folder in folders]
@@ -194,17 +218,24 @@ def _refuse_splits_as_classes(root: Path, folders: Sequence[Path]) -> None:
                         "them", "put the images into one folder a class, SPLIT/CLASS/IMAGE")
 
 
-def _suspicious(folders: Sequence[Path]) -> list[str]:
-    """A note where no class folder has images of its own and all hold folders of the same names, as splits do."""
+def _suspicious(root: Path, folders: Sequence[Path]) -> list[str]:
+    """A note where no class folder has images of its own and all hold folders of the same names, as splits do.
+
+    Raises DataError where one of them has the name of a split, too.
+    """
     inside = [tuple(each.name for each in folders_in(folder)) for folder in folders]
     if len(folders) < 2 or not inside[0] or any(names != inside[0] for names in inside):
         return []
     if any(any(images_directly_in(folder)) for folder in folders):
         return []
-    return [f"the classes {_listed(folders)} all hold the same folders ({', '.join(map(readable, inside[0][:5]))}): if "
-            "they are splits, name them train, val and test"]
+    names = ", ".join(map(readable, inside[0][:5]))
+    if any(split_of(folder.name) for folder in folders):
+        raise DataError(readable(root), f"holds {_listed(folders)}, which look like splits: all hold {names}",
+                        "name them train, val and test, or give one as data.path and one as data.test_path")
+    return [f"the classes {_listed(folders)} all hold the same folders ({names}): if they are splits, name them train, "
+            "val and test"]
 
 
-def _listed(folders: Sequence[Path], most: int = 5) -> str:
-    shown = ", ".join(f"{readable(folder.name)}/" for folder in folders[:most])
+def _listed(folders: Sequence[Path], most: int = 5, root: Path | None = None) -> str:
+    shown = ", ".join(f"{readable(folder.relative_to(root) if root else folder.name)}/" for folder in folders[:most])
     return shown + (f" and {len(folders) - most} more" if len(folders) > most else "")

@@ -35,6 +35,8 @@ def rows(found: Folders) -> dict[str, int]:
     (("train2017", "val2017"), {"train": "train2017", "val": "val2017"}),
     (("seg_train", "seg_test", "seg_pred"), {"train": "seg_train", "test": "seg_test"}),
     (("train", "eval"), {"train": "train", "val": "eval"}),
+    (("trainval", "test"), {"train": "trainval", "test": "test"}),
+    (("train-val", "test"), {"train": "train-val", "test": "test"}),
     (("train",), {"train": "train"}),
     (("train", "test", "masks"), {"train": "train", "test": "test"}),
 ])
@@ -88,12 +90,23 @@ def test_a_test_folder_beside_class_folders_is_the_test_split(tmp_path):
     (lambda root: make_splits(root, "train", "val", "dev"), "several folders for val"),
     (lambda root: make_splits(root, "val", "test"), "has no folder to train on beside test/, val/"),
     (lambda root: make_images(root, {"train": 5, "test": 5}), "look like splits, without class folders"),
+    (lambda root: make_splits(root, "my_train", "other"), "look like splits: all hold ant, bee"),
     (lambda root: (make_images(root, CLASSES), make_splits(root, "train")), "classes both in train/ and beside it"),
 ])
 def test_splits_that_cannot_be_told_apart_are_refused(tmp_path, make, expected):
     make(tmp_path / "D")
     with pytest.raises(DataError, match=expected):
         Folders.of(tmp_path / "D", None)
+
+
+def test_splits_inside_of_class_folders(tmp_path):
+    for name in CLASSES:
+        make_images(tmp_path / "D" / name, {"Train": 4, "valid": 2, "test": 3})
+    found = Folders.of(tmp_path / "D", None)
+    assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 8, "val": 4, "test": 6})
+    assert found.notes[0] == ("train from ant/Train/, bee/Train/, val from ant/valid/, bee/valid/, "
+                              "test from ant/test/, bee/test/")
+    assert all(Path(file).parts[-3] == found.classes[label] for file, label in found.test)
 
 
 @pytest.mark.parametrize("inner", ["photos", "archive/photos", "photos/train"])
