@@ -14,6 +14,8 @@ import json
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -190,6 +192,34 @@ def remove_file(file: Place) -> None:
         file.unlink()
     else:
         file.fs.delete_file(file.key)
+
+
+def touch(file: Place) -> None:
+    """Have a file changed now, by the clock of the storage; made where it is not there. A full disk has room for it."""
+    if isinstance(file, Path):
+        file.touch()
+    else:
+        file.write_bytes(b"\n")
+
+
+def changed_at(file: Place) -> float | None:
+    """When a file was changed, in seconds of the epoch by the clock of the storage; None where there is none."""
+    if isinstance(file, Path):
+        with suppress(OSError):
+            return file.stat().st_mtime
+        return None
+    info = file.fs.get_file_info(file.key)
+    return info.mtime_ns / 1e9 if info.is_file else None
+
+
+def clock_of(folder: Place) -> float:
+    """What time it is for the storage that a folder lies in, in seconds of the epoch; raises OSError."""
+    probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
+    touch(probe)
+    try:
+        return changed_at(probe) or time.time()
+    finally:
+        remove_file(probe)
 
 
 def put_folder(local: Path, target: Place, last: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
 import time
@@ -18,7 +17,8 @@ from raysft.garbage import uncollected
 from raysft.inputs import outline_of
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
-from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json
+from raysft.owner import Owner
+from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json, standing
 from raysft.storage import Place, place
 
 WHERE = "this machine"
@@ -79,14 +79,20 @@ def stop_here(name: str, output: Output) -> None:
     """Stop a run of this machine from another terminal; it can be resumed."""
     folder = find_run(name)
     info = read_json(folder / INFO)
-    if not is_alive(info):
-        output.line(f"{name} is not running on this machine: {info['status']}")
+    if not is_alive(folder, info):
+        output.line(f"{name} is not running: {standing(folder, info)}")
         return
-    os.kill(info["pid"], signal.SIGTERM)  # started in the background, it may ignore Ctrl-C
+    owner = Owner.of(info)
+    if owner is None:
+        raise UserError(name, f"is perhaps process {info['pid']} of this machine: its run.json is of an older raysft, "
+                        "which did not tell enough to be sure", "look at that process, and end it yourself")
+    if not owner.is_here:
+        raise UserError(name, f"runs elsewhere, as {owner}", "call `raysft stop` on that machine, in that container")
+    owner.signal(signal.SIGTERM)  # started in the background, it may ignore Ctrl-C
     deadline = time.monotonic() + STOP_SECONDS
-    while is_alive(read_json(folder / INFO)):
+    while is_alive(folder, read_json(folder / INFO)):
         if time.monotonic() > deadline:
-            raise RunError(name, f"does not end within {STOP_SECONDS:g} seconds", f"end process {info['pid']} yourself")
+            raise RunError(name, f"does not end within {STOP_SECONDS:g} seconds", f"end {owner} yourself")
         time.sleep(0.1)
     output.line(f"stopped {name}: `raysft resume {name}` takes it up again")
 
@@ -99,7 +105,7 @@ def logs_here(name: str, following: bool, output: Output) -> None:
         raise UserError(str(folder), "has no log here", "it lies on the machine where the run was started")
     with log.open(encoding="utf-8", errors="replace") as file:
         while True:
-            running = is_alive(read_json(folder / INFO))
+            running = is_alive(folder, read_json(folder / INFO))
             for line in file:
                 output.line(line.rstrip("\n"))
             if not following or not running:

@@ -94,8 +94,9 @@ def local_ray(node: Node) -> Iterator[Path]:
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short
     # Were this process killed, Ray would stay, and the folder: that one sees its standard input end, and cleans up.
-    subprocess.Popen([sys.executable, "-m", processes.__name__, str(folder)], stdin=subprocess.PIPE, cwd="/",
-                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen([sys.executable, "-m", processes.__name__, str(folder), _MARK, mark], cwd="/",
+                     stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                     start_new_session=True)
     keep = False
     on_term = signal.getsignal(signal.SIGTERM)
     try:

@@ -1,6 +1,9 @@
 """Finding and killing every process of a Ray, also those that have lost their parent, their name and their environment.
 
-    python -m raysft.cluster.processes FOLDER      waits until its standard input ends, then does so for FOLDER
+    python -m raysft.cluster.processes FOLDER NAME VALUE
+
+waits until its standard input ends, then does so for the Ray that keeps its files in FOLDER and whose processes have
+NAME=VALUE in their environment.
 """
 
 from __future__ import annotations
@@ -39,13 +42,19 @@ def marked(name: str, value: str) -> list[psutil.Process]:
     return _others(lambda process: process.environ().get(name) == value)
 
 
-def using(folder: str) -> list[psutil.Process]:
-    """Every other process that has a file below `folder` open, or names it in its command: Ray's own all do."""
+def using(folder: str, name: str, value: str) -> list[psutil.Process]:
+    """Every other process of the Ray of a folder: that has a file of it open, or names it in its command.
+
+    A person who looks at a log there does so, too, and is left alone: a process of Ray's was started with NAME=VALUE in
+    its environment, or has overwritten it with the title that Ray gives its workers.
+    """
     below = folder.rstrip("/") + "/"
 
     def uses(process: psutil.Process) -> bool:
-        return any(below in word for word in process.cmdline()) or any(
-            file.path.startswith(below) for file in process.open_files())
+        if not any(below in word for word in process.cmdline()) and not any(
+                file.path.startswith(below) for file in process.open_files()):
+            return False
+        return process.cmdline()[0].startswith("ray::") or process.environ().get(name) == value
 
     return _others(uses)
 
@@ -59,12 +68,12 @@ def _others(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
     return found
 
 
-def main(folder: str) -> None:
+def main(folder: str, name: str, value: str) -> None:
     """Outlive the process that started this one, and clean up after it."""
     sys.stdin.buffer.read()
-    kill_all(lambda: using(folder))
+    kill_all(lambda: [*using(folder, name, value), *marked(name, value)])
     shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

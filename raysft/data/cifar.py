@@ -14,6 +14,7 @@ import pickle
 import tarfile
 import urllib.error
 import urllib.request
+import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def download(target: Path, progress: Progress, url: str = URL, md5: str = MD5) -
     except OSError as error:
         raise DataError(str(target.parent), f"cannot be made ({error.strerror})",
                         "set RAYSFT_CACHE to a folder that can") from None
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    # Not by the number of this process: containers that share a cache are process 1, each of them.
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from raysft.errors import StorageFull, UserError
 from raysft.job import Job, dump_job, load_text
 from raysft.job.load import validate_job
 from raysft.job.spec import order
+from raysft.owner import SILENT_SECONDS, Owner, beating, heard_ago
 from raysft.storage import Place, is_full, make_folder, place, remove, write_json, write_text
 from raysft.storage import read_json as read_checked
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
 PROGRESS = "progress.json"  # where a run stood a moment ago, for those who watch it
 LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
+CLOCK = "%Y-%m-%dT%H:%M:%S%z"  # of times in run.json
 GOING_ON = ("pending", "running", "paused")  # the status of a trial that may still train
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
@@ -86,7 +89,8 @@ class Run:
         self.known: dict[str, TrialRecord] = {}
         self.info: dict[str, Any] = {"run": folder.name, "status": "starting", "started": _now(), "ended": None,
                                      "versions": versions(), "git": git_revision(), "metric": self.metric,
-                                     "host": platform.node(), "pid": os.getpid()}
+                                     "host": platform.node(), "owner": Owner.this().document()}
+        self.is_new = True
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -128,10 +132,9 @@ class Run:
         info = read_json(folder / INFO)
         if info["status"] == "done":
             raise UserError(str(folder), "is done", "see `raysft results`")
-        if is_alive(info):
-            raise UserError(str(folder), f"is still running on {info['host']} as process {info['pid']}",
-                            "stop it first with `raysft stop`")
+        refuse_living(folder, info)
         run = cls(folder, with_workers(job_of(folder, info), workers))
+        run.is_new = False
         for row in read_trials(folder):
             record = TrialRecord(row["trial"], row["config"], row["status"], row["history"], None, row["seconds"],
                                  row["error"], row["trace"], row["host"])
@@ -144,14 +147,25 @@ class Run:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Write down how the run ended when something ends it early; one that never began leaves nothing behind."""
+        """Give signs of life, and write down how the run ended when something ends it early.
+
+        A new one that never began leaves nothing behind.
+        """
+        if not self.is_new:
+            refuse_living(self.folder, read_json(self.folder / INFO))  # another may have resumed it meanwhile
+            self.save()  # whose it is from now on
+        with beating(self.folder), self._told():
+            yield
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
             yield
         except UserError:
-            if self.known:
-                self.save(status="failed")
-            else:
+            if self.is_new and not self.known:
                 self.discard()  # nothing was trained
+            else:
+                self.save(status="failed")
             raise
         except KeyboardInterrupt:
             interrupts.heard()
@@ -240,8 +254,7 @@ def status_of(name: str, known: Mapping[str, dict[str, Any]] | None = None) -> d
     """
     folder = find_run(name)
     info = read_json(folder / INFO)
-    if info["status"] in ("starting", "running") and not is_alive(info) and info.get("host") == platform.node():
-        info["status"] = "lost"  # its process died without a word
+    info["status"] = standing(folder, info)
     progress = read_json(folder / PROGRESS) if (folder / PROGRESS).is_file() else None
     return info | {"progress": progress,
                    "trials": [{k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder, known or {})]}
@@ -261,11 +274,51 @@ def results_of(name: str) -> dict[str, Any]:
     return read_json(folder / RESULTS)
 
 
-def is_alive(info: dict[str, Any]) -> bool:
-    """Whether the process of a run is still there, as far as this machine can know."""
-    if info["status"] not in ("starting", "running") or info.get("host") != platform.node():
+def standing(folder: Place, info: Mapping[str, Any]) -> str:
+    """The status of a run: what its run.json says, or "lost" where its process died without a word."""
+    return "lost" if is_going_on(info) and not is_alive(folder, info) else str(info["status"])
+
+
+def is_alive(folder: Place, info: Mapping[str, Any]) -> bool:
+    """Whether a run is going on, here or anywhere else that writes to its folder."""
+    if not is_going_on(info):
         return False
-    return psutil.pid_exists(info["pid"])
+    owner = Owner.of(info)
+    if owner is None:
+        return _perhaps_alive(info)
+    if owner.is_here:
+        return owner.lives
+    heard = heard_ago(folder, INFO)
+    return heard is not None and heard < SILENT_SECONDS
+
+
+def refuse_living(folder: Place, info: Mapping[str, Any]) -> None:
+    """Raise UserError where a run is going on, or may be for all that can be known here."""
+    owner = Owner.of(info)
+    if not is_going_on(info) or owner == Owner.this():
+        return
+    if owner is None:
+        if _perhaps_alive(info):
+            raise UserError(str(folder), f"may still be running as process {info['pid']} of this machine", "end that "
+                            "process first; its run.json is of an older raysft, which did not tell more of it")
+    elif owner.is_here:
+        if owner.lives:
+            raise UserError(str(folder), f"is still running as {owner}", "stop it first with `raysft stop`")
+    elif (heard := heard_ago(folder, INFO, exact=True)) is not None and heard < SILENT_SECONDS:
+        raise UserError(str(folder), f"was running {heard:.0f} s ago, as {owner}, another machine or container",
+                        "stop it there with `raysft stop`; if it is dead, call again in "
+                        f"{SILENT_SECONDS - heard:.0f} s")
+
+
+def _perhaps_alive(info: Mapping[str, Any]) -> bool:
+    """Whether the process of a run may live that an older raysft has written down, by its number and host alone."""
+    if info.get("host") != platform.node() or info.get("pid") == os.getpid():
+        return False
+    with suppress(psutil.Error, KeyError, ValueError):
+        began = datetime.strptime([info["started"], *info.get("resumed", [])][-1], CLOCK).timestamp()
+        process = psutil.Process(info["pid"])
+        return process.create_time() < began + 2 and any("raysft" in word for word in process.cmdline())
+    return False
 
 
 def job_of(folder: Place, info: dict[str, Any]) -> Job:
@@ -294,7 +347,8 @@ def all_runs(storage: str) -> list[dict[str, Any]]:
     """The run.json of every run in a folder, oldest first."""
     folder = place(storage)
     names = [p.name for p in folder.iterdir()] if folder.exists() else []
-    infos = [read_json(folder / name / INFO) for name in names if (folder / name / INFO).is_file()]
+    folders = [folder / name for name in names if (folder / name / INFO).is_file()]
+    infos = [(info := read_json(run / INFO)) | {"status": standing(run, info)} for run in folders]
     return sorted(infos, key=lambda info: str(info.get("started")))
 
 
@@ -338,4 +392,4 @@ def git_revision() -> str | None:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return time.strftime(CLOCK)

@@ -1,0 +1,162 @@
+"""Whose a run is: the process that runs it, known so that no other is ever taken for it, and a sign that it lives.
+
+A process number alone says little: in containers every run is process 1, and a number is given again once it is free.
+The owner is a number with the moment that process began, the boot it began in, and the namespace that counts it. Where
+all of these are this machine's own, whether it lives is known; from anywhere else (another host, another container) it
+is told by a file in the run's folder that its owner touches every few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from raysft.storage import Place, changed_at, clock_of, remove_file, touch
+
+HEARTBEAT = "alive"
+BEAT_SECONDS, REMOTE_BEAT_SECONDS = 10.0, 30.0
+SILENT_SECONDS = 120.0  # a few beats, and what a network disk may take to show a change to another host
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One process, of all that any machine has ever had."""
+
+    host: str
+    boot: str | None
+    """What Linux calls this run of the machine; None elsewhere."""
+    namespace: str | None
+    """Where its number counts: containers on one machine have one each."""
+    pid: int
+    began: float
+    """When it started: clock ticks since the boot on Linux, where no clock change moves them; else seconds of the
+    epoch."""
+
+    @classmethod
+    def this(cls) -> Owner:
+        """The process that asks."""
+        return cls(*_machine(), os.getpid(), _began(os.getpid()) or 0.0)
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> Owner | None:
+        """The owner in a run.json; None where an older raysft has written it."""
+        with suppress(KeyError, TypeError):
+            return cls(**info["owner"])
+        return None
+
+    def document(self) -> dict[str, Any]:
+        """As run.json has it."""
+        return asdict(self)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its number means something here: the same machine since the same boot, the same container."""
+        return (self.host, self.boot, self.namespace) == _machine()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it is still there; to be asked only where it `is_here`."""
+        return _began(self.pid) == self.began and not _is_dead(self.pid)
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to this process and surely to no other; returns whether it was there to be sent one."""
+        if not self.is_here:
+            return False
+        with suppress(OSError), _held(self.pid) as send:  # from here on its number is not given to another
+            if self.lives:
+                send(number)
+                return True
+        return False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of {self.host}"
+
+
+@contextmanager
+def _held(pid: int) -> Iterator[Any]:
+    """A way to signal one process that cannot reach a later one of the same number, where the system has one."""
+    if not hasattr(os, "pidfd_open"):
+        yield lambda number: os.kill(pid, number)
+        return
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield lambda number: signal.pidfd_send_signal(descriptor, number)
+    finally:
+        os.close(descriptor)
+
+
+def _machine() -> tuple[str, str | None, str | None]:
+    boot = namespace = None
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return platform.node(), boot, namespace
+
+
+def _began(pid: int) -> float | None:
+    """When a process started; None where there is none of that number."""
+    try:
+        # The name, in brackets, may hold anything; the start is the 20th word after it, in ticks since the boot.
+        return float(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+    except OSError:
+        with suppress(psutil.Error):
+            return None if Path("/proc/self/stat").exists() else psutil.Process(pid).create_time()
+    return None
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether a process has ended and only was not waited for."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+# --- from elsewhere --------------------------------------------------------------------------------------------------
+
+def heard_ago(folder: Place, record: str, exact: bool = False) -> float | None:
+    """Seconds since the owner of a run gave its last sign of life; None where it never did.
+
+    record: the file of the folder that the owner writes first; that counts, too.
+    exact: by the clock of the storage itself, which has to be written to for it, and not by this machine's.
+    """
+    signs = [at for file in (HEARTBEAT, record) if (at := changed_at(folder / file)) is not None]
+    now = clock_of(folder) if exact else time.time()
+    return max(0.0, now - max(signs)) if signs else None
+
+
+@contextmanager
+def beating(folder: Place) -> Iterator[None]:
+    """Give signs of life in the folder of a run while this lasts."""
+    over = threading.Event()
+    pause = BEAT_SECONDS if isinstance(folder, Path) else REMOTE_BEAT_SECONDS
+
+    def beat() -> None:
+        while not over.wait(pause):
+            _beat(folder)
+
+    _beat(folder)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(1.0)
+        with suppress(OSError):
+            remove_file(folder / HEARTBEAT)
+
+
+def _beat(folder: Place) -> None:
+    with suppress(OSError):  # storage that is away for a moment; whoever asks meanwhile hears for how long
+        touch(folder / HEARTBEAT)
