@@ -11,6 +11,7 @@ import typer
 
 from raysft import __version__, interrupts
 from raysft.errors import RaysftError, UserError
+from raysft.search_path import current_folder_last
 
 _debug = False
 
@@ -454,6 +455,7 @@ def _output() -> Any:
 
 def main() -> None:
     """Run the command line; every error raysft raises on purpose becomes one red line and its exit status here."""
+    current_folder_last()
     interrupts.listen()
     status: Any = 0
     try:
@@ -477,3 +479,7 @@ def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ from raysft.garbage import uncollected
 from raysft.inputs import outline_of
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
-from raysft.owner import Owner
+from raysft.owner import Owner, heard_ago
 from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json, standing
 from raysft.storage import Place, place
 
@@ -87,7 +87,8 @@ def stop_here(name: str, output: Output) -> None:
         raise UserError(name, f"is perhaps process {info['pid']} of this machine: its run.json is of an older raysft, "
                         "which did not tell enough to be sure", "look at that process, and end it yourself")
     if not owner.is_here:
-        raise UserError(name, f"runs elsewhere, as {owner}", "call `raysft stop` on that machine, in that container")
+        raise UserError(name, f"runs elsewhere, as {owner}, or did until {heard_ago(folder, INFO) or 0:.0f} s ago",
+                        "call `raysft stop` on that machine, in that container")
     owner.signal(signal.SIGTERM)  # started in the background, it may ignore Ctrl-C
     deadline = time.monotonic() + STOP_SECONDS
     while is_alive(folder, read_json(folder / INFO)):

@@ -25,6 +25,7 @@ from raysft.errors import UserError
 from raysft.garbage import uncollected
 from raysft.interrupts import undisturbed
 from raysft.job.plan import Node
+from raysft.search_path import from_nowhere
 
 _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
 # Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own,
@@ -91,8 +92,11 @@ def local_ray(node: Node) -> Iterator[Path]:
     with uncollected():
         import ray
 
+        from raysft.cluster.answers import keep_logs_in
+
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short
+    keep_logs_in(folder)
     # Were this process killed, Ray would stay, and the folder: that one sees its standard input end, and cleans up.
     subprocess.Popen([sys.executable, "-m", processes.__name__, str(folder), _MARK, mark], cwd="/",
                      stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -100,7 +104,7 @@ def local_ray(node: Node) -> Iterator[Path]:
     keep = False
     on_term = signal.getsignal(signal.SIGTERM)
     try:
-        with _without_attendants():
+        with _without_attendants(), from_nowhere(folder / "cwd"):
             ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
                      logging_level=logging.WARNING, include_dashboard=False, _temp_dir=str(folder))
         if threading.current_thread() is threading.main_thread():

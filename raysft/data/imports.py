@@ -146,6 +146,8 @@ def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Pr
     """One note a shard: split, path, rows, sha256, sums of pixels, bad files."""
     import ray.data
 
+    from raysft.cluster.answers import check_starts
+
     total = sum(listing.rows.values())
     notes: list[dict[str, Any]] = []
     waiting = []
@@ -160,6 +162,7 @@ def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Pr
     rows_done = sum(note["rows"] for note in notes)
     progress("import", rows_done, total)
     if waiting:
+        check_starts()
         tasks = ray.data.from_items(waiting, override_num_blocks=len(waiting))
         where = {} if listing.everywhere else {"scheduling_strategy": _here()}
         at_once = ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1))))

@@ -112,6 +112,9 @@ def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares:
     import ray
     import ray.data
 
+    from raysft.cluster.answers import check_starts
+
+    check_starts()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     resources = ray.cluster_resources()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysft.cluster.answers import START_SECONDS, answered, last_lines
 from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
@@ -123,6 +125,11 @@ class _Conductor:
         self.first_trial: float | None = None
         self.last_trial = begun
         self.seen = 0
+        self.arrived: set[int] = set()
+        """Slots of which a process has started."""
+        self.unable: Counter[int] = Counter()
+        """How often each slot could not work, since any last got further."""
+        self.trained = False
         self.gauges = Gauges(run.folder.name, run.metric)
         self.stood = self.saved = 0.0
         self.built: dict[str, Any] = {}
@@ -199,7 +206,7 @@ class _Conductor:
             self.splits: dict[Any, Any] = {name: ray.put(read_split(source)) for name, source in self.sources.items()}
         else:
             self.splits = {**self.sources}
-        ray.get(self.queue.set_data.remote(self.splits))
+        answered(self.queue.set_data.remote(self.splits))
 
     # --- following ---
 
@@ -230,16 +237,36 @@ class _Conductor:
         """A slot that ended leaves its trials to the others; without any slot the run cannot go on."""
         if self.job.resources.elastic:
             look_at_nodes(self.coordinator)
-        ended = [slot for slot in self.slots if not slot.is_alive()]
-        for slot in ended:
+        for slot in [slot for slot in self.slots if not slot.is_alive()]:
             self._take_in(0)
-            self.slots.remove(slot)
-            self.progress.lost(slot.number)
-            cause = f"({_cause(slot.error)})" if slot.error else "before the trials were done"
-            if not self.slots:
-                raise RunError(f"slot {slot.number}", f"its worker group ended {cause}", f"see {self._log}")
-            self.listener.note(f"slot {slot.number} ended {cause}: its trials go to the other slots")
-            ray.get(self.queue.lost.remote(slot.number))
+            self._lose(slot, f"({_cause(slot.error)})" if slot.error else "before the trials were done")
+        for slot in [slot for slot in self.slots if slot.number not in self.arrived]:
+            if slot.started is not None and time.monotonic() - slot.started > START_SECONDS:
+                self._lose(slot, f"(none of its processes has started within {START_SECONDS:g} seconds{last_lines()})")
+
+    def _lose(self, slot: SlotThread, cause: str) -> None:
+        if slot not in self.slots:  # what was taken in has told so already
+            return
+        self.slots.remove(slot)
+        self.progress.lost(slot.number)
+        if not self.slots:
+            raise RunError(f"slot {slot.number}", f"its worker group ended {cause}", f"see {self._log}")
+        self.listener.note(f"slot {slot.number} ended {cause}: its trials go to the other slots")
+        ray.get(self.queue.lost.remote(slot.number))
+
+    def _cannot_work(self, slot: int, host: str, error: str) -> None:
+        """A worker of a slot cannot import something: that will not go away where nothing has worked yet.
+
+        In a run that has trained it is told, and the slot is given up when it happens again and again.
+        """
+        if not self.trained:
+            raise RunError(f"slot {slot}", f"a worker on {host} cannot start: {error}",
+                           "repair its environment, then resume the run")
+        self.unable[slot] += 1
+        self.listener.note(f"slot {slot}: a worker on {host} cannot start: {error}")
+        if self.unable[slot] >= MAX_ATTEMPTS:
+            for thread in [thread for thread in self.slots if thread.number == slot]:
+                self._lose(thread, f"(a worker on {host} cannot start: {error})")
 
     def _take_in(self, wait_s: float) -> list[Event]:
         events = ray.get(self.queue.events.remote(self.seen, wait_s))
@@ -249,6 +276,13 @@ class _Conductor:
                 raise event.payload["error"]
             if event.kind == "built":
                 self._note_weights(event.payload)
+            elif event.kind == "arrived":
+                self.arrived.add(event.payload["slot"])
+            elif event.kind == "unable":
+                self._cannot_work(**event.payload)
+            elif event.kind in ("progress", "epoch"):
+                self.trained = True
+                self.unable.clear()
             self.progress.take(event)
             record = self.records.get(event.trial) or self.repeats.get(event.trial)
             if record is not None:

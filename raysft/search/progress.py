@@ -68,7 +68,7 @@ class Progress:
         elif event.kind == "epoch":
             self.inside[event.trial] = 0.0
             self._figure(event.trial, told["images"], told["train_seconds"], told["data_wait_seconds"])
-        elif event.kind not in ("proposed", "built", "refused"):
+        elif event.kind not in ("proposed", "arrived", "unable", "built", "refused"):
             self.inside.pop(event.trial, None)
             for team in self._teams_of(event.trial):
                 team.enter("waiting")

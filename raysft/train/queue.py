@@ -49,7 +49,7 @@ class Task:
 @dataclass(frozen=True)
 class Event:
     """What happened to a trial (proposed, started, progress, epoch, halved, paused, finished, stopped, diverged,
-    failed, scored), to a worker (built, refused), or to a team (restarted)."""
+    failed, scored), to a worker (arrived, unable, built, refused), or to a team (restarted)."""
 
     kind: str
     trial: str
@@ -108,6 +108,7 @@ class TrialQueue:
         self._pending: deque[Task] = deque()
         self._more = asyncio.Condition()
         self._closed = self._over = False
+        self._given_up: set[int] = set()
         self._events: list[Event] = []
         self._happened = asyncio.Condition()
         self._data: asyncio.Future[dict[str, Any]] | None = None
@@ -130,6 +131,7 @@ class TrialQueue:
 
     async def lost(self, slot: int) -> None:
         """A slot will not come back: what its teams were training goes to the others."""
+        self._given_up.add(slot)
         teams = [team for (number, _), team in self._teams.items() if number == slot]
         for team in teams:
             team.task = None  # whoever of it still waits for a trial must not get one
@@ -213,6 +215,15 @@ class TrialQueue:
         _decide(state, go_on=False)
 
     # --- the teams ---
+
+    async def arrive(self, slot: int, rank: int) -> bool:
+        """A process of a worker group has started; returns whether it is still wanted."""
+        await self._tell(Event("arrived", "", {"slot": slot, "rank": rank}))
+        return slot not in self._given_up
+
+    async def unable(self, slot: int, host: str, error: str) -> None:
+        """A process of a worker group cannot import what it needs to work."""
+        await self._tell(Event("unable", "", {"slot": slot, "host": host, "error": error}))
 
     async def data(self) -> dict[str, Any]:
         """The splits, once the driver has prepared them."""

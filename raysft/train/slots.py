@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from typing import Any
 
+import ray
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from raysft.errors import in_words
 from raysft.garbage import uncollected
 from raysft.job.plan import Slot
 from raysft.job.spec import Resources
@@ -87,8 +90,11 @@ class SlotThread(threading.Thread):
         self.number, self.slot, self.resources, self.storage = number, slot, resources, storage
         self.restarts, self.config = restarts, config
         self.error: BaseException | None = None
+        self.started: float | None = None
+        """When it was begun, by the clock that never jumps; None before."""
 
     def run(self) -> None:
+        self.started = time.monotonic()
         try:
             self._trainer().fit()
         except BaseException as error:
@@ -115,10 +121,26 @@ class SlotThread(threading.Thread):
 
 
 def _enter(config: dict[str, Any]) -> None:
-    with uncollected():
-        from raysft.train.worker import run_worker  # torch is imported here, in the worker
-
+    queue, context = config["queue"], train.get_context()
+    if not ray.get(queue.arrive.remote(config["slot"], context.get_world_rank())):
+        return  # the run goes on without this slot, and Ray Train has started it once more
+    try:
+        with uncollected():
+            from raysft.train.worker import run_worker  # torch is imported here, in the worker
+    except Exception as error:  # whatever a library raises that is broken here
+        _tell_unable(config, error)
+        raise
     incarnation = broadcast_from_rank_zero(time.time_ns())  # the same for all that start together, and ever growing
-    context = train.get_context()
-    run_worker(config["setup"], config["slot"], context.get_world_rank(), context.get_world_size(), incarnation,
-               config["queue"], config["model"], config["seed"])
+    try:
+        run_worker(config["setup"], config["slot"], context.get_world_rank(), context.get_world_size(), incarnation,
+                   queue, config["model"], config["seed"])
+    except ImportError as error:  # of what is imported later, and not by a trial
+        _tell_unable(config, error)
+        raise
+
+
+def _tell_unable(config: dict[str, Any], error: Exception) -> None:
+    """Say why this process cannot work, which Ray Train alone would only try again, for as long as it is let."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{in_words(error)}, in {place.filename}, line {place.lineno}"
+    ray.get(config["queue"].unable.remote(config["slot"], ray.util.get_node_ip_address(), text))

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +19,10 @@ from raysft.job.plan import Node
 from raysft.results.predict import Classifier
 from raysft.results.predictions import PREDICTIONS
 from raysft.results.run import Run
+from raysft.search import driver
 from raysft.search.driver import execute
 from raysft.storage import read_json, write_json
+from raysft.train.queue import MAX_ATTEMPTS
 from raysft.train.team import COLLECTIVE_TIMEOUT
 from tests.conftest import make_images
 
@@ -86,6 +90,24 @@ def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
         assert row["probability"] == pytest.approx(prediction.classes[0][1], abs=1e-5)
         assert row["label_probability"] == pytest.approx(shares[classes[row["label"]]], abs=1e-5)
     assert sum(row["label"] == row["predicted"] for row in found) / 15 == pytest.approx(best["test_accuracy"])
+
+
+def test_a_slot_of_which_no_process_starts_ends_the_run(go, monkeypatch):
+    monkeypatch.setattr(driver, "START_SECONDS", 0.0)
+    with pytest.raises(RunError, match=r"slot 0: its worker group ended \(none of its processes has started"):
+        go()
+
+
+def test_a_machine_that_breaks_in_a_run_that_has_trained_costs_its_slot_and_not_the_run():
+    run, listener, lost = driver._Conductor.__new__(driver._Conductor), Silent(), []
+    run.trained, run.unable, run.listener = True, Counter(), listener
+    run.slots = [SimpleNamespace(number=0), SimpleNamespace(number=1)]
+    run._lose = lambda slot, cause: lost.append((slot.number, cause))
+    for _ in range(MAX_ATTEMPTS):
+        assert not lost
+        run._cannot_work(1, "10.0.0.2", "ImportError: no CUDA")
+    assert lost == [(1, "(a worker on 10.0.0.2 cannot start: ImportError: no CUDA)")]
+    assert listener.notes == MAX_ATTEMPTS * ["slot 1: a worker on 10.0.0.2 cannot start: ImportError: no CUDA"]
 
 
 def test_a_validation_split_of_its_own_picks_the_model(go, images):

@@ -363,6 +363,16 @@ def test_the_trials_of_a_lost_slot_go_to_the_others():
     run(scenario)
 
 
+def test_a_slot_that_was_given_up_is_not_wanted_when_it_starts_once_more():
+    async def scenario(queue):
+        assert await queue.arrive(0, 0)
+        await queue.lost(0)
+        assert not await queue.arrive(0, 0)
+        assert await queue.arrive(1, 0)
+
+    run(scenario)
+
+
 def test_an_epoch_trained_again_after_a_crash_is_not_told_again():
     async def scenario(queue):
         await queue.put(task("a"))

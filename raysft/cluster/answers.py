@@ -1,0 +1,51 @@
+"""Ray's processes may not start at all, and Ray then goes on trying without a word: limits, and what its logs say."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from raysft.errors import RunError
+
+START_SECONDS = 180.0  # until a process of Ray runs what it is given; Ray Train's own limit for its part is a minute
+LINES = 3
+
+_logs = [Path("/tmp/ray/session_latest/logs")]
+
+
+def keep_logs_in(folder: Path) -> None:
+    """Say where a Ray of our own has its files."""
+    _logs[0] = folder / "session_latest/logs"
+
+
+def answered(reference: Any) -> Any:
+    """The result of the first call to a process of Ray; raises RunError where that does not start."""
+    try:
+        return ray.get(reference, timeout=START_SECONDS)
+    except GetTimeoutError:
+        raise RunError("Ray", f"has started no process that answers within {START_SECONDS:g} seconds{last_lines()}",
+                       f"see the logs in {_logs[0]}") from None
+
+
+def check_starts() -> None:
+    """Raise RunError where no process of Ray starts; Ray Data would wait for one without end."""
+    answered(ray.remote(num_cpus=0)(_nothing).remote())
+
+
+def _nothing() -> None:
+    pass
+
+
+def last_lines() -> str:
+    """What Ray's youngest worker with something to say has said last, to be put at the end of a sentence."""
+    with suppress(OSError):
+        files = sorted(_logs[0].glob("worker-*.err"), key=lambda file: file.stat().st_mtime)
+        for file in reversed(files):
+            lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+            if lines:
+                return f"; {file.name} ends: {' | '.join(lines[-LINES:])}"
+    return ""
