@@ -109,7 +109,9 @@ class TrialQueue:
         self._more = asyncio.Condition()
         self._closed = self._over = False
         self._given_up: set[int] = set()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()  # those that the driver may not have yet
+        self._had = self._handed = 0  # how many the driver has, by its own word, and how many it was given
+        self._latest: dict[str, int] = {}  # the number of a trial's last event, where that is a progress not yet given
         self._happened = asyncio.Condition()
         self._data: asyncio.Future[dict[str, Any]] | None = None
 
@@ -120,14 +122,24 @@ class TrialQueue:
         self._data_future().set_result(data)
 
     async def events(self, after: int, wait_s: float) -> Sequence[Event]:
-        """What happened since the event number `after`; waits up to `wait_s` seconds for something."""
+        """What happened since the event number `after`; waits up to `wait_s` seconds for something.
+
+        To ask so is to say that all before are there: they are dropped. An answer that was lost is given again to who
+        asks again. Raises ValueError for events that were dropped.
+        """
+        if after < self._had:
+            raise ValueError(f"events before number {self._had} were delivered, and are not kept")
         async with self._happened:
-            if len(self._events) <= after and wait_s > 0:
+            while self._had < after:
+                self._events.popleft()
+                self._had += 1
+            if not self._events and wait_s > 0:
                 try:
-                    await asyncio.wait_for(self._happened.wait_for(lambda: len(self._events) > after), wait_s)
+                    await asyncio.wait_for(self._happened.wait_for(lambda: self._events), wait_s)
                 except asyncio.TimeoutError:
                     return []
-            return self._events[after:]
+            self._handed = self._had + len(self._events)
+            return list(self._events)
 
     async def lost(self, slot: int) -> None:
         """A slot will not come back: what its teams were training goes to the others."""
@@ -436,12 +448,21 @@ class TrialQueue:
             await self._tell_both(state, Event(kind, state.task.trial, payload))
 
     async def _tell_both(self, state: _Trial, event: Event) -> None:
-        state.unread.append(event)
-        state.news.set()
+        if state.task.of_search:  # of other trials nobody asks for the next
+            state.unread.append(event)
+            state.news.set()
         await self._tell(event)
 
     async def _tell(self, event: Event) -> None:
         async with self._happened:
+            # A driver that is slow needs to hear how far a trial is, not how far it was on the way there.
+            replaced = self._latest.pop(event.trial, -1)
+            if event.kind == "progress" and replaced >= self._handed:
+                self._events[replaced - self._had] = event
+                self._latest[event.trial] = replaced
+                return
+            if event.kind == "progress":
+                self._latest[event.trial] = self._had + len(self._events)
             self._events.append(event)
             self._happened.notify_all()
 

@@ -1,6 +1,7 @@
 """The actor between search and teams, without the actor: what each side sees, in which order."""
 
 import asyncio
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -461,5 +462,89 @@ def test_the_end_of_a_search_leaves_repeats_of_its_best_alone():
         await queue.finish_search()
         assert (await queue.take(0, 0, 0, 1, 0))[0].trial == "a-seed1"
         assert await queue.report("a-seed1", [{"epoch": 1}], False) is True
+
+    run(scenario)
+
+
+TEAMS = 8
+
+
+async def in_training(queue) -> list[str]:
+    """The names of trials, one a team."""
+    names = [f"t{number}" for number in range(TEAMS)]
+    for team, name in enumerate(names):
+        await queue.put(replace(task(name), of_search=False))
+        await queue.take(0, team, 0, 1, 0)
+    return names
+
+
+@pytest.mark.parametrize("pause_s", [1, 600])
+def test_a_day_of_events_is_not_kept_whether_the_driver_is_quick_or_slow(pause_s):
+    """Each team tells where it stands every second, and of an epoch every minute."""
+    async def scenario(queue):
+        names, seen, most, epochs = await in_training(queue), 0, 0, 0
+        for second in range(24 * 3600):
+            for name in names:
+                if second % 60:
+                    await queue.progress(name, 0, second % 60, 60, {"seconds": 1.0, "waited": 0.0, "gpu": None})
+                else:
+                    await queue.report(name, [{"epoch": 1 + second // 60}], False)
+            if second % pause_s == 0:
+                most = max(most, len(pickle.dumps(queue._events)))
+                told = await queue.events(seen, 0)
+                seen += len(told)
+                epochs += sum(event.kind == "epoch" for event in told)
+        epochs += sum(event.kind == "epoch" for event in await queue.events(seen, 0))
+        assert epochs == TEAMS * 24 * 60
+        assert most < 100_000
+        assert not any(len(state.unread) for state in queue._trials.values())
+
+    asyncio.run(scenario(TrialQueue()))
+
+
+def test_a_driver_that_asks_again_hears_again_what_it_may_not_have_heard():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        first = await queue.events(0, 0)
+        await queue.take(0, 0, 0, 1, 0)
+        assert [event.kind for event in await queue.events(0, 0)] == ["proposed", "started"]  # the answer was lost
+        assert [event.kind for event in await queue.events(len(first), 0)] == ["started"]
+        with pytest.raises(ValueError, match="were delivered"):
+            await queue.events(0, 0)
+
+    run(scenario)
+
+
+def test_of_where_a_trial_stands_only_the_last_is_kept_until_it_is_heard():
+    async def scenario(queue):
+        for name, team in (("a", 0), ("b", 1)):
+            await queue.put(task(name))
+            await queue.take(0, team, 0, 1, 0)
+        seen = len(await queue.events(0, 0))
+        for step in (1, 2, 3):
+            await queue.progress("a", 0, step, 9)
+            await queue.progress("b", 0, step, 9)
+        await pending(queue.report("a", [{"epoch": 1}], False))
+        await queue.progress("a", 0, 1, 9)
+        await queue.progress("b", 0, 4, 9)
+
+        def told(events) -> list[tuple]:
+            return [(event.trial, event.kind, event.payload.get("step")) for event in events]
+
+        heard = told(await queue.events(seen, 0))
+        assert heard == [("a", "progress", 3), ("b", "progress", 4), ("a", "epoch", None), ("a", "progress", 1)]
+        await queue.progress("a", 0, 2, 9)  # what was given may have been read: it stays as it is
+        assert told(await queue.events(seen, 0)) == [*heard, ("a", "progress", 2)]
+
+    run(scenario)
+
+
+def test_who_waits_for_an_event_is_told_when_there_is_one():
+    async def scenario(queue):
+        waiting = await pending(queue.events(0, 5))
+        assert not waiting.done()
+        await queue.put(task("a"))
+        assert [event.kind for event in await waiting] == ["proposed"]
+        assert await queue.events(1, 0.01) == []
 
     run(scenario)
