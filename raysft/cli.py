@@ -35,9 +35,20 @@ Overrides = Annotated[list[str] | None, typer.Option(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 RunName = Annotated[str, typer.Argument(help="A run: its name, or its directory where it ran on this machine.",
                                         show_default=False)]
-Address = Annotated[str | None, typer.Option(
-    "--address", envvar="RAY_ADDRESS", help="The cluster's dashboard, such as http://127.0.0.1:8265; without it, this "
-    "machine.", show_default=False)]
+
+
+def _address(context: typer.Context, parameter: typer.CallbackParam, given: str | None) -> Any:
+    """The dashboard that is meant, a raysft.cluster.address.Address; None for this machine."""
+    from raysft.cluster.address import address_of
+
+    source = context.get_parameter_source(parameter.name or "")
+    return address_of(given, source is not None and source.name == "ENVIRONMENT")
+
+
+Address = Annotated[Any, typer.Option(
+    "--address", envvar="RAY_ADDRESS", metavar="URL", parser=str, callback=_address, show_default=False,
+    help="The cluster's dashboard, such as http://127.0.0.1:8265; auto: of the Ray of this machine; local, or without "
+    "it: this machine, without a cluster.")]
 ModelPath = Annotated[str, typer.Argument(help="A delivered model (RUN/model) or its run.", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)]
 
@@ -78,7 +89,7 @@ def plan(job_file: JobFile, overrides: Overrides = None, address: Address = None
     if address:
         from raysft.remote import plan_on
 
-        planned = plan_on(address, job_file, overrides or [], measure)
+        planned = plan_on(address, job_file, overrides or [], measure, _output())
         document, lines = planned["document"], planned["lines"]
     else:
         from raysft.submit import plan_here
@@ -121,7 +132,7 @@ def status(run: RunName, address: Address = None,
     if watch:
         from raysft import watch as watching
 
-        documents = watching.on_cluster(address, run) if address else watching.here(run)
+        documents = watching.on_cluster(address, run, _output()) if address else watching.here(run)
         watching.watch(documents, _output(), as_json)
         return
     if address:
@@ -277,7 +288,7 @@ def predict(model: ModelPath,
         _output().line(f"{prediction.image}: {ranked}")
 
 
-def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, address: str | None,
+def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, address: Any,
                  as_json: bool) -> None:
     from dataclasses import asdict
 
@@ -358,7 +369,7 @@ def doctor(address: Address = None,
     if address:
         from raysft.remote import examine
 
-        found = examine(address, storage)
+        found = examine(address, storage, _output())
     else:
         from raysft.submit import examine_here
 

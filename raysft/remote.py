@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysft.cluster.jobs import Cluster, ClusterRun
+from raysft.cluster.address import Address
+from raysft.cluster.jobs import GIVE_UP_SECONDS, Cluster, ClusterRun, minutes
 from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
@@ -17,7 +18,7 @@ from raysft.job import dump_job, load_job, load_text
 from raysft.results.run import Run, new_name, with_workers
 
 
-def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool,
+def submit_to(address: Address, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool,
               output: Output) -> None:
     """Run a job on a cluster, and follow it unless told not to."""
     job = load_job(job_file, overrides)
@@ -28,7 +29,7 @@ def submit_to(address: str, job_file: Path, overrides: Sequence[str], name: str 
     _go(cluster, name, run_id, detach, output)
 
 
-def resume_on(address: str, name: str, workers: int | list[int] | None, detach: bool, output: Output) -> None:
+def resume_on(address: Address, name: str, workers: int | list[int] | None, detach: bool, output: Output) -> None:
     """Take up a run that stopped or failed, from its run directory in the cluster's storage."""
     cluster = Cluster(address)
     run = cluster.run(name)
@@ -57,7 +58,7 @@ def follow(cluster: Cluster, name: str, run_id: str, output: Output) -> None:
     try:
         with Watcher(output, "val_accuracy") as watcher:
             watcher.starting()
-            for line in cluster.follow(run_id, lambda why: output.warning(f"connection lost ({why}); trying again")):
+            for line in cluster.follow(run_id, losses(output)):
                 if (message := decode(line)) is not None:
                     seen.take(message)
                     _show(message, seen, watcher)
@@ -66,6 +67,11 @@ def follow(cluster: Cluster, name: str, run_id: str, output: Output) -> None:
                        f"`raysft stop {name}` ends it")
         raise
     _end(cluster, name, run_id, seen, output)
+
+
+def losses(output: Output) -> Callable[[str], None]:
+    """What says that a connection broke."""
+    return lambda why: output.warning(f"connection lost ({why}); trying again for up to {minutes(GIVE_UP_SECONDS)}")
 
 
 def _show(message: Message, seen: Seen, watcher: Watcher) -> None:
@@ -101,13 +107,13 @@ def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -
 
 # --- looking ---------------------------------------------------------------------------------------------------------
 
-def run_rows(address: str) -> list[dict[str, Any]]:
+def run_rows(address: Address) -> list[dict[str, Any]]:
     """The runs of a cluster, oldest first."""
     return [{"run": run.name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended)}
             for run in Cluster(address).runs()]
 
 
-def run_status(address: str, name: str) -> dict[str, Any]:
+def run_status(address: Address, name: str) -> dict[str, Any]:
     """How far a run of a cluster is, with its trials."""
     cluster = Cluster(address)
     run = cluster.run(name)
@@ -123,19 +129,21 @@ def status_document(run: ClusterRun, seen: Seen) -> dict[str, Any]:
             "progress": seen.progress, "trials": trials, "errors": [str(error) for error in seen.errors]}
 
 
-def plan_on(address: str, job_file: Path, overrides: Sequence[str], timed: bool) -> dict[str, Any]:
+def plan_on(address: Address, job_file: Path, overrides: Sequence[str], timed: bool, output: Output
+            ) -> dict[str, Any]:
     """What a job would run on a cluster: its plan as a document and as lines."""
     job = load_job(job_file, overrides)
     command = "raysft.cluster.planner job.yaml" + (" --measure" if timed else "")
-    return Cluster(address).ask(command, {"job.yaml": dump_job(job)}, "planned")
+    return Cluster(address).ask(command, {"job.yaml": dump_job(job)}, "planned", losses(output))
 
 
-def examine(address: str, storage: str) -> list[dict[str, Any]]:
+def examine(address: Address, storage: str, output: Output) -> list[dict[str, Any]]:
     """What the doctor finds on a cluster."""
-    return Cluster(address).ask(f"raysft.cluster.doctor {shlex.quote(storage)}", {}, "doctor")["findings"]
+    command = f"raysft.cluster.doctor {shlex.quote(storage)}"
+    return Cluster(address).ask(command, {}, "doctor", losses(output))["findings"]
 
 
-def predict_on(address: str, model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
+def predict_on(address: Address, model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
                output: Output) -> Any:
     """Predict a whole folder or data set on a cluster; all paths are those of its nodes. Returns a `Predicted`."""
     from raysft.deploy.bulk import Predicted
@@ -143,10 +151,11 @@ def predict_on(address: str, model: str, source: str, out: str, split: str | Non
     request = {"model": model, "source": source, "out": out, "split": split, "probabilities": shares}
     with Watcher(output, "", shown=shown) as watcher:
         return Predicted(**Cluster(address).ask("raysft.cluster.predictor predict.json",
-                                                {"predict.json": json.dumps(request)}, "predicted", watcher.progress))
+                                                {"predict.json": json.dumps(request)}, "predicted",
+                                                losses(output), watcher.progress))
 
 
-def run_results(address: str, name: str) -> dict[str, Any]:
+def run_results(address: Address, name: str) -> dict[str, Any]:
     """The results.json of a run of a cluster; raises UserError while there is none."""
     cluster = Cluster(address)
     run = cluster.run(name)
@@ -156,7 +165,7 @@ def run_results(address: str, name: str) -> dict[str, Any]:
     return results
 
 
-def show_logs(address: str, name: str, following: bool, output: Output) -> None:
+def show_logs(address: Address, name: str, following: bool, output: Output) -> None:
     """What a run of a cluster has written; `following` shows the rest as it comes, and ends as the run does."""
     cluster = Cluster(address)
     run = cluster.run(name)
@@ -167,7 +176,7 @@ def show_logs(address: str, name: str, following: bool, output: Output) -> None:
         output.line(_told(line))
 
 
-def stop_run(address: str, name: str, output: Output) -> None:
+def stop_run(address: Address, name: str, output: Output) -> None:
     """Stop a run of a cluster; what it has trained stays, and it can be resumed."""
     cluster = Cluster(address)
     run = cluster.run(name)

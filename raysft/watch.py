@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.table import Table
 
 from raysft import interrupts
+from raysft.cluster.address import Address
 from raysft.console import Output, config_text, count_text, metric_text, score_text
 from raysft.job.spec import order
 from raysft.results.run import GOING_ON, INFO, find_run, is_going_on, read_json, status_of
@@ -91,15 +92,18 @@ def _pause_until_news(folder: Any, status: str, seconds: float) -> None:
 
 # --- a run of a cluster ----------------------------------------------------------------------------------------------
 
-def on_cluster(address: str, name: str) -> Iterator[Document]:
-    """What the events of a run of a cluster come to, every second until it has ended; raises UserError."""
+def on_cluster(address: Address, name: str, output: Output) -> Iterator[Document]:
+    """What the events of a run of a cluster come to, every second until it has ended.
+
+    Raises UserError, and RunError where the cluster does not answer any more.
+    """
     from raysft.cluster.jobs import Cluster
     from raysft.cluster.wire import Seen
-    from raysft.remote import status_document
+    from raysft.remote import losses, status_document
 
     cluster = Cluster(address)
     run = cluster.run(name)
-    follower = _Follower(cluster, run.id, seen := Seen())
+    follower = _Follower(cluster, run.id, seen := Seen(), losses(output))
     follower.start()
     while not follower.done.wait(REFRESH_SECONDS):
         with follower.lock:
@@ -113,9 +117,9 @@ def on_cluster(address: str, name: str) -> Iterator[Document]:
 class _Follower(threading.Thread):
     """Reads the events of a run as they come."""
 
-    def __init__(self, cluster: Any, run_id: str, seen: Any) -> None:
+    def __init__(self, cluster: Any, run_id: str, seen: Any, lost: Callable[[str], None]) -> None:
         super().__init__(name="follow", daemon=True)
-        self.cluster, self.run_id, self.seen = cluster, run_id, seen
+        self.cluster, self.run_id, self.seen, self.lost = cluster, run_id, seen, lost
         self.lock, self.done = threading.Lock(), threading.Event()
         self.error: Exception | None = None
 
@@ -123,7 +127,7 @@ class _Follower(threading.Thread):
         from raysft.cluster.wire import decode
 
         try:
-            for line in self.cluster.follow(self.run_id, lambda why: None):
+            for line in self.cluster.follow(self.run_id, self.lost):
                 if (message := decode(line)) is not None:
                     with self.lock:
                         self.seen.take(message)

@@ -75,7 +75,8 @@ def test_an_import_error_of_a_worker_ends_the_run_at_once(no_ray, here, tmp_path
         "if any('default_worker' in word for word in sys.orig_argv):\n"
         "    sys.modules['raysft.train.loop'] = None\n")
     began = time.monotonic()
-    done = run("submit", "j.yaml", "--name", "r", PYTHONPATH=os.pathsep.join([str(tmp_path / "site"), str(REPOSITORY)]))
+    path = os.pathsep.join([str(tmp_path / "site"), str(REPOSITORY)])
+    done = run("submit", "j.yaml", "--name", "r", PYTHONPATH=path, RAY_ADDRESS="local")  # which is this machine
     assert time.monotonic() - began < 90
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -9,22 +9,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import queue
 import shlex
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import raysft
+from raysft.cluster.address import VARIABLE, Address
+from raysft.cluster.trouble import GONE, REFUSED, explained, http_status, refusal
 from raysft.cluster.wire import Message, Seen, decode, messages
 from raysft.errors import RaysftError, RunError, UserError, in_words
 from raysft.job import Job, dump_job
 
+T = TypeVar("T")
 RUN_KEY = "raysft_run"
 RECONNECT_SECONDS = 2.0
+GIVE_UP_SECONDS = 300.0  # without an answer, after which nobody waits for a cluster any more
+ANSWER_SECONDS = 120.0  # for one answer of the dashboard; Ray's client would wait for it without end
+CONNECT_SECONDS = 10.0  # for the first one
+SILENT_SECONDS = 60.0  # of a log that is followed, after which it is asked whether the run goes on
+STOP_SECONDS = 180.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _STATUS = {"PENDING": "starting", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
 
@@ -43,17 +54,16 @@ class ClusterRun:
 class Cluster:
     """A connection to the dashboard of a cluster; raises UserError when there is none that can be used."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address if "://" in address else f"http://{address}"
-        if not self.address.startswith(("http://", "https://")):
-            raise UserError(address, "is not the address of a dashboard",
-                            "give http://HOST:8265; `raysft connect cluster/gpu.yaml` opens a tunnel and prints one")
+    def __init__(self, address: Address) -> None:
+        self.given, self.address = address, address.url
         _use_token()
         from ray.job_submission import JobSubmissionClient
 
         logging.disable(logging.WARNING)  # Ray's client tells of every upload and every closed socket
 
-        self._client = self._asked(lambda: JobSubmissionClient(self.address))
+        self._asked(lambda: _knock(self.address))
+        with _without_ray_address():
+            self._client = self._asked(lambda: JobSubmissionClient(self.address))
 
     # --- runs ---
 
@@ -66,7 +76,7 @@ class Cluster:
         return self._start(command, {"job.yaml": dump_job(job)}, f"{name}-{len(earlier)}" if earlier else name,
                            {RUN_KEY: name, "raysft": raysft.__version__})
 
-    def ask(self, command: str, files: dict[str, str], kind: str,
+    def ask(self, command: str, files: dict[str, str], kind: str, lost: Callable[[str], None],
             progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
         """Run a module of raysft there and return the payload of its event `kind`; raises what it told instead.
 
@@ -76,14 +86,15 @@ class Cluster:
         found: dict[str, Any] | None = None
         seen = Seen()
         try:
-            for line in self.follow(run_id, lambda why: None):
+            for line in self.follow(run_id, lost):
                 if (message := decode(line)) is not None:
                     seen.take(message)
                     found = message.payload if message.kind == kind else found
                     if message.kind == "progress" and progress is not None:
                         progress(message.payload["what"], message.payload["done"], message.payload["total"])
         except KeyboardInterrupt:
-            self._client.stop_job(run_id)
+            with suppress(UserError):  # it may be the cluster that is gone
+                self._asked(lambda: self._client.stop_job(run_id))
             raise
         if found is None:
             raise seen.errors[0] if seen.errors else self.failure(run_id)
@@ -103,7 +114,7 @@ class Cluster:
         """One run; raises UserError when the cluster has none of that name."""
         found = [run for run in self.runs() if run.name == name]
         if not found:
-            raise UserError(name, f"is not a run of {self.address}", "see `raysft list --address …`")
+            raise UserError(name, f"is not a run of {self.given}", "see `raysft list --address …`")
         return found[0]
 
     def log(self, run: ClusterRun) -> str:
@@ -118,7 +129,11 @@ class Cluster:
         """Ask a run to stop, and wait until it has; False when it had ended already."""
         if not self._asked(lambda: self._client.stop_job(run.id)):
             return False
+        deadline = time.monotonic() + STOP_SECONDS
         while self.run(run.name).status not in ("done", "failed", "stopped"):
+            if time.monotonic() > deadline:
+                raise RunError(run.name, f"was asked to stop and has not ended within {STOP_SECONDS:g} seconds",
+                               f"see `raysft status {run.name}`")
             time.sleep(0.5)
         return True
 
@@ -127,29 +142,49 @@ class Cluster:
     def follow(self, run_id: str, lost: Callable[[str], None]) -> Iterator[str]:
         """The lines of a run until it has ended, whatever happens to the connection meanwhile.
 
-        `lost` is told when the connection broke; reading goes on after the last line that was read.
+        `lost` is told when the connection broke; reading goes on after the last line that was read. Raises UserError
+        where the cluster refuses this client or does not know the run any more, and RunError when it has not answered
+        for GIVE_UP_SECONDS.
         """
         taken, told = 0, False
+        heard = time.monotonic()
         while True:
             rest = ""
             skip = taken
             try:
                 for chunk in _chunks(self._client, run_id):
-                    told = False
+                    told, heard = False, time.monotonic()
                     fresh = chunk[skip:]
                     skip = max(0, skip - len(chunk))
                     *whole, rest = (rest + fresh).split("\n")
                     for line in whole:
                         taken += len(line) + 1
                         yield line
-                if self._state(run_id) in ENDED:
-                    yield from self._client.get_job_logs(run_id)[taken:].split("\n")
+                state = _within(ANSWER_SECONDS, lambda: self._state(run_id))
+                heard = time.monotonic()
+                if state in ENDED:
+                    log = _within(ANSWER_SECONDS, lambda: self._client.get_job_logs(run_id))
+                    yield from log[taken:].split("\n")
                     return
             except Exception as error:  # aiohttp, requests and Ray raise kinds of their own for a broken connection
+                self._refuse_lasting(run_id, error)
+                if time.monotonic() - heard > GIVE_UP_SECONDS:
+                    raise RunError(str(self.given), f"has not answered for {minutes(GIVE_UP_SECONDS)} "
+                                   f"({in_words(error)})", f"if the cluster is up, {run_id} goes on without this "
+                                   "terminal; call again once it can be reached") from None
                 if not told:
                     lost(in_words(error))
                 told = True
             time.sleep(RECONNECT_SECONDS)
+
+    def _refuse_lasting(self, run_id: str, error: Exception) -> None:
+        """Raise what will be the same however often it is asked again."""
+        status = http_status(error)
+        if status in REFUSED:
+            raise refusal(self.given) from None
+        if status == GONE:
+            raise UserError(run_id, f"is not known any more to {self.given}", "was the cluster started again? Its runs "
+                            "are in its storage, and `raysft list` shows those that it knows") from None
 
     def exit_code(self, run_id: str) -> int:
         """The exit status of a run that has ended."""
@@ -184,21 +219,53 @@ class Cluster:
     def _asked(self, question: Callable[[], Any]) -> Any:
         """The answer of the cluster, or one line on why there is none."""
         try:
-            return question()
+            return _within(ANSWER_SECONDS, question)
         except RaysftError:
             raise
         except Exception as error:  # requests, ConnectionError and RuntimeError, by where it broke
-            raise _explained(self.address, error) from None
+            raise explained(self.given, error) from None
 
 
-def _explained(address: str, error: Exception) -> UserError:
-    text = str(error)
-    if "401" in text or "403" in text or "uthentication" in text or "Unauthorized" in text:
-        return UserError(address, "refuses this client: the cluster's token is missing here, or another one",
-                         "copy ~/.ray/auth_token from the head to the same place here")
-    if isinstance(error, ConnectionError) or "onnect" in text:
-        return UserError(address, "cannot be reached", "is the cluster up, and the tunnel (`raysft connect`) open?")
-    return UserError(address, f"did not do what it was asked ({in_words(error)})")
+def _knock(address: str) -> None:
+    """Raise what requests raises where nobody answers in time, or not as a dashboard does."""
+    import requests
+
+    requests.get(f"{address}/api/version", timeout=CONNECT_SECONDS)
+
+
+def _within(seconds: float, question: Callable[[], T]) -> T:
+    """An answer, in time: Ray's client waits for a dashboard that is silent without end. Raises TimeoutError."""
+    answers: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put((question(), None))
+        except Exception as error:  # raised again where it is waited for
+            answers.put((None, error))
+
+    threading.Thread(target=ask, name="ask", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
+
+
+def minutes(seconds: float) -> str:
+    """A time as a person says it."""
+    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
+
+
+@contextmanager
+def _without_ray_address() -> Iterator[None]:
+    """Hide the variables that Ray's client prefers to the address that it is given."""
+    hidden = {name: os.environ.pop(name) for name in (VARIABLE, "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _use_token() -> None:
@@ -209,16 +276,20 @@ def _use_token() -> None:
 
 
 def _chunks(client: Any, run_id: str) -> Iterator[str]:
-    """What `tail_job_logs` gives, as a plain iterator."""
+    """What `tail_job_logs` gives, as a plain iterator; it ends where nothing comes for SILENT_SECONDS.
+
+    A connection whose other end is gone may stay open, and say nothing, for hours.
+    """
     loop = asyncio.new_event_loop()
+    stream = client.tail_job_logs(run_id)
     try:
-        stream = client.tail_job_logs(run_id)
         while True:
             try:
-                yield loop.run_until_complete(stream.__anext__())
-            except StopAsyncIteration:
+                yield loop.run_until_complete(asyncio.wait_for(stream.__anext__(), SILENT_SECONDS))
+            except (StopAsyncIteration, asyncio.TimeoutError):
                 return
     finally:
+        loop.run_until_complete(stream.aclose())
         loop.close()
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from raysft.cluster import processes
+from raysft.cluster.address import VARIABLE
 from raysft.cluster.processes import kill_all, lives, marked
 from raysft.errors import UserError
 from raysft.garbage import uncollected
@@ -94,6 +95,7 @@ def local_ray(node: Node) -> Iterator[Path]:
 
         from raysft.cluster.answers import keep_logs_in
 
+    os.environ.pop(VARIABLE, None)  # it says local, or nothing; Ray's processes would take it for the address of theirs
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short
     keep_logs_in(folder)

@@ -1,0 +1,102 @@
+"""What --address and RAY_ADDRESS may say."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raysft.cluster import address
+from raysft.cluster.address import Address, address_of
+from raysft.errors import UserError
+from tests.cluster.standin import Dashboard
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("given", [None, "", "local"])
+def test_this_machine(given):
+    assert address_of(given, True) is None
+
+
+@pytest.mark.parametrize(("given", "url"), [
+    ("http://h:8265", "http://h:8265"), ("https://h/ray/", "https://h/ray"), ("h:8265", "http://h:8265"),
+    ("h", "http://h:8265"), ("http://[::1]:8265", "http://[::1]:8265"), ("http://gcs:6380", "http://gcs:6380")])
+def test_a_dashboard(given, url):
+    assert address_of(given, False) == Address(url)
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("ray://head:10001", "RAY_ADDRESS=ray://head:10001: is not the address of a dashboard; give http://head:8265"),
+    ("head:6379", "is a port that Ray's processes speak to each other on, not the dashboard's; give http://head:8265"),
+    ("127.0.0.1:10001", "not the dashboard's; give http://127.0.0.1:8265"),
+    ("anyscale://x", "is not the address of a dashboard"), ("http://", "give http://HOST:8265"),
+    ("h:port", "is not an address"), ("http://h:99999", "is not an address")])
+def test_anything_else_is_one_line_with_what_to_give(given, expected):
+    with pytest.raises(UserError) as raised:
+        address_of(given, True)
+    assert expected in str(raised.value)
+    assert str(raised.value).startswith("RAY_ADDRESS=")
+
+
+def test_who_is_asked_says_where_the_address_came_from():
+    assert str(Address("http://h:8265", True)) == "RAY_ADDRESS=http://h:8265"
+    assert str(Address("http://h:8265")) == "http://h:8265"
+
+
+@pytest.fixture
+def running(monkeypatch):
+    """Start a dashboard in a process that looks like Ray's; the port where the first one usually is is free."""
+    monkeypatch.setattr(address, "DASHBOARD_PORT", 9)
+    ended = []
+
+    def _start() -> str:
+        made = Dashboard()
+        command = [sys.executable, "-c", "input()", "ray/dashboard/dashboard.py", f"--port={made.port}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        ended.extend([process.kill, process.wait, made.close])
+        return made.url
+
+    yield _start
+    for end in ended:
+        end()
+
+
+def test_auto_is_the_dashboard_of_this_machine(running):
+    url = running()
+    assert address_of("auto", False) == Address(url)
+
+
+@pytest.mark.parametrize(("status", "is_one"), [(None, True), (401, True), (403, True), (404, False), (500, False)])
+def test_auto_may_be_a_dashboard_whose_process_is_not_seen(monkeypatch, status, is_one):
+    made = Dashboard()
+    made.status = status
+    monkeypatch.setattr(address, "DASHBOARD_PORT", made.port)
+    monkeypatch.setattr(address, "_ports_here", lambda: [])
+    try:
+        assert address._answers(made.port) is is_one
+        if is_one:
+            assert address_of("auto", False) == Address(made.url)
+    finally:
+        made.close()
+
+
+def test_auto_refuses_to_guess(running):
+    running()
+    running()
+    with pytest.raises(UserError, match=r"auto: may be each of http.*, http"):
+        address_of("auto", False)
+
+
+@pytest.mark.parametrize("given", ["auto", "ray://127.0.0.1:10001", "127.0.0.1:6379", "http://127.0.0.1:9"])
+def test_what_is_no_cluster_is_told_at_once_and_by_raysft_alone(given):
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "raysft", "list"], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"RAY_ADDRESS": given, "PYTHONPATH": str(REPOSITORY)})
+    took = time.monotonic() - began
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: RAY_ADDRESS={given}: ")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert took < (2 if not given.startswith("http") else 20)  # for that one, Ray's client has to be imported
