@@ -227,17 +227,21 @@ def resume(run: RunName, address: Address = None,
            workers: Annotated[str | None, typer.Option(
                help="Go on with another resources.workers: N, or LEAST,MOST. The metrics stay those of the job.",
                show_default=False)] = None,
+           overrides: Annotated[list[str] | None, typer.Option(
+               "--set", metavar="KEY=VALUE", show_default=False, help="Where its files are by now, if they were moved "
+               "and do not lie beside the run: data.path, data.test_path, model.weights, on a cluster storage. "
+               "Repeatable.")] = None,
            detach: Annotated[bool, typer.Option("--detach", help="On a cluster: do not follow it.")] = False,
            debug: Debug = False) -> None:
     """Take up a run that was stopped or died: ended trials stay as they are, others go on from their checkpoints."""
     if address:
         from raysft.remote import resume_on
 
-        resume_on(address, run, _numbers(workers), detach, _output())
+        resume_on(address, run, _numbers(workers), overrides or [], detach, _output())
     else:
         from raysft.submit import resume_here
 
-        resume_here(run, _numbers(workers), _output())
+        resume_here(run, _numbers(workers), overrides or [], _output())
 
 
 @app.command(epilog="Example: raysft evaluate runs/NAME/model my/test-images")

@@ -14,7 +14,8 @@ from raysft.cluster.jobs import GIVE_UP_SECONDS, Cluster, ClusterRun, minutes
 from raysft.cluster.wire import Message, Seen, decode, summary
 from raysft.console import Output, Watcher, show_outcome
 from raysft.errors import JobErrors, UserError
-from raysft.job import dump_job, load_job, load_text
+from raysft.job import Job, dump_job, load_job, load_text
+from raysft.results.places import places_of, refuse_storage, with_places
 from raysft.results.run import Run, new_name, with_workers
 
 
@@ -29,19 +30,44 @@ def submit_to(address: Address, job_file: Path, overrides: Sequence[str], name: 
     _go(cluster, name, run_id, detach, output)
 
 
-def resume_on(address: Address, name: str, workers: int | list[int] | None, detach: bool, output: Output) -> None:
-    """Take up a run that stopped or failed, from its run directory in the cluster's storage."""
+def resume_on(address: Address, name: str, workers: int | list[int] | None, overrides: Sequence[str], detach: bool,
+              output: Output) -> None:
+    """Resume a run that stopped or failed, from its directory in the cluster's storage.
+
+    name: of the run, or its directory there, which a cluster needs that does not know the run.
+    overrides: where its files are by now.
+    """
+    places = places_of(overrides)
     cluster = Cluster(address)
-    run = cluster.run(name)
-    if run.status in ("starting", "running"):
-        raise UserError(name, f"is {run.status}", f"follow it with `raysft logs {name} --follow`")
-    if run.status == "done":
+    folder, name = name, name.rstrip("/").rpartition("/")[2]
+    attempts = cluster.attempts(name)
+    if not attempts and "/" not in folder:
+        cluster.run(name)  # says that there is none
+    if attempts and attempts[0].status in ("starting", "running"):
+        raise UserError(name, f"is {attempts[0].status}", f"follow it with `raysft logs {name} --follow`")
+    if attempts and attempts[0].status == "done":
         raise UserError(name, "is done", f"see `raysft results {name}`")
-    job = summary(cluster.messages(run)).job
-    if job is None:
-        raise UserError(name, "had not begun, there is nothing to resume", "submit it again under another name")
-    run_id = cluster.submit(with_workers(load_text(job, name), workers), name, resume=True)
+    if "/" in folder:
+        refuse_storage(places)
+        run_id = cluster.resume_folder(folder, workers, places)
+    else:
+        run_id = cluster.submit(_moved(_job_of(cluster, name, attempts), places, workers), name, True, places)
     _go(cluster, name, run_id, detach, output)
+
+
+def _job_of(cluster: Cluster, name: str, attempts: Sequence[ClusterRun]) -> Job:
+    """The job that a run has told; an attempt that found no data, say, has told none."""
+    for attempt in attempts:
+        if (job := summary(cluster.messages(attempt)).job) is not None:
+            return load_text(job, name)
+    raise UserError(name, "had not begun, there is nothing to resume", "submit it again under another name, or give "
+                    "its directory, where it had begun on another cluster")
+
+
+def _moved(job: Job, places: dict[str, str], workers: int | list[int] | None) -> Job:
+    """A job with other workers and storage; the latter is taken out of the places that are left to say there."""
+    storage = {key: places.pop(key) for key in ("storage",) if key in places}
+    return with_places(with_workers(job, workers), storage, "--set")
 
 
 def _go(cluster: Cluster, name: str, run_id: str, detach: bool, output: Output) -> None:

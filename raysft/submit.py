@@ -18,6 +18,7 @@ from raysft.inputs import outline_of
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.owner import Owner, heard_ago
+from raysft.results.places import absolute, places_of, refuse_storage
 from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json, standing
 from raysft.storage import Place, place
 
@@ -67,9 +68,16 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
     _run_to_the_end(ahead, Run.create(ahead.job, name), output)
 
 
-def resume_here(name: str, workers: int | list[int] | None, output: Output) -> None:
-    """Take up a run of this machine that was stopped or died: finished trials stay, others go on from checkpoints."""
-    run = Run.reopen(find_run(name), workers)
+def resume_here(name: str, workers: int | list[int] | None, overrides: Sequence[str], output: Output) -> None:
+    """Resume a run of this machine that was stopped or died: finished trials stay, others go on from checkpoints.
+
+    overrides: where its data and its weights are by now.
+    """
+    places = places_of(overrides)
+    refuse_storage(places)
+    run = Run.reopen(find_run(name), workers, absolute(places))
+    for note in run.notes:
+        output.line(note)
     node = this_node()
     known = outline_of(run.job)
     _run_to_the_end(Ahead(run.job, known, make_plan(run.job, known, [node]), node), run, output)

@@ -22,6 +22,8 @@ import yaml
 from raysft.cluster.entry import shared_storage
 from raysft.cluster.wire import decode, messages, summary
 from raysft.errors import UserError
+from raysft.job import load_job
+from raysft.results.run import Run
 from raysft.storage import read_json, sha256, write_json
 from tests.conftest import make_images, processes_of, processes_of_ray
 
@@ -271,6 +273,22 @@ def scraped(run: str) -> dict[str, float]:
         return {" ".join(filter(None, [name, tags.get("status")])): value for name, tags, value in labels
                 if tags["run"] == run}
     return {}
+
+
+def test_a_run_that_this_cluster_does_not_know_is_resumed_from_its_folder(cluster, call, job, tmp_path):
+    run = Run.create(load_job(job, ["search.trials=1", "train.epochs=1"]), "unknown")
+    run.save(status="stopped")
+    (tmp_path / "images").rename(tmp_path / "photos")
+    assert "is not a run of" in call("resume", "unknown", "--address", cluster).stderr
+    refused = call("resume", run.folder, "--address", cluster)
+    assert refused.returncode == 2
+    assert f"`raysft resume {run.folder} --set data.path=PATH` says where it is" in refused.stderr
+    assert "had not begun" in call("resume", "unknown", "--address", cluster).stderr
+    done = call("resume", run.folder, "--workers", "1", "--set", f"data.path={tmp_path}/photos", "--address", cluster)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert "1 team of 1 worker" in done.stdout
+    assert read_json(run.folder / "run.json")["status"] == "done"
 
 
 def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):

@@ -14,9 +14,10 @@ from raysft.data.imports import import_dataset
 from raysft.data.shards import read_manifest, verify
 from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
+from raysft.owner import beating, heard_ago
 from raysft.results.predict import Classifier
 from raysft.results.report import write_report
-from raysft.results.run import Run, results_of
+from raysft.results.run import INFO, Run, results_of
 from raysft.storage import place, put_folder, read_json, remove, scratch_beside, write_text
 from tests.conftest import make_images
 from tests.results.made import make_run
@@ -76,6 +77,17 @@ def test_a_file_that_is_replaced_again_and_again_is_never_read_in_part(s3):
     finally:
         stop.set()
         writer.join()
+
+
+def test_a_run_gives_signs_of_life_that_are_dated_by_the_store(s3):
+    folder = place(f"{s3}/run/r")
+    assert heard_ago(folder, INFO, exact=True) is None
+    with beating(folder):
+        heard = heard_ago(folder, INFO, exact=True)
+        assert heard is not None
+        assert heard < 10
+    assert heard_ago(folder, INFO) is None
+    assert list(folder.iterdir()) == []
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3):

@@ -1,6 +1,9 @@
 """The driver of a run on a cluster: what `raysft submit --address` starts there, as a Ray job on the head.
 
-    python -m raysft.cluster.entry job.yaml NAME [--resume]
+    python -m raysft.cluster.entry job.yaml NAME [--resume] [--set KEY=VALUE …]
+    python -m raysft.cluster.entry FOLDER NAME --resume [--workers N|[N,M]] [--set KEY=VALUE …]
+
+The second form resumes a run of which this cluster knows nothing but its folder.
 
 It checks versions, nodes, storage and resources before it writes anything, runs the job, and tells all that happens as
 events.
@@ -8,12 +11,14 @@ events.
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ from raysft.errors import RaysftError, ResourceError, RunError, UserError
 from raysft.inputs import outline_of
 from raysft.job import Job, dump_job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
+from raysft.results.places import places_of
 from raysft.storage import place
 
 STORAGE_VARIABLE = "RAYSFT_STORAGE"
@@ -31,13 +37,14 @@ DATASETS = "datasets"
 RAY_SERIES = "2.60."
 
 
-def main(job_file: str, name: str, resume: bool) -> int:
+def main(job_file: str, name: str, resume: bool, places: Mapping[str, str], workers: int | list[int] | None) -> int:
     """Run the job; returns the exit status."""
     reporter = Reporter(to_stream(sys.stdout))
     status, code = "failed", 1
     try:
         _check_versions()
-        _run(load_job(job_file), name, resume, reporter)
+        job = _job_of(job_file, workers) if resume else load_job(job_file)
+        _run(job, name, resume, places, reporter)
         status, code = "done", 0
     except KeyboardInterrupt:
         status, code = "stopped", 130
@@ -75,7 +82,18 @@ def _check_versions() -> None:
                         "install raysft's requirements.lock on every node, and start the cluster again")
 
 
-def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
+def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
+    """The job of a run that is resumed, from the file that was sent or from the run's folder."""
+    from raysft.results.run import INFO, job_of, read_json, with_workers
+
+    folder = place(job_file)
+    if not (folder / INFO).is_file():
+        return load_job(job_file)
+    job = job_of(folder, read_json(folder / INFO)).model_copy(update={"storage": str(folder.parent)})
+    return with_workers(job, workers)
+
+
+def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter: Reporter) -> None:
     import ray
 
     from raysft.cluster.nodes import check_storage, hosts
@@ -86,11 +104,17 @@ def _run(job: Job, name: str, resume: bool, reporter: Reporter) -> None:
     ray.init(address="auto", log_to_driver=False)
     interrupts.listen()  # ray.init has put handlers of its own there
     job = job.model_copy(update={"storage": shared_storage(job.storage, len(hosts()))})
+    run: Run | None = None
+    if resume:
+        run = Run.reopen(place(job.storage) / name, job.resources.workers, places)
+        run.job = job = run.job.model_copy(update={"storage": job.storage})
+        for note in run.notes:
+            reporter.note(note)
     known = outline_of(job)
     _refuse_store_of_this_job(job)
     plan, nodes = _wait_for_room(job, known, reporter)
     check_storage(job.storage, hosts())
-    run = Run.reopen(place(job.storage) / name, job.resources.workers) if resume else Run.create(job, name)
+    run = run or Run.create(job, name)
     addresses = ", ".join(h.address for h in hosts())
     where = f"{count_text(len(nodes), 'node')} ({addresses})"
     with run.recorded(), tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
@@ -163,5 +187,16 @@ def _ask_for_nodes(job: Job) -> bool:
     return True
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("job_file")
+    parser.add_argument("name")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--workers", type=json.loads)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], "--resume" in sys.argv[3:]))
+    given = _arguments()
+    sys.exit(main(given.job_file, given.name, given.resume, places_of(given.overrides), given.workers))

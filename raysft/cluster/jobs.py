@@ -7,6 +7,7 @@ pickled between the two, and nothing else of the current folder travels.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import queue
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +68,21 @@ class Cluster:
 
     # --- runs ---
 
-    def submit(self, job: Job, name: str, resume: bool = False) -> str:
-        """Start a run; returns the id of its Ray job."""
-        earlier = [run for run in self._jobs() if run.metadata and run.metadata.get(RUN_KEY) == name]
+    def submit(self, job: Job, name: str, resume: bool = False, places: Mapping[str, str] | None = None) -> str:
+        """Start a run; returns the id of its Ray job. places: where its files are by now, where it is resumed."""
+        earlier = self.attempts(name)
         if earlier and not resume:
             raise UserError(f"--name {name}", "is a run of this cluster already", "give another --name")
         command = f"raysft.cluster.entry job.yaml {shlex.quote(name)}" + (" --resume" if resume else "")
-        return self._start(command, {"job.yaml": dump_job(job)}, f"{name}-{len(earlier)}" if earlier else name,
-                           {RUN_KEY: name, "raysft": raysft.__version__})
+        return self._start(command + _set(places or {}), {"job.yaml": dump_job(job)},
+                           _job_id(name, earlier), _about(name))
+
+    def resume_folder(self, folder: str, workers: int | list[int] | None, places: Mapping[str, str]) -> str:
+        """Resume a run from its folder, whether this cluster knows it or not; returns the id of its Ray job."""
+        name = folder.rstrip("/").rpartition("/")[2]
+        given = f" --workers {shlex.quote(json.dumps(workers))}" if workers else ""
+        command = f"raysft.cluster.entry {shlex.quote(folder)} {shlex.quote(name)} --resume{given}"
+        return self._start(command + _set(places), {}, _job_id(name, self.attempts(name)), _about(name))
 
     def ask(self, command: str, files: dict[str, str], kind: str, lost: Callable[[str], None],
             progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
@@ -110,12 +118,21 @@ class Cluster:
                 latest[run.name] = run
         return list(latest.values())
 
+    def attempts(self, name: str) -> list[ClusterRun]:
+        """A run each time that it was started or resumed, the last first."""
+        jobs = [job for job in self._jobs() if job.metadata and job.metadata.get(RUN_KEY) == name]
+        return [_run_of(job) for job in sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)]
+
     def run(self, name: str) -> ClusterRun:
         """One run; raises UserError when the cluster has none of that name."""
-        found = [run for run in self.runs() if run.name == name]
-        if not found:
+        found = self.find(name)
+        if found is None:
             raise UserError(name, f"is not a run of {self.given}", "see `raysft list --address …`")
-        return found[0]
+        return found
+
+    def find(self, name: str) -> ClusterRun | None:
+        """One run, None when the cluster has none of that name."""
+        return next((run for run in self.runs() if run.name == name), None)
 
     def log(self, run: ClusterRun) -> str:
         """All that the run has written so far, events and Ray's own lines."""
@@ -224,6 +241,19 @@ class Cluster:
             raise
         except Exception as error:  # requests, ConnectionError and RuntimeError, by where it broke
             raise explained(self.given, error) from None
+
+
+def _job_id(name: str, earlier: Sequence[ClusterRun]) -> str:
+    return f"{name}-{len(earlier)}" if earlier else name
+
+
+def _about(name: str) -> dict[str, str]:
+    """What a Ray job says of the run that it is."""
+    return {RUN_KEY: name, "raysft": raysft.__version__}
+
+
+def _set(places: Mapping[str, str]) -> str:
+    return "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in places.items())
 
 
 def _knock(address: str) -> None:

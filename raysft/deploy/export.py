@@ -25,6 +25,7 @@ from raysft.data.shards import MANIFEST, read_manifest
 from raysft.deploy.graph import WholeModel
 from raysft.errors import DataError, ModelError, RunError, UserError, in_words
 from raysft.results.model import WEIGHTS, ModelCard, model_folder
+from raysft.results.places import located
 from raysft.results.predict import Classifier, batch_of, image_count, labelled_images
 from raysft.results.run import INFO, versions
 from raysft.results.run import read_json as read_info
@@ -145,7 +146,7 @@ def _likely_data(folder: Place, card: ModelCard) -> Iterator[Place]:
         return
     info = folder.parent / INFO
     if info.is_file() and "data" in (stored := read_info(info)):
-        yield place(stored["data"]["path"])
+        yield located(folder.parent, stored, stored["data"]["path"])
     named = card.provenance["job"]["data"]
     if named["source"] == "shards":
         yield place(named["path"])

@@ -11,6 +11,7 @@ from raysft.job.space import recipe_of
 from raysft.job.spec import order
 from raysft.results.judged import judged
 from raysft.results.model import CARD, read_card
+from raysft.results.places import located
 from raysft.results.predictions import PREDICTIONS, read_predictions
 from raysft.results.run import INFO, RESULTS, job_of, read_json, read_trials
 from raysft.results.thumbnails import Images
@@ -32,7 +33,7 @@ def gather(folder: Place) -> tuple[dict[str, Any], Images | None]:
     results, job = read_json(folder / RESULTS), job_of(folder, info)
     records = {record["trial"]: record for record in read_trials(folder)}
     trials = [_trial(row, records.get(row["trial"], {}), job, results["metric"]) for row in results["trials"]]
-    data, images = _data(info["data"], job)
+    data, images = _data(info["data"] | {"path": str(located(folder, info, info["data"]["path"]))}, job)
     test, no_test = _test(folder, data["classes"])
     return {"run": results["run"], "status": results["status"], "metric": results["metric"], "mode": results["mode"],
             "started": info["started"], "resumed": info.get("resumed", []), "job": job.model_dump(),

@@ -25,6 +25,7 @@ from raysft.job import Job, dump_job, load_text
 from raysft.job.load import validate_job
 from raysft.job.spec import order
 from raysft.owner import SILENT_SECONDS, Owner, beating, heard_ago
+from raysft.results.places import find_files, weights_sha256, with_places
 from raysft.storage import Place, is_full, make_folder, place, remove, write_json, write_text
 from raysft.storage import read_json as read_checked
 
@@ -89,8 +90,11 @@ class Run:
         self.known: dict[str, TrialRecord] = {}
         self.info: dict[str, Any] = {"run": folder.name, "status": "starting", "started": _now(), "ended": None,
                                      "versions": versions(), "git": git_revision(), "metric": self.metric,
-                                     "host": platform.node(), "owner": Owner.this().document()}
+                                     "host": platform.node(), "owner": Owner.this().document(),
+                                     "folder": str(folder), "cwd": os.getcwd()}
         self.is_new = True
+        self.notes: tuple[str, ...] = ()
+        """What a person has to know of where its files were found."""
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -115,7 +119,7 @@ class Run:
             run = cls(folder, job)
             text = dump_job(job)
             write_text(folder / JOB, text)
-            run.save(job=hashlib.sha256(text.encode()).hexdigest())
+            run.save(job=hashlib.sha256(text.encode()).hexdigest(), weights_sha256=weights_sha256(job))
         except BaseException as error:
             remove(folder)
             if isinstance(error, OSError):
@@ -124,24 +128,28 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Place, workers: int | list[int] | None = None) -> Run:
+    def reopen(cls, folder: Place, workers: int | list[int] | None = None,
+               places: Mapping[str, str] | None = None) -> Run:
         """A run that has stopped or failed, with what its trials had come to; raises UserError for any other.
 
-        workers: resources.workers from now on, where they are to be others.
+        workers: resources.workers from now on, where they are to be others. places: where its data and its weights are
+        by now, as `places_of` gives them; what is not said and not where it was is looked for beside the run.
         """
         info = read_json(folder / INFO)
         if info["status"] == "done":
             raise UserError(str(folder), "is done", "see `raysft results`")
         refuse_living(folder, info)
-        run = cls(folder, with_workers(job_of(folder, info), workers))
-        run.is_new = False
+        found = find_files(job_of(folder, info), folder, info, places or {})
+        run = cls(folder, with_workers(found.job, workers))
+        run.is_new, run.notes = False, found.notes
         for row in read_trials(folder):
             record = TrialRecord(row["trial"], row["config"], row["status"], row["history"], None, row["seconds"],
                                  row["error"], row["trace"], row["host"])
             if not record.ended:
                 record.status = "pending"
             run.known[record.trial] = record
-        run.info |= {key: info[key] for key in ("data", "job", "weights") if key in info}
+        run.info |= {key: info[key] for key in ("data", "job", "weights", "weights_sha256") if key in info}
+        run.info["places"] = info.get("places", {}) | found.places
         run.info |= {"started": info["started"], "resumed": [*info.get("resumed", []), _now()]}
         return run
 
@@ -331,7 +339,7 @@ def job_of(folder: Place, info: dict[str, Any]) -> Job:
     if hashlib.sha256(content).hexdigest() != info["job"]:
         raise UserError(str(file), "is not what the run began with: it was changed or torn",
                         "submit a changed job as a run of its own")
-    return load_text(content.decode(), str(file))
+    return with_places(load_text(content.decode(), str(file)), info.get("places", {}), str(folder / INFO))
 
 
 def with_workers(job: Job, workers: int | list[int] | None) -> Job:

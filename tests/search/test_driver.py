@@ -18,7 +18,7 @@ from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.results.predict import Classifier
 from raysft.results.predictions import PREDICTIONS
-from raysft.results.run import Run
+from raysft.results.run import Run, job_of
 from raysft.search import driver
 from raysft.search.driver import execute
 from raysft.storage import read_json, write_json
@@ -330,6 +330,22 @@ def test_other_data_than_the_run_began_with_is_refused(go, images, tmp_path):
     again = Run.reopen(run.folder)
     with pytest.raises(DataError, match=r"train has 40 rows, had 60; .*classes are ant, bee, were ant, bee, cow"):
         execute(again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
+
+
+def test_a_run_that_was_moved_with_its_data_goes_on_and_is_reported(go, images, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(images, project / "photos")
+    _, _, run = go(data={"source": "imagefolder", "path": str(project / "photos")}, storage=str(project / "runs"),
+                   train={"epochs": 1})
+    run.save(status="stopped")
+    project.rename(tmp_path / "moved")
+    again = Run.reopen(tmp_path / "moved/runs/r0")
+    assert again.job.data.path == str(tmp_path / "moved/photos")
+    with again.recorded():
+        results = execute(again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
+        again.save(status="done")
+    assert results["status"] == "done"
+    assert job_of(again.folder, read_json(again.folder / "run.json")).data.path == str(tmp_path / "moved/photos")
 
 
 def test_a_trial_that_diverges_ends_alone(go):
