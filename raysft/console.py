@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysft.data.folders import by_kind
+from raysft.data.kinds import by_kind
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.plan import Outline, Plan, Slot

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from raysft.console import Output, first_names, table_of
-from raysft.data.folders import Folders, by_kind, files_lines
+from raysft.data.folders import Folders, files_lines
+from raysft.data.kinds import by_kind
 from raysft.data.shards import MANIFEST, read_manifest
 from raysft.data.walk import Counts
 from raysft.errors import UserError

@@ -143,7 +143,7 @@ WRONG_JOBS = {
     "missing data set": (lambda root: {"data": {"source": "shards", "path": "nowhere"}}, "nowhere: is not a data set"),
     "empty class": (_empty_class, "cow: has no images"),
     "single class": (_single_class, "has a single class (ant)"),
-    "other classes": (_other_test_classes, "missing bee; extra dog"),
+    "other classes": (_other_test_classes, "has classes that the training images lack: dog; it lacks bee"),
     "newer format": (_newer_format, "has format 99, this raysft reads up to 2"),
     "too many workers": (lambda root: {"resources": {"workers": 999}, "train": {"batch_size": 1000}},
                          "a trial of 999 workers needs 999 CPUs, the cluster has"),

@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 
+from raysft.data.kinds import by_kind
 from raysft.data.layout import Layout, SplitName, layout_of, unwrapped
 from raysft.data.order import stratified_order
 from raysft.data.walk import Counts, count_beside, image_files, readable
@@ -102,11 +103,6 @@ def files_lines(counts: Iterable[Counts]) -> list[str]:
     if unusual:
         lines.append(f"images by their contents, whatever their endings: {by_kind(unusual)}")
     return lines
-
-
-def by_kind(numbers: Mapping[str, int]) -> str:
-    """Kinds with their numbers, the most frequent first: 4 hidden or system files, 2 not images (.txt)."""
-    return ", ".join(f"{n:,} {kind}" for kind, n in sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
 
 
 # --- which folders ---------------------------------------------------------------------------------------------------

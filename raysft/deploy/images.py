@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from raysft.data.folders import by_kind
 from raysft.data.images import EXTENSIONS, fit, open_rgb, sniff, stored_rgb
+from raysft.data.kinds import by_kind
 from raysft.data.shards import MANIFEST, ImageSpec, ShardFile, columns, read_manifest, read_table
 from raysft.data.walk import BROKEN_LINK, HEAD_BYTES, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
 from raysft.errors import DataError
