@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysft.data.parquet import read_plain
 from raysft.data.walk import Counts
 from raysft.errors import DataError
 from raysft.storage import Place, read_json, sha256, write_bytes, write_json
@@ -169,10 +170,10 @@ def read_table(folder: Place, file: ShardFile, columns: list[str] | None = None)
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != file.sha256:
                 raise _changed(path)
-            return pq.read_table(pa.BufferReader(content))
+            return read_plain(pa.BufferReader(content))
         if isinstance(path, Path):
-            return pq.read_table(path, columns=columns)
-        return pq.read_table(path.key, columns=columns, filesystem=path.fs)
+            return read_plain(path, columns=columns)
+        return read_plain(path.key, columns=columns, filesystem=path.fs)
     except FileNotFoundError:
         raise DataError(str(path), "is missing from its data set", "import the data set again") from None
     except (pa.ArrowException, OSError) as error:

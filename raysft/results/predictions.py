@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysft.data.parquet import read_plain
 from raysft.errors import UserError
 from raysft.storage import Place, write_bytes
 
@@ -32,8 +33,8 @@ def write_predictions(file: Place, judged: np.ndarray) -> None:
 def read_predictions(file: Place, classes: int) -> Columns:
     """The columns of the predictions of a run, one row a test image; raises UserError where they are not that."""
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()), columns=list(COLUMNS),
-                              page_checksum_verification=True)
+        table = read_plain(pa.BufferReader(file.read_bytes()), columns=list(COLUMNS),
+                           page_checksum_verification=True)
         rows = {name: table[name].to_numpy().astype(kind) for name, kind in COLUMNS.items()}
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(str(file), f"cannot be read ({str(error).splitlines()[0]})") from None
