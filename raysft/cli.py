@@ -21,6 +21,13 @@ def _set_debug(on: bool) -> None:
     _debug = on
 
 
+def _import_from_here(trusted: bool) -> bool:
+    """Have modules found in the current folder, too, where nothing else has their name."""
+    if trusted and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return trusted
+
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
                   help="Fine-tune a pretrained model on your own labelled data, from one job file.\n\n"
@@ -50,6 +57,9 @@ Address = Annotated[Any, typer.Option(
     help="The cluster's dashboard, such as http://127.0.0.1:8265; auto: of the Ray of this machine; local, or without "
     "it: this machine, without a cluster.")]
 ModelPath = Annotated[str, typer.Argument(help="A delivered model (RUN/model) or its run.", show_default=False)]
+TrustCode = Annotated[bool, typer.Option(
+    "--trust-code", help="Run the code of a model's own module, found in PYTHONPATH, among the installed packages, or "
+    "last in the current folder. Only for models of people you trust.", callback=_import_from_here)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)]
 
 
@@ -249,13 +259,13 @@ def evaluate(model: ModelPath,
              data: Annotated[str, typer.Argument(help="A data set of shards, or a folder CLASS/IMAGE.",
                                                   show_default=False)],
              split: Annotated[str, typer.Option(help="The split of a data set of shards.")] = "test",
-             as_json: AsJson = False, debug: Debug = False) -> None:
+             trust_code: TrustCode = False, as_json: AsJson = False, debug: Debug = False) -> None:
     """Score a delivered model on labelled images: the whole, each class, and what was taken for what."""
     from raysft.console import show_scores
     from raysft.results.predict import Classifier
     from raysft.storage import place
 
-    scores = Classifier(place(model)).evaluate(place(data), split)
+    scores = Classifier(place(model), trust_code=trust_code).evaluate(place(data), split)
     if as_json:
         _output().json({"model": model, "data": data} | scores)
     else:
@@ -274,16 +284,17 @@ def predict(model: ModelPath,
                                                       show_default=False)] = None,
             probabilities: Annotated[bool, typer.Option("--probabilities", help="With --out: the probability of every "
                                                                                 "class too.")] = False,
-            address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
+            trust_code: TrustCode = False, address: Address = None, as_json: AsJson = False,
+            debug: Debug = False) -> None:
     """Classify images with a delivered model: some files, or with --out any number of them."""
     if out is not None:
-        _predict_all(model, images, out, split, probabilities, address, as_json)
+        _predict_all(model, images, out, split, probabilities, trust_code, address, as_json)
         return
     from raysft.results.predict import Classifier
     from raysft.results.ranking import ranking_json
     from raysft.storage import place
 
-    found = Classifier(place(model)).predict(images)
+    found = Classifier(place(model), trust_code=trust_code).predict(images)
     if as_json:
         _output().json([{"image": p.image} | ranking_json(p.classes) for p in found])
         return
@@ -292,8 +303,8 @@ def predict(model: ModelPath,
         _output().line(f"{prediction.image}: {ranked}")
 
 
-def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, address: Any,
-                 as_json: bool) -> None:
+def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, trust_code: bool,
+                 address: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
     from raysft.console import show_predicted
@@ -303,11 +314,11 @@ def _predict_all(model: str, sources: list[str], out: str, split: str | None, sh
     if address:
         from raysft.remote import predict_on
 
-        predicted = predict_on(address, model, sources[0], out, split, shares, not as_json, _output())
+        predicted = predict_on(address, model, sources[0], out, split, shares, trust_code, not as_json, _output())
     else:
         from raysft.submit import predict_here
 
-        predicted = predict_here(model, sources[0], out, split, shares, not as_json, _output())
+        predicted = predict_here(model, sources[0], out, split, shares, trust_code, not as_json, _output())
     if as_json:
         _output().json(asdict(predicted))
     else:
@@ -331,13 +342,13 @@ def serve(model: ModelPath,
                                              min=1)] = 256,
           gpus_per_replica: Annotated[float, typer.Option(help="0: CPUs predict. A fraction shares a GPU.",
                                                           min=0)] = 0.0,
-          debug: Debug = False) -> None:
+          trust_code: TrustCode = False, debug: Debug = False) -> None:
     """Serve a delivered model over HTTP on this machine until Ctrl-C."""
     from raysft.deploy.serve import serve_here
     from raysft.deploy.settings import Settings
 
     serve_here(model, Settings(host, port, replicas, max_batch, batch_wait_ms, max_megapixels, max_body_mb, max_images,
-                               queue, gpus_per_replica), _output())
+                               queue, gpus_per_replica, trust_code), _output())
 
 
 @app.command(epilog="Example: raysft export runs/NAME/model --format onnx")
@@ -348,14 +359,15 @@ def export(model: ModelPath,
            data: Annotated[str | None, typer.Option(help="What it is scored on: a data set of shards, or a folder "
                                                          "CLASS/IMAGE; default: what the model was trained on.",
                                                     show_default=False)] = None,
-           as_json: AsJson = False, debug: Debug = False) -> None:
+           trust_code: TrustCode = False, as_json: AsJson = False, debug: Debug = False) -> None:
     """Make a file of a delivered model for other runtimes; it is scored in its own and has to answer alike."""
     from raysft.console import Watcher, export_lines
     from raysft.deploy.export import export as make
     from raysft.storage import place
 
     with Watcher(_output(), "", shown=not as_json) as watcher:
-        made = make(place(model), kind, place(out) if out else None, place(data) if data else None, watcher.progress)
+        made = make(place(model), kind, place(out) if out else None, place(data) if data else None, watcher.progress,
+                    trust_code)
     if as_json:
         _output().json(made)
         return

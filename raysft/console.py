@@ -19,6 +19,7 @@ from raysft.data.kinds import by_kind
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.plan import Outline, Plan, Slot
+from raysft.train.architecture import foreign_module
 
 WIDTH_WITHOUT_TERMINAL = 120
 STARTING = "starting Ray and the workers"
@@ -154,7 +155,7 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
         f"{plan.test_rows:,} test images in {plan.classes} classes",
         *(f"         {note}" for note in outline.notes),
         f"classes  {first_names(outline.classes)}",
-        f"model    {job.model.name}, weights {job.model.weights}, new head of {plan.classes} classes",
+        f"model    {job.model.name}{_code(job)}, weights {job.model.weights}, new head of {plan.classes} classes",
         f"train    {epochs} of {count_text(plan.steps_per_epoch, 'step')}, batch {job.train.batch_size} "
         f"(at most {plan.batch_per_worker} a worker)",
         f"search   {count_text(plan.trials, 'trial')}, {plan.teams} at a time{searched}",
@@ -167,6 +168,12 @@ def first_names(names: Sequence[str], most: int = 10) -> str:
     """The first of some names in one line, and how many there are besides."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _code(job: Job) -> str:
+    """What a job file runs that a person has written, which holds for one that was sent to them too."""
+    module = foreign_module(job.model.name)
+    return "" if module is None else f" (runs the code of the module {module})"
 
 
 def _workers_text(slot: Slot) -> str:
@@ -186,16 +193,21 @@ def plan_json(job: Job, outline: Outline, plan: Plan, results: str) -> dict[str,
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
-def show_outcome(results: dict[str, Any], folder: str, output: Output, commands: Sequence[str]) -> None:
-    """The leaderboard, the outcome, where its report is, and the commands a person will want next."""
+def show_outcome(results: dict[str, Any], folder: str, output: Output, run: str | None = None) -> None:
+    """The leaderboard, the outcome, where its report is, and the commands a person will want next.
+
+    run: how the run is named in a command; None: by its folder.
+    """
     output.line()
     output.show(leaderboard_table(results))
     for line in result_lines(results):
         output.line(line)
     output.line(f"report   {folder}/report.html")
     output.line()
-    for command in commands:
-        output.line(f"  {command}")
+    trust = " --trust-code" if (results["best"] or {}).get("module") is not None else ""
+    for command in (f"results {run or folder}", f"evaluate{trust} {folder}/model DATA",
+                    f"predict{trust} {folder}/model IMAGE…"):
+        output.line(f"  raysft {command}")
 
 
 def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:

@@ -121,9 +121,7 @@ def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -
         raise seen.errors[0] if len(seen.errors) == 1 else JobErrors(seen.errors)  # type: ignore[arg-type]
     if seen.results is not None:
         folder = seen.folder
-        show_outcome(seen.results, folder, output, [f"raysft results {name} --address {cluster.address}",
-                                                    f"raysft evaluate {folder}/model DATA",
-                                                    f"raysft predict {folder}/model IMAGE…"])
+        show_outcome(seen.results, folder, output, f"{name} --address {cluster.address}")
         return
     if seen.status == "stopped" or cluster.exit_code(run_id) == 130:
         output.warning(f"stopped: `raysft resume {name}` takes it up again")
@@ -169,12 +167,13 @@ def examine(address: Address, storage: str, output: Output) -> list[dict[str, An
     return Cluster(address).ask(command, {}, "doctor", losses(output))["findings"]
 
 
-def predict_on(address: Address, model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
-               output: Output) -> Any:
+def predict_on(address: Address, model: str, source: str, out: str, split: str | None, shares: bool, trust_code: bool,
+               shown: bool, output: Output) -> Any:
     """Predict a whole folder or data set on a cluster; all paths are those of its nodes. Returns a `Predicted`."""
     from raysft.deploy.bulk import Predicted
 
-    request = {"model": model, "source": source, "out": out, "split": split, "probabilities": shares}
+    request = {"model": model, "source": source, "out": out, "split": split, "probabilities": shares,
+               "trust_code": trust_code}
     with Watcher(output, "", shown=shown) as watcher:
         return Predicted(**Cluster(address).ask("raysft.cluster.predictor predict.json",
                                                 {"predict.json": json.dumps(request)}, "predicted",

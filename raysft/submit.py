@@ -144,8 +144,7 @@ def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
     except KeyboardInterrupt:
         output.warning(f"stopped: `raysft resume {folder}` takes it up again")
         raise
-    show_outcome(results, folder, output, [f"raysft results {folder}", f"raysft evaluate {folder}/model DATA",
-                                           f"raysft predict {folder}/model IMAGE…"])
+    show_outcome(results, folder, output)
 
 
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
@@ -188,22 +187,22 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
     show_dataset(out, as_json, output)
 
 
-def predict_here(model: str, source: str, out: str, split: str | None, shares: bool, shown: bool,
+def predict_here(model: str, source: str, out: str, split: str | None, shares: bool, trust_code: bool, shown: bool,
                  output: Output) -> Any:
     """Predict a whole folder or data set on a Ray of this machine; returns a `Predicted`."""
     from raysft.deploy.bulk import check_out, predict_all
     from raysft.deploy.images import source_of
-    from raysft.results.model import read_card
+    from raysft.results.model import check_trust, read_card
 
     target = place(out)
     check_out(target)  # what is wrong is known before Ray starts
-    read_card(place(model))
+    check_trust(place(model), read_card(place(model)), trust_code)
     images = source_of(place(source), split)
     with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
         output.send_others_to(Path(log.name))
     try:
         with Watcher(output, "", shown=shown) as watcher, local_ray(this_node()):
-            return predict_all(place(model), images, target, shares, watcher.progress)
+            return predict_all(place(model), images, target, shares, watcher.progress, trust_code)
     except KeyboardInterrupt:
         output.warning("stopped: the same command goes on where it was")
         raise

@@ -181,7 +181,8 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     again = call("submit", job, "--address", cluster, "--name", "first")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
 
-    words = ("predict", tmp_path / "storage/first", tmp_path / "images", "--out", tmp_path / "p.parquet", "--json")
+    words = ("predict", tmp_path / "storage/first", tmp_path / "images", "--out", tmp_path / "p.parquet", "--json",
+             "--trust-code")
     predicted = json.loads(call(*words, "--address", cluster).stdout)
     assert (predicted["images"], predicted["errors"]) == (200, 0)
     assert len(pq.read_table(tmp_path / "p.parquet")) == 200

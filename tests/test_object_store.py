@@ -143,7 +143,7 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     run = f"{s3}/run/runs/r"
     results = results_of(run)
     assert len(results["trials"]) == 2
-    scores = Classifier(place(run)).evaluate(place(f"{s3}/run/D"), "test")
+    scores = Classifier(place(run), trust_code=True).evaluate(place(f"{s3}/run/D"), "test")
     assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert json.loads(call("list", "--storage", f"{s3}/run/runs", "--json"))[0]["status"] == "done"
     events = [p for t in ("t0", "t1") for p in (place(run) / "tensorboard" / t).iterdir()]
@@ -154,7 +154,7 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     assert left  # those of the best trial alone
     other = next(t["trial"] for t in results["trials"] if t["trial"] != results["best"]["trial"])
     assert not (place(run) / f"trials/{other}/checkpoints").exists()
-    made = export(place(run), "safetensors", None, None, lambda *a: None)
+    made = export(place(run), "safetensors", None, None, lambda *a: None, trust_code=True)
     assert made["checked"]["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert {p.name for p in (place(run) / "export-safetensors").iterdir()} == {"export.json", "model.safetensors"}
     assert (place(run) / "model/README.md").read_text().startswith("---\nlibrary_name: raysft\n")

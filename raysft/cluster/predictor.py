@@ -25,7 +25,7 @@ def main(request_file: str) -> int:
     try:
         source = source_of(place(request["source"]), request["split"])
         predicted = predict_all(place(request["model"]), source, place(request["out"]), request["probabilities"],
-                                reporter.progress)
+                                reporter.progress, request["trust_code"])
     except RaysftError as error:
         reporter.error(error)
         return error.exit_code

@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysft.data.parquet import read_plain
 from raysft.deploy.images import Chunk, Item, Source
 from raysft.errors import DataError, RunError, UserError
-from raysft.results.model import ModelCard, read_card
+from raysft.results.model import ModelCard, check_trust, read_card
 from raysft.storage import Place, Remote, place, read_json, remove, write_bytes, write_json
 from raysft.train.allocator import keep_freed_memory
 
@@ -54,14 +55,17 @@ def check_out(out: Place) -> None:
         raise UserError(f"--out {out}", "is not a Parquet file", "give a name that ends in .parquet")
 
 
-def predict_all(model: Place, source: Source, out: Place, shares: bool, progress: Progress) -> Predicted:
+def predict_all(model: Place, source: Source, out: Place, shares: bool, progress: Progress,
+                trust_code: bool = False) -> Predicted:
     """Predict all images of `source` on the Ray this process is connected to, and write them to `out`.
 
-    shares: whether each row also has the probabilities of all classes. Takes up what an interrupted call has left.
+    shares: whether each row also has the probabilities of all classes. trust_code: as for
+    `raysft.results.model.load_model`, also from the current folder. Takes up what an interrupted call has left.
     Raises UserError for a model, images or parts that cannot be used, and DataError for a shard that is torn.
     """
     check_out(out)
     card = read_card(model)
+    check_trust(model, card, trust_code)
     parts = out.parent / f"{out.name}.parts"
     _prepare(parts, {"model": card.weights_sha256, "source": source.fingerprint, "probabilities": shares})
     waiting = [i for i in range(len(source.chunks)) if not _part(parts, i).is_file()]
@@ -69,7 +73,7 @@ def predict_all(model: Place, source: Source, out: Place, shares: bool, progress
     progress("predict", done, source.images)
     told = []
     if waiting:
-        for row in _run(model, source, parts, waiting, shares):
+        for row in _run(model, source, parts, waiting, shares, os.getcwd() if trust_code else None):
             told.append(row)
             done += row["images"]
             progress("predict", done, source.images)
@@ -107,7 +111,8 @@ def _part(parts: Place, number: int) -> Place:
 
 # --- on Ray Data -----------------------------------------------------------------------------------------------------
 
-def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares: bool) -> Iterator[dict[str, Any]]:
+def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares: bool,
+         import_from: str | None) -> Iterator[dict[str, Any]]:
     """Predict chunks with one actor a GPU, or a CPU where there is none; yields what each tells when it is done."""
     import ray
     import ray.data
@@ -124,7 +129,7 @@ def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares:
     rows = [{"number": i, "chunk": pickle.dumps(source.chunks[i])} for i in waiting]
     actor: Any = Predictor
     predicted = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        actor, fn_constructor_args=(str(model), str(parts), source.labelled, shares, threads, bool(gpus), os.getcwd()),
+        actor, fn_constructor_args=(str(model), str(parts), source.labelled, shares, threads, bool(gpus), import_from),
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
         num_cpus=threads if gpus else 1, num_gpus=1 if gpus else 0)
     for row in predicted.iter_rows():
@@ -136,20 +141,22 @@ def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares:
 class Predictor:
     """The actor of Ray Data: it takes chunk after chunk, writes the part of each, and tells when it was.
 
-    `threads` decode images ahead of the network, one decodes them in between.
+    `threads` decode images ahead of the network, one decodes them in between. A network of a person's own is imported
+    where there is an `import_from`, from there where nothing else has a module of that name.
     """
 
     def __init__(self, model: str, parts: str, labelled: bool, shares: bool, threads: int, gpu: bool,
-                 import_from: str) -> None:
+                 import_from: str | None) -> None:
         import torch
 
         from raysft.results.predict import Classifier
 
         if not gpu:
             keep_freed_memory()
-        sys.path.append(import_from)  # where package.module:factory is importable for the caller
+        if import_from is not None:
+            sys.path.append(import_from)
         torch.set_num_threads(threads)
-        self.classifier = Classifier(place(model), "cuda" if gpu else "cpu")
+        self.classifier = Classifier(place(model), "cuda" if gpu else "cpu", import_from is not None)
         self.parts, self.labelled, self.shares = place(parts), labelled, shares
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -243,7 +250,7 @@ def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float
 
 def _read_part(file: Place, chunk: Chunk) -> pa.Table:
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
+        table = read_plain(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise RunError(str(file), f"cannot be read ({str(error).splitlines()[0]})",
                        "remove it and give the same command again") from None

@@ -62,16 +62,19 @@ class Format:
     libraries: tuple[str, ...] = ()
 
 
-def export(model: Place, name: str, out: Place | None, data: Place | None, progress: Progress) -> dict[str, Any]:
+def export(model: Place, name: str, out: Place | None, data: Place | None, progress: Progress,
+           trust_code: bool = False) -> dict[str, Any]:
     """Make the folder `out` (beside the model without it) of a delivered model; returns what its export.json holds.
 
     The export is scored on the test images of `data` beside the model, without it of the data that the model was
-    trained on. Raises UserError for what a person has to correct; RunError, with nothing left behind, where the export
+    trained on. trust_code: as for `raysft.results.model.load_model`.
+
+    Raises UserError for what a person has to correct; RunError, with nothing left behind, where the export
     answers differently from the model.
     """
     form = _format(name)
     folder = model_folder(model)
-    classifier = Classifier(folder)
+    classifier = Classifier(folder, trust_code=trust_code)
     target = out or default_out(folder, name)
     _check_out(target)
     data = data or data_of(folder, classifier.card)

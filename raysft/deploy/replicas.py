@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,7 +34,7 @@ NOTICE_SECONDS = 1.0  # how often Serve looks whether a replica lives
 class Predictor:
     """One replica: decodes images in threads, and classifies those of a batch together."""
 
-    def __init__(self, model: str, max_pixels: int, threads: int, device: str) -> None:
+    def __init__(self, model: str, max_pixels: int, threads: int, device: str, import_from: str | None) -> None:
         import torch  # here: the process that starts the replicas needs none of it
 
         from raysft.results.predict import Classifier, batch_of
@@ -40,7 +42,9 @@ class Predictor:
         torch.set_num_threads(threads)
         Image.MAX_IMAGE_PIXELS = None  # `max_pixels` takes its place
         self._max_pixels = max_pixels
-        self._classifier = Classifier(place(model), device)
+        if import_from is not None:  # a network of a person's own, which they trust
+            sys.path.append(import_from)
+        self._classifier = Classifier(place(model), device, import_from is not None)
         self._decoders = ThreadPoolExecutor(threads, "decode")
         self._network = ThreadPoolExecutor(1, "network")
         card = self._classifier.card
@@ -124,6 +128,7 @@ def start(model: str, settings: Settings, node: Node) -> Replicas:
     """Put the model on Serve in this Ray, and return when all replicas have loaded it; raises RunError."""
     cpus, threads = share(settings, node)
     device = "cuda" if settings.gpus_per_replica else "cpu"
+    import_from = os.getcwd() if settings.trust_code else None
     deployment = serve.deployment(
         name=DEPLOYMENT,
         # All batches that are under way may meet at one replica, where the others have died.
@@ -133,7 +138,7 @@ def start(model: str, settings: Settings, node: Node) -> Replicas:
     # Serve's own HTTP proxy would read a body of any size into memory before a replica could refuse it.
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
     try:
-        return Replicas(serve.run(deployment.bind(model, settings.max_pixels, threads, device), name=APPLICATION,
-                                  route_prefix=None))
+        return Replicas(serve.run(deployment.bind(model, settings.max_pixels, threads, device, import_from),
+                                  name=APPLICATION, route_prefix=None))
     except RuntimeError as error:
         raise RunError(model, f"could not be started ({in_words(error, -1)})") from error

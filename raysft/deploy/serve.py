@@ -18,7 +18,7 @@ from raysft.console import Output, count_text
 from raysft.deploy.settings import Settings
 from raysft.errors import ResourceError, RunError, UserError
 from raysft.job.plan import Node
-from raysft.results.model import ModelCard, read_card
+from raysft.results.model import ModelCard, check_trust, read_card
 from raysft.storage import place
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def serve_here(model: str, settings: Settings, output: Output) -> None:
     """
     _check_installed()
     card = read_card(place(model))
+    check_trust(place(model), card, settings.trust_code)
     node = this_node()
     check_gpus(settings, node)
     with _bound(settings) as listener, _log() as log:

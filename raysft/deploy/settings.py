@@ -26,6 +26,8 @@ class Settings:
     queue: int = 256
     """Requests that are accepted and not yet answered."""
     gpus_per_replica: float = 0.0
+    trust_code: bool = False
+    """Whether a network of a person's own may be imported, also from the current folder."""
 
     @property
     def max_body(self) -> int:

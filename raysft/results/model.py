@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raysft.data.preparation import Preparation
-from raysft.errors import UserError
+from raysft.errors import ModelError, UserError
 from raysft.storage import (
     Place,
     local_copy,
@@ -20,6 +18,7 @@ from raysft.storage import (
     write_json,
     write_text,
 )
+from raysft.train.architecture import foreign_module
 
 FORMAT = 3  # 2: images may be resized for the network; 3: checksums
 WEIGHTS, CARD, README = "model.safetensors", "model.json", "README.md"
@@ -69,6 +68,8 @@ def read_card(folder: Place) -> ModelCard:
         if stored["format"] > FORMAT:
             raise UserError(str(path), f"has format {stored['format']}, this raysft reads up to {FORMAT}",
                             "use a newer raysft")
+        if not isinstance(stored["architecture"], str):
+            raise TypeError(f"architecture is {stored['architecture']!r:.80}")
         return ModelCard(stored["architecture"], tuple(stored["classes"]), stored["height"], stored["width"],
                          tuple(stored["mean"]), tuple(stored["std"]), stored["scores"], stored["provenance"],
                          stored["image_size"], stored["interpolation"], stored["weights_sha256"], stored["format"])
@@ -83,14 +84,31 @@ def model_folder(path: Place) -> Place:
     return path / "model" if (path / "run.json").is_file() else path
 
 
-def load_model(folder: Place) -> tuple[Any, ModelCard]:
-    """(torch module in eval mode, card) of a delivered model; raises UserError or ModelError."""
+def check_trust(folder: Place, card: ModelCard, trust_code: bool) -> None:
+    """Raise ModelError where a model would run code of somebody's own, unless `trust_code` says that it may."""
+    module = foreign_module(card.architecture)
+    if module is not None and not trust_code:
+        raise ModelError(str(model_folder(folder) / CARD), f"its architecture {_shown(card.architecture)} is code of "
+                         f"the module {_shown(module)}, which is not of raysft, torchvision or timm, and was not run",
+                         "where you trust it, give --trust-code (in Python trust_code=True)")
+
+
+def _shown(name: str) -> str:
+    """At most a line of what a file may hold."""
+    return "".join(c if c.isprintable() else "?" for c in name[:80])
+
+
+def load_model(folder: Place, trust_code: bool = False) -> tuple[Any, ModelCard]:
+    """(torch module in eval mode, card) of a delivered model; raises UserError or ModelError.
+
+    trust_code: whether an architecture that is neither of raysft nor of torchvision or timm may be imported from where
+    this process finds modules. Nothing else that a model folder holds can run code.
+    """
     from raysft.train.modeling import network
     from raysft.train.weights import read_state_dict
 
     card = read_card(folder)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where package.module:factory was importable when the model was trained
+    check_trust(folder, card, trust_code)
     net = network(card.architecture, len(card.classes), card.image_size)
     with local_copy(model_folder(folder) / WEIGHTS) as weights:
         if sha256(weights) != card.weights_sha256:

@@ -35,8 +35,9 @@ class Prediction:
 class Classifier:
     """A delivered model, ready to classify."""
 
-    def __init__(self, folder: Place, device: torch.device | str = "cpu") -> None:
-        net, self.card = load_model(folder)
+    def __init__(self, folder: Place, device: torch.device | str = "cpu", trust_code: bool = False) -> None:
+        """trust_code: as for `raysft.results.model.load_model`."""
+        net, self.card = load_model(folder, trust_code)
         self.net, self._device = net.to(device), device
         self._prepare = Preparer(self.card.preparation, device)
 

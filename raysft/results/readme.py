@@ -17,7 +17,7 @@ from raysft.job import Job
 from raysft.job.recipe import Augment, Schedule, Train
 from raysft.job.space import Recipe, recipe_of
 from raysft.results.model import ModelCard
-from raysft.train.architecture import TIMM, is_torchvision, network_call
+from raysft.train.architecture import TIMM, foreign_module, is_torchvision, network_call
 
 CLASSES_SHOWN = 100
 FEWEST_SHOWN = 3
@@ -107,7 +107,13 @@ def _summary(card: ModelCard, known: Known, recipe: Recipe) -> list[str]:
 
 
 def _use(card: ModelCard) -> list[str]:
-    lines = ["With raysft, in this folder:", "", "    raysft predict . IMAGE..."]
+    module = foreign_module(card.architecture)
+    flag = "" if module is None else " --trust-code"
+    lines = ["With raysft, in this folder:", "", f"    raysft predict{flag} . IMAGE..."]
+    if module is not None:
+        lines += ["", f"The network is made by {_code(card.architecture)}. The module {_code(module)} is not part of "
+                  "this folder and has to be importable where the model is used; `--trust-code` says that its code may "
+                  "run."]
     if is_torchvision(card.architecture):
         lines += ["", "With torch and torchvision alone, in this folder:", "", "```python", *_snippet(card), "```"]
     return lines

@@ -19,6 +19,7 @@ from raysft.results.judged import per_class
 from raysft.results.model import ModelCard
 from raysft.results.readme import Known, model_readme
 from raysft.results.run import Run, TrialRecord, validation_metrics, versions
+from raysft.train.architecture import foreign_module
 from raysft.train.queue import Task
 
 
@@ -41,7 +42,8 @@ def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None
     best = None
     if scored is not None:
         best = {"trial": scored.record.trial, "config": scored.record.config, "epoch": scored.best["epoch"],
-                **validation_metrics(scored.best), **scored.scores, "model": str(run.folder / "model")}
+                **validation_metrics(scored.best), **scored.scores, "model": str(run.folder / "model"),
+                "module": foreign_module(scored.task.model.name)}
         if confirmed is not None:
             best["confirmed"] = confirmed
     return {"run": run.folder.name, "status": "done" if best else "failed", "metric": run.metric,
@@ -78,6 +80,9 @@ def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> 
     provenance = {"run": run.folder.name, "trial": scored.record.trial, "epoch": scored.best["epoch"],
                   "config": scored.record.config, "job": run.job.model_dump(), "versions": versions(),
                   "git": run.info["git"], "data": manifest.fingerprint, "seed": scored.task.seed}
+    module = foreign_module(scored.task.model.name)
+    if module is not None:
+        provenance["code"] = {"module": module, "needs": "--trust-code"}
     how = scored.preparation
     return ModelCard(scored.task.model.name, manifest.classes, test.height, test.width, tuple(how.mean),
                      tuple(how.std), {**validation_metrics(scored.best), **scored.scores}, provenance,

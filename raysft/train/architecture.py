@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 TIMM = "timm:"
+_OWN = frozenset({"raysft.train.smallnet:small_cnn"})  # the networks that raysft brings along
 
 # Networks whose auxiliary training heads are left out: one loss, on the main head.
 _AUXILIARY = {"googlenet": {"aux_logits": False, "init_weights": True},
@@ -20,6 +21,16 @@ def torchvision_arguments(name: str, image_size: int | None) -> dict[str, Any]:
 def is_torchvision(name: str) -> bool:
     """Whether `model.name` names one of torchvision's classifiers."""
     return ":" not in name
+
+
+def foreign_module(name: str) -> str | None:
+    """The module of a person's own that makes the network `name`; None for a network of raysft, torchvision or timm.
+
+    Whoever sends a model can write any module there: to import it is to run it, and so are the functions in it.
+    """
+    if is_torchvision(name) or name.startswith(TIMM) or name in _OWN:
+        return None
+    return name.partition(":")[0]
 
 
 def network_call(name: str, classes: int, image_size: int | None) -> tuple[str, dict[str, Any]]:

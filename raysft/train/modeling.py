@@ -61,7 +61,12 @@ def build_network(spec: Model, classes: int, seed: int) -> Network:
 
 def network(name: str, classes: int, image_size: int | None = None) -> nn.Module:
     """The network of a delivered model, before its weights are loaded; raises ModelError."""
-    return build_network(Model(name=name, weights="none", image_size=image_size), classes, seed=0).net
+    try:
+        spec = Model(name=name, weights="none", image_size=image_size)
+    except ValueError:
+        raise ModelError(f"{name!r:.80}", f"is no network for images of size {image_size!r:.80}",
+                         "restore the model.json") from None
+    return build_network(spec, classes, seed=0).net
 
 
 # --- architectures ---------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_threads_that_decode_ahead_change_nothing(model, tmp_path):
     (photos / "a" / "007.png").write_bytes(b"torn")
     chunk, = source_of(photos).chunks
     (tmp_path / "parts").mkdir()
-    one, four = (Predictor(str(model), str(tmp_path / "parts"), False, True, threads, False, "").table(chunk)
+    one, four = (Predictor(str(model), str(tmp_path / "parts"), False, True, threads, False, None).table(chunk)
                  for threads in (1, 4))
     assert one.drop("probabilities").drop("probability").equals(four.drop("probabilities").drop("probability"))
     assert one["error"].null_count == 39

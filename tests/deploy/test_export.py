@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from raysft.data.images import fit as fit_of_pillow
 from raysft.data.pixels import resize
 from raysft.data.shards import ImageSpec, Manifest, Split, read_manifest, write_manifest, write_shard
 from raysft.deploy import export as exporting
-from raysft.deploy.export import FORMATS, TOLERANCE, export
+from raysft.deploy.export import FORMATS, TOLERANCE
 from raysft.deploy.graph import WholeModel, enlarging, fit
 from raysft.errors import ModelError, RunError, UserError
+from raysft.results import predict
 from raysft.results.model import ModelCard, deliver
-from raysft.results.predict import Classifier
 from raysft.storage import read_json, write_json
 from raysft.train.modeling import network
 from tests.conftest import make_images
@@ -28,6 +29,7 @@ from tests.test_cli import call, here  # noqa: F401
 
 CLASSES = ("ant", "bee", "cow")
 TINY = "tests.tiny:tiny"
+export, Classifier = partial(exporting.export, trust_code=True), partial(predict.Classifier, trust_code=True)  # TINY's
 QUICKSTART = "raysft.train.smallnet:small_cnn"
 
 
@@ -342,14 +344,14 @@ def a_run(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_run_is_exported_beside_its_model_and_scored_on_its_own_data(tmp_path, call):  # noqa: F811
     run, data = a_run(tmp_path)
-    answer = call("export", run, "--format", "onnx", "--json")
+    answer = call("export", "--trust-code", run, "--format", "onnx", "--json")
     assert answer.status == 0, answer.err
     made = json.loads(answer.out)
     assert Path(made["path"]) == run / "export-onnx"
     assert made["checked"]["data"] == str(data)
     assert (made["model"]["run"], made["model"]["trial"], made["model"]["epoch"]) == ("r", "t0", 1)
     check_record(made, 25)
-    shown = call("export", run / "model", "--format", "torch-export")
+    shown = call("export", "--trust-code", run / "model", "--format", "torch-export")
     assert shown.status == 0, shown.err
     assert shown.err == ""
     exported, checked = shown.out.splitlines()[-2:]
@@ -361,13 +363,13 @@ def test_a_run_is_exported_beside_its_model_and_scored_on_its_own_data(tmp_path,
 def test_data_that_is_gone_or_other_is_not_taken(tmp_path, call):  # noqa: F811
     run, data = a_run(tmp_path)
     data.rename(tmp_path / "elsewhere")
-    answer = call("export", run, "--format", "safetensors")
+    answer = call("export", "--trust-code", run, "--format", "safetensors")
     assert answer.status == 2
     (line,) = answer.lines
     assert "the data it was trained on is not here any more; give --data" in line
     dataset(data, 8, 8, rows=20)
-    assert "give --data" in call("export", run, "--format", "safetensors").err
-    assert call("export", run, "--format", "safetensors", "--data", tmp_path / "elsewhere").status == 0
+    assert "give --data" in call("export", "--trust-code", run, "--format", "safetensors").err
+    assert call("export", "--trust-code", run, "--format", "safetensors", "--data", tmp_path / "elsewhere").status == 0
 
 
 def test_imported_data_is_found_again_by_its_fingerprint(tmp_path):
@@ -383,7 +385,7 @@ def test_imported_data_is_found_again_by_its_fingerprint(tmp_path):
 def test_a_missing_extra_is_one_line(tmp_path, call, monkeypatch):  # noqa: F811
     run, _ = a_run(tmp_path)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    answer = call("export", run, "--format", "onnx")
+    answer = call("export", "--trust-code", run, "--format", "onnx")
     assert answer.status == 2
     (line,) = answer.lines
     assert line == "error: --format onnx: needs the library onnxscript; pip install 'raysft[onnx]'"
@@ -403,7 +405,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 ])
 def test_a_wrong_call_is_one_line(tmp_path, call, here, words, expected):  # noqa: F811
     run, _ = a_run(tmp_path)
-    answer = call("export", run, *words)
+    answer = call("export", "--trust-code", run, *words)
     assert answer.status == 2
     (line,) = answer.lines
     assert expected in line

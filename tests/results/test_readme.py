@@ -213,3 +213,11 @@ def test_how_the_data_was_read_is_told_as_plain_text():
     text = model_readme(a_card(), known)
     assert "- 9 files seen, 9 used" in text
     assert "<b>" not in text
+
+
+def test_a_network_of_a_person_s_own_says_what_it_needs():
+    card, known = a_card(architecture="own.nets:make"), known_of(a_job())
+    readme = model_readme(card, known)
+    assert "raysft predict --trust-code . IMAGE..." in readme
+    assert "The module `own.nets` is not part of this folder" in readme
+    assert "--trust-code" not in model_readme(a_card(), known)

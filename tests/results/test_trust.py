@@ -1,0 +1,214 @@
+"""Nothing that is read runs code: not a model, whatever it names, and not a data set, a run or weights."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from raysft.cluster import predictor
+from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, read_table, write_manifest
+from raysft.deploy.bulk import Predictor
+from raysft.deploy.images import source_of
+from raysft.errors import DataError, ModelError, UserError
+from raysft.results.model import WEIGHTS, ModelCard, deliver, load_model
+from raysft.results.predictions import read_predictions
+from raysft.storage import read_json, sha256, write_json
+from raysft.train.architecture import foreign_module
+from raysft.train.weights import read_state_dict
+from tests.conftest import make_images
+from tests.results.made import make_run
+from tests.test_cli import call, here  # noqa: F401
+from tests.tiny import tiny
+
+SENT = """
+import pathlib
+pathlib.Path({marker!r}).touch()
+
+def make(num_classes):
+    from tests.tiny import tiny
+    return tiny(num_classes)
+"""
+
+
+@pytest.fixture
+def marker(tmp_path) -> Path:
+    """The file that is there once the code that was sent has run."""
+    return tmp_path / "it ran"
+
+
+@pytest.fixture
+def sent(here, marker) -> Path:  # noqa: F811
+    """The current folder is a model that somebody sent, with a module of theirs."""
+    (here / "sent.py").write_text(SENT.format(marker=str(marker)))
+    (here / "weights").mkdir()
+    save_file(tiny(2).state_dict(), here / "weights" / WEIGHTS)
+    card = ModelCard("sent:make", ("ant", "bee"), 8, 8, (0.5,) * 3, (0.25,) * 3, {"test_accuracy": 0.5}, {})
+    deliver(here / "made", here / "weights", card)
+    for file in (here / "made").iterdir():
+        file.rename(here / file.name)
+    make_images(here / "photos", {"ant": 2, "bee": 2})
+    return here
+
+
+READING = [["predict", ".", "photos/ant/000.png"], ["predict", ".", "photos", "--out", "p.parquet"],
+           ["evaluate", ".", "photos"], ["serve", ".", "--port", "0"],
+           *(["export", ".", "--format", kind, "--data", "photos"] for kind in ("safetensors", "torch-export", "onnx"))]
+
+
+@pytest.mark.parametrize("words", READING, ids=lambda words: " ".join(words))
+def test_no_command_runs_what_a_model_brings(call, sent, marker, words):  # noqa: F811
+    before, files = [*sys.path], sorted(sent.iterdir())
+    answer = call(*words)
+    assert answer.status == 2
+    (line,) = answer.lines
+    assert "its architecture sent:make is code of the module sent" in line
+    assert "--trust-code" in line
+    assert (marker.exists(), sys.path, sorted(sent.iterdir())) == (False, before, files)
+
+
+def test_a_job_of_a_cluster_runs_nothing_either(sent, marker, monkeypatch, capfd):
+    monkeypatch.setattr("ray.init", lambda **how: None)
+    write_json(sent / "predict.json", {"model": str(sent), "source": str(sent / "photos"), "split": None, "out":
+                                       str(sent / "p.parquet"), "probabilities": False, "trust_code": False})
+    assert predictor.main(str(sent / "predict.json")) == 2
+    assert "code of the module sent" in capfd.readouterr().out
+    assert not marker.exists()
+
+
+def test_processes_that_predict_run_nothing_either(sent, marker):
+    source_of(sent / "photos")
+    with pytest.raises(ModelError, match="code of the module sent"):
+        Predictor(str(sent), str(sent), False, False, 1, False, None)
+    assert not marker.exists()
+
+
+def test_a_report_does_not_load_the_model(call, tmp_path, here, marker):  # noqa: F811
+    run = make_run(tmp_path)
+    (here / "sent.py").write_text(SENT.format(marker=str(marker)))
+    write_json(run.folder / "model/model.json", read_json(run.folder / "model/model.json") |
+               {"architecture": "sent:make"})
+    assert call("report", run.folder).status == 0
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", [
+    "timm:hf-hub:somebody/theirs", "timm:local-dir:.", "timm:resnet18.hf-hub:x", "get_model", "__builtins__",
+    "detection", "resnet.resnet18", "torchvision.models:get_model", "torchvision:x", "raysft.cli:main", "raysft.train.smallnet:nn",
+    "raysft.train.smallnet.small_cnn:x", " raysft.train.smallnet:small_cnn", "TIMM:resnet18", ":make", "sent:",
+    "a\nb:c", "", ["sent:make"], None, 7])
+def test_other_names_get_one_line_and_run_nothing(sent, call, marker, name):  # noqa: F811
+    write_json(sent / "model.json", read_json(sent / "model.json") | {"architecture": name})
+    answer = call("predict", ".", "photos/ant/000.png")
+    assert (answer.status, len(answer.lines)) == (2, 1), answer.err
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("size", [10**9, "8", [8]])
+def test_a_size_that_no_network_has_is_one_line(sent, call, size):  # noqa: F811
+    write_json(sent / "model.json", read_json(sent / "model.json") | {"architecture": "resnet18", "image_size": size})
+    answer = call("predict", ".", "photos/ant/000.png")
+    assert (answer.status, len(answer.lines)) == (2, 1), answer.err
+
+
+def test_a_network_of_a_person_s_own_is_what_no_library_has():
+    known = ("resnet18", "timm:resnet18", "raysft.train.smallnet:small_cnn")
+    assert [foreign_module(name) for name in known] == [None] * 3
+    assert foreign_module("own.nets:make") == "own.nets"
+
+
+# --- trusted ---------------------------------------------------------------------------------------------------------
+
+def predict(folder: Path, *words: str, path: str = "") -> subprocess.CompletedProcess:
+    repository = str(Path(__file__).parents[2])
+    return subprocess.run([str(Path(sys.executable).parent / "raysft"), "predict", *words, ".", "photos/ant/000.png",
+                           "--json"], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [path, repository]))})
+
+
+def test_trusted_code_is_found_in_the_current_folder_last(sent, marker, tmp_path):
+    done = predict(sent, "--trust-code")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["class"] in ("ant", "bee")
+    assert marker.exists()
+    marker.unlink()
+    other = tmp_path / "installed"
+    other.mkdir()
+    (other / "sent.py").write_text(SENT.format(marker=str(tmp_path / "the other")))
+    assert predict(sent, "--trust-code", path=str(other)).returncode == 0
+    assert (marker.exists(), (tmp_path / "the other").exists()) == (False, True)
+
+
+def test_trust_in_python_leaves_the_search_path_alone(sent, marker):
+    before = [*sys.path]
+    with pytest.raises(ModelError, match="cannot be imported"):
+        load_model(sent, trust_code=True)  # the current folder is for the caller to add
+    assert sys.path == before
+    assert not marker.exists()
+
+
+# --- other files -----------------------------------------------------------------------------------------------------
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def objects(values: list) -> pa.Array:
+    """A column of pickles, as Ray knows it."""
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+    pickles = pa.array(map(pickle.dumps, values), pa.large_binary())
+    return pa.ExtensionArray.from_storage(ArrowPythonObjectType(), pickles)
+
+
+@pytest.mark.parametrize("column", ["id", "image", "label"])
+def test_a_shard_with_a_type_of_its_own_is_refused(tmp_path, marker, column):
+    plain = {"id": pa.array([0]), "image": pa.array([b""]), "label": pa.array([0], pa.int32())}
+    pq.write_table(pa.table(plain | {column: objects([Touches(marker)])}), tmp_path / "0000.parquet")
+    file = ShardFile("0000.parquet", 1, sha256(tmp_path / "0000.parquet"))
+    write_manifest(tmp_path, Manifest(("a", "b"), ImageSpec("file"), (0.5,) * 3, (0.25,) * 3,
+                                      {"test": Split(1, (file,))}))
+    for columns in (None, [column]):
+        with pytest.raises(DataError, match="has a type of its own, which could run code"):
+            read_table(tmp_path, file, columns)
+    assert not marker.exists()
+
+
+def test_predictions_with_a_type_of_their_own_are_refused(tmp_path, marker):
+    names = ("id", "label", "predicted", "probability", "label_probability")
+    pq.write_table(pa.table(dict.fromkeys(names, objects([Touches(marker)]))), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="has a type of its own"):
+        read_predictions(tmp_path / "p.parquet", 2)
+    assert not marker.exists()
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path, marker):
+    for name, value in (("whole.pt", {"state_dict": Touches(marker)}), ("safe.safetensors", Touches(marker))):
+        torch.save(value, tmp_path / name)
+        with pytest.raises(ModelError, match=r"cannot be read|would run code") as refused:
+            read_state_dict(tmp_path / name)
+        assert "\n" not in str(refused.value)
+    assert not marker.exists()
+
+
+def test_a_nested_type_of_its_own_is_found(tmp_path, marker):
+    from raysft.data.parquet import read_plain
+
+    inside = pa.StructArray.from_arrays([objects([Touches(marker)])], ["deep"])
+    pq.write_table(pa.table({"x": pa.array(np.arange(1)), "y": inside}), tmp_path / "n.parquet")
+    with pytest.raises(pa.ArrowInvalid, match="'y' has a type of its own"):
+        read_plain(tmp_path / "n.parquet")
