@@ -7,7 +7,7 @@ worker takes its share of every global batch, and every row is seen exactly once
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -218,15 +218,6 @@ def _decode(table: pa.Table, source: SplitSource) -> pa.Array:
 
 # --- epochs ----------------------------------------------------------------------------------------------------------
 
-def batch_sizes(rows: int, batch_size: int) -> list[int]:
-    """Sizes of the global batches of an epoch: as few as `batch_size` allows, all equal to within one row.
-
-    A last batch of a few rows would weigh those rows more, and one row is too few for batch normalisation.
-    """
-    count = math.ceil(rows / batch_size)
-    return [rows // count + (i < rows % count) for i in range(count)]
-
-
 def share(size: int, rank: int, workers: int) -> slice:
     """The part of a global batch that one worker trains on."""
     return slice(size * rank // workers, size * (rank + 1) // workers)
@@ -252,11 +243,14 @@ class Kept:
         """Size of the images, or of the features in their place."""
         return self.rows.images.nbytes
 
-    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int,
+    def epoch(self, seed: int, epoch: int, sizes: Sequence[int], rank: int, workers: int,
               first: int = 0) -> Iterator[Batch]:
-        """One worker's share of every global batch of an epoch from batch number `first` on, shuffled."""
+        """One worker's share of every global batch of an epoch from batch number `first` on, shuffled.
+
+        sizes: of the batches of the whole epoch; see `raysft.job.batches`.
+        """
         order, start = permutation(seed, epoch, len(self)), 0
-        for number, size in enumerate(batch_sizes(len(self), batch_size)):
+        for number, size in enumerate(sizes):
             mine = share(size, rank, workers)
             if number >= first:
                 yield Batch(self.rows.take(order[start + mine.start:start + mine.stop]), number, mine.start, size)
@@ -283,11 +277,10 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.source.ids)
 
-    def epoch(self, seed: int, epoch: int, batch_size: int, rank: int, workers: int,
+    def epoch(self, seed: int, epoch: int, sizes: Sequence[int], rank: int, workers: int,
               first: int = 0) -> Iterator[Batch]:
         """As `Kept.epoch`; the order is another one, and as independent of the number of workers."""
         files = permutation(seed, epoch, len(self.source.files), part=1)
-        sizes = batch_sizes(len(self), batch_size)
         mine = [share(size, rank, workers) for size in sizes]
         every = self._ids(files)
 
@@ -315,7 +308,7 @@ class Streamed:
         for start in range(0, len(ids), self.window_rows):
             yield ids[start:start + self.window_rows]
 
-    def _shares(self, files: np.ndarray, windows: Callable[[], Iterator[np.ndarray]], sizes: list[int],
+    def _shares(self, files: np.ndarray, windows: Callable[[], Iterator[np.ndarray]], sizes: Sequence[int],
                 mine: list[slice], first: int = 0) -> Iterator[Rows]:
         """The part `mine` of each batch from batch number `first` on, where it has any rows, in the order of `windows`.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysft.errors import DataError, ResourceError
+from raysft.job.batches import batch_sizes, fewest_rows
 from raysft.job.rungs import stages_of
 from raysft.job.space import count_trials
 from raysft.job.spec import Job, Resources, Scheduler
@@ -94,15 +95,16 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
     trials = count_trials(job)
     slots = make_slots(job.resources, nodes, trials)
     for size in job.batch_sizes():
-        smallest = train // math.ceil(train / size)
-        if smallest < job.resources.most_workers:
-            raise DataError(outline.where, f"a batch of {smallest} images for {job.resources.most_workers} workers",
+        workers = job.resources.most_workers
+        if fewest_rows(train, size, workers) < 1:
+            smallest = min(batch_sizes(train, size, workers))
+            raise DataError(outline.where, f"a batch of {smallest} images for {workers} workers",
                             "lower resources.workers or raise train.batch_size")
-    steps = math.ceil(train / job.train.batch_size)
+    sizes = batch_sizes(train, job.train.batch_size, job.resources.most_workers)
     scheduler = job.search.scheduler if job.search else Scheduler(name="none")
     stages = stages_of(scheduler, trials, job.train.epochs, sum(slot.teams for slot in slots))
-    return Plan(train, val, outline.test_rows, classes, trials, stages, slots, steps,
-                math.ceil(train / steps / job.resources.least_workers))
+    return Plan(train, val, outline.test_rows, classes, trials, stages, slots, len(sizes),
+                math.ceil(max(sizes) / job.resources.least_workers))
 
 
 def _val_and_train(limit: int, val_fraction: float, val_rows: int | None) -> tuple[int, int]:

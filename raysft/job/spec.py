@@ -246,6 +246,12 @@ class Job(Section):
                              f"of a batch of {smallest}")
         return self
 
+    @property
+    def one_model(self) -> bool:
+        """Whether all trials train the same network, with the same weights."""
+        space = self.search.space if self.search else {}
+        return not any(key == "model" or key.startswith("model.") for key in space)
+
     def batch_sizes(self) -> list[int]:
         """The batch sizes that trials may have: that of the job, or the ends or all values of its range."""
         searched = (self.search.space if self.search else {}).get("train.batch_size")

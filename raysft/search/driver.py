@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from raysft.data.imports import dataset_of
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
 from raysft.data.sources import outline_of_dataset
-from raysft.errors import RaysftError, RunError, UserError, in_words
+from raysft.errors import ModelError, RaysftError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Plan, make_plan
+from raysft.job.recipe import Train
 from raysft.job.space import recipe_of
 from raysft.job.spec import Model, reached
 from raysft.results.model import deliver
@@ -115,6 +117,13 @@ def task_of(job: Job, names: Sequence[str], trials: Place, number: int, config: 
                 config)
 
 
+def recipes_of(job: Job) -> tuple[Train, ...]:
+    """The recipes of trials, as far as their batches go; none where a search changes more than the size of these."""
+    if job.search is not None and {"train.freeze", "train.head_epochs", "train.accumulate"} & set(job.search.space):
+        return ()
+    return tuple(job.train.model_copy(update={"batch_size": size}) for size in job.batch_sizes())
+
+
 class _Conductor:
     """The parts of a run that live at the same time: queue, slots, search, and the records of the trials."""
 
@@ -175,17 +184,20 @@ class _Conductor:
 
     def _first_model(self) -> Model | None:
         """The network that workers make while data is read, where it is known which one that is."""
-        space = self.job.search.space if self.job.search else {}
-        if not any(key == "model" or key.startswith("model.") for key in space):
+        if self.job.one_model:
             return absolute(self.job.model)
         known = [self.configs[number] for number in self.proposals.waiting[:1] if number in self.configs]
-        return absolute(recipe_of(self.job, known[0]).model) if known else None
+        with suppress(ModelError):  # of weights that are not there: the trial says so
+            return absolute(recipe_of(self.job, known[0]).model) if known else None
+        return None
 
     def _setup(self) -> Setup:
         data = self.job.data
         return Setup(self.sources["train"].class_rows, self.manifest.mean, self.manifest.std,
                      tuple(data.mean) if data.mean else None, tuple(data.std) if data.std else None, self.run.metric,
-                     self.job.resources, os.getcwd(), 1e9 * data.budget_gb, usual_size(self.manifest.image))
+                     self.job.resources, os.getcwd(), 1e9 * data.budget_gb, usual_size(self.manifest.image),
+                     (self.sources["train"].height, self.sources["train"].width), recipes_of(self.job),
+                     self.job.one_model)
 
     def _search(self) -> None:
         try:

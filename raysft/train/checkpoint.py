@@ -13,6 +13,7 @@ stand for all of them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class Standing:
 
     epoch: int = 0
     step: int = 0
+    steps: int = 0
+    """Steps of the epoch, which say how its batches were cut; 0 between two epochs, and as older raysft wrote it."""
     totals: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Sum of the losses, right answers and images of the steps, over the whole team."""
     seconds: float = 0.0
@@ -63,8 +66,8 @@ def save_checkpoint(folder: Place, standing: Standing, learner: Learner, final: 
     return target
 
 
-def newest_sound(folder: Place) -> Standing | None:
-    """Where the newest checkpoint below `folder` stands that is what was written; damaged ones are passed over."""
+def newest_sound(folder: Place, fits: Callable[[Standing], bool] = lambda standing: True) -> Standing | None:
+    """Where the newest checkpoint below `folder` stands that is what was written and fits; others are passed over."""
     for path in newest_first(folder):
         try:
             state = read_state(path)
@@ -73,7 +76,9 @@ def newest_sound(folder: Place) -> Standing | None:
         except DataError as error:
             logging.getLogger(__name__).warning("%s; the checkpoint before it is taken", error)
         else:
-            return Standing(**state["standing"])
+            standing = Standing(**state["standing"])
+            if fits(standing):
+                return standing
     return None
 
 

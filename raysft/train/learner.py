@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from raysft.job.batches import LEAST_ROWS
 from raysft.job.recipe import Train
+from raysft.train.normalise import normalises_over_batch
 from raysft.train.optim import build_optimizer, parameter_groups, set_learning_rate
 from raysft.train.precision import compute_type
 from raysft.train.scope import frozen_names, train_only, training_mode
@@ -38,6 +40,7 @@ class Learner:
         self.class_weights = balanced(class_rows, team.device) if train.class_weights == "balanced" else None
         self.on_features = self.head_alone = False
         self._parallel: nn.Module | None = None
+        self._over_batch = False
         if train.compile:
             self.net.compile()
 
@@ -57,6 +60,7 @@ class Learner:
             train_only(self.net, self.backbone if head_alone else self.frozen)
             self._parallel = self.team.parallel(self.part(self.net))
         training_mode(self.net, self.head, head_alone)
+        self._over_batch = normalises_over_batch(self.part(self.net))
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor, size: int, rate: float,
              ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,11 +71,16 @@ class Learner:
         assert self._parallel is not None
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = list(zip(inputs.tensor_split(self.recipe.accumulate), targets.tensor_split(self.recipe.accumulate),
-                         strict=True))
+        number = self._parts(len(inputs))
+        parts = list(zip(inputs.tensor_split(number), targets.tensor_split(number), strict=True))
         found = [self._part(part, target, size, last=i == len(parts) - 1) for i, (part, target) in enumerate(parts)]
         self._update()
         return torch.stack([loss for loss, _ in found]).sum(), torch.cat([outputs for _, outputs in found])
+
+    def _parts(self, rows: int) -> int:
+        """Parts that a share of `rows` is cut into, each of two rows or more where the network normalises over them."""
+        wanted = self.recipe.accumulate
+        return max(1, min(wanted, rows // LEAST_ROWS)) if self._over_batch else wanted
 
     def _part(self, inputs: torch.Tensor, targets: torch.Tensor, size: int,
               last: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.preparation import Preparation
 from raysft.data.staging import staged
 from raysft.errors import Diverged
+from raysft.job.batches import batch_sizes
 from raysft.job.recipe import Train
 from raysft.job.spec import order
 from raysft.storage import Place
@@ -26,6 +27,7 @@ from raysft.train.checkpoint import Standing, load_checkpoint, newest_sound, sav
 from raysft.train.checkpoint_paths import checkpoint_path, prune
 from raysft.train.learner import Learner
 from raysft.train.metrics import Sums, prefixed
+from raysft.train.normalise import check_batches
 from raysft.train.optim import learning_rate
 from raysft.train.team import Team
 
@@ -52,6 +54,12 @@ class Recipe:
     metric: str
     folder: Place
     head: str
+    workers: int = 1
+    """The most that the job may have: batches are cut for as many, whoever is there."""
+
+    def batches(self, rows: int) -> list[int]:
+        """Sizes of the batches of an epoch of `rows` images, of which each is a step."""
+        return batch_sizes(rows, self.train.batch_size, self.workers)
 
 
 @dataclass
@@ -91,8 +99,9 @@ def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report
     `report(history, last)` is called on rank 0 after every epoch and says whether to go on. Raises Diverged when the
     loss is not finite any more.
     """
+    check_batches(net, recipe.head, recipe.train, len(splits.train), recipe.workers)
     learner = Learner(net, recipe.head, recipe.train, recipe.class_rows, team)
-    standing = _taken_up(recipe, learner)
+    standing = _taken_up(recipe, learner, len(splits.train))
     # Whoever wrote the checkpoint may have died before the last epoch could be reported.
     if standing.history and not _go_on(standing, recipe, team, report):
         return
@@ -105,10 +114,18 @@ def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report
             return
 
 
-def _taken_up(recipe: Recipe, learner: Learner) -> Standing:
-    """Where the newest checkpoint of the trial stands, with the learner as it was then."""
-    team = learner.team
-    found = newest_sound(recipe.folder) if team.rank == 0 else None
+def _taken_up(recipe: Recipe, learner: Learner, rows: int) -> Standing:
+    """Where the newest checkpoint of the trial stands, with the learner as it was then.
+
+    One inside an epoch whose batches were others, for other workers than the run has now, is passed over: rows would
+    be trained on twice, or not at all.
+    """
+    team, steps = learner.team, len(recipe.batches(rows))
+
+    def fits(standing: Standing) -> bool:
+        return not standing.step or (standing.steps or math.ceil(rows / recipe.train.batch_size)) == steps
+
+    found = newest_sound(recipe.folder, fits) if team.rank == 0 else None
     epoch, step = team.told([found.epoch, found.step] if found else [0, 0])  # all take up the same
     if not epoch and not step:
         return Standing()
@@ -154,13 +171,13 @@ def _one_epoch(recipe: Recipe, standing: Standing, learner: Learner, splits: Spl
         raise Diverged(recipe.folder.parent.name,
                        f"the validation loss is {judged['val_loss']} in epoch {epoch + 1}")
     return {"epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy, **judged,
-            "learning_rate": _last_rate(recipe.train, epoch, len(train)), "seconds": clock.elapsed(),
+            "learning_rate": _last_rate(recipe, epoch, len(train)), "seconds": clock.elapsed(),
             "train_seconds": seconds, "data_wait_seconds": clock.waited, "images": rows, "workers": team.workers}
 
 
-def _last_rate(spec: Train, epoch: int, rows: int) -> float:
+def _last_rate(recipe: Recipe, epoch: int, rows: int) -> float:
     """The learning rate of the last step of an epoch of `rows` images."""
-    steps = math.ceil(rows / spec.batch_size)
+    spec, steps = recipe.train, len(recipe.batches(rows))
     return learning_rate((epoch + 1) * steps - 1, spec.optimizer.lr, spec.schedule, steps, spec.epochs)
 
 
@@ -172,12 +189,13 @@ def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Rea
     """
     spec, team, epoch = recipe.train, learner.team, standing.epoch
     prepare = Preparer(recipe.preparation, team.device, spec.channels_last)
-    steps = math.ceil(len(train) / spec.batch_size)
+    sizes = recipe.batches(len(train))
+    steps = len(sizes)
     before = standing.totals if team.rank == 0 else (0.0, 0.0, 0.0)
     totals = torch.tensor(before, dtype=torch.float64, device=team.device)
     told = time.perf_counter()
     rhythm = Rhythm(spec, team, notice)
-    batches = train.epoch(recipe.seed, epoch, spec.batch_size, team.rank, team.workers, standing.step)
+    batches = train.epoch(recipe.seed, epoch, sizes, team.rank, team.workers, standing.step)
     for batch in clock.timed(staged(train, batches, team.device)):
         inputs = batch.rows.images
         targets = labels = batch.rows.labels
@@ -195,7 +213,7 @@ def train_epoch(recipe: Recipe, standing: Standing, learner: Learner, train: Rea
             told = time.perf_counter()
             progress(batch.number + 1, steps, clock)
         if batch.number + 1 < steps and rhythm.due(batch.number + 1):
-            _write(recipe, standing, batch.number + 1, totals, clock, learner)
+            _write(recipe, replace(standing, step=batch.number + 1, steps=steps), totals, clock, learner)
     loss_sum, correct, rows = team.sums(totals).tolist()
     return loss_sum / rows, correct / rows, int(rows)
 
@@ -228,13 +246,12 @@ class Rhythm:
         return self.seconds is not None and waited >= self.seconds
 
 
-def _write(recipe: Recipe, standing: Standing, step: int, totals: torch.Tensor, clock: Clock,
-           learner: Learner) -> None:
+def _write(recipe: Recipe, standing: Standing, totals: torch.Tensor, clock: Clock, learner: Learner) -> None:
     """Write a checkpoint inside an epoch in place of the one before."""
     loss, correct, rows = learner.team.sums(totals.clone()).tolist()
     if learner.team.rank:
         return
-    now = replace(standing, step=step, totals=(loss, correct, rows), seconds=clock.elapsed(), waited=clock.waited)
+    now = replace(standing, totals=(loss, correct, rows), seconds=clock.elapsed(), waited=clock.waited)
     written = save_checkpoint(recipe.folder, now, learner)
     best = best_epoch(now.history, recipe.metric) if now.history else 0
     prune(recipe.folder, [written, *(checkpoint_path(recipe.folder, epoch) for epoch in (best, now.epoch))])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysft.errors import ModelError
+from raysft.job.recipe import Train
 from raysft.job.spec import Model, Resources
 from raysft.storage import Place, Remote, place
 
@@ -57,6 +58,13 @@ class Setup:
     """Features of frozen backbones are kept where they are no larger than this."""
     usual_size: int | None
     """Height and width that a network sees without model.image_size; None: as decoded."""
+
+    decoded: tuple[int, int]
+    """Height and width that images are decoded to."""
+    recipes: tuple[Train, ...]
+    """Those that trials may have, as far as their batches go and can be known."""
+    one_model: bool
+    """Whether all trials train the same network."""
 
     @property
     def classes(self) -> int:

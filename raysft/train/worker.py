@@ -16,7 +16,7 @@ from raysft.data.ingest import Kept, Reader, open_reader
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.data.staging import resident
-from raysft.errors import Diverged, ModelError, StorageFull, TrialError
+from raysft.errors import Diverged, StorageFull, TrialError, UserError
 from raysft.garbage import uncollected
 from raysft.job.spec import Model
 from raysft.storage import is_full, place
@@ -25,6 +25,7 @@ from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
 from raysft.train.loop import Clock, Recipe, Splits, run_trial, score
 from raysft.train.modeling import Network, build_network
+from raysft.train.normalise import can_halve, check_batches
 from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
 from raysft.train.slots import machine_is_going
@@ -65,8 +66,8 @@ class Worker:
                 import torch._dynamo  # noqa: F401  # the first step of any optimizer would, when all wait for it
 
                 if model is not None:
-                    self._network(model, seed)  # imports what it is made of
-        except ModelError as error:
+                    self._begin(model, seed)
+        except UserError as error:
             ray.get(self.queue.refuse.remote(error))
             return
         self.splits = ray.get(self.queue.data.remote())
@@ -79,6 +80,19 @@ class Worker:
                 turn = self._give_up(task, turn, *failed)
         self.team.disconnect()
 
+    def _begin(self, model: Model, seed: int) -> None:
+        """Make the first network, which imports what it is made of; raises UserError where no trial could train it."""
+        try:
+            network = self._network(model, seed)
+            for train in self.setup.recipes:
+                check_batches(network.net, network.head, train, sum(self.setup.class_rows),
+                              self.setup.resources.most_workers)
+        except TrialError:
+            return  # a trial's own, which tells it
+        except UserError:
+            if self.setup.one_model:
+                raise  # otherwise other networks may do better, and the trials with this one tell what is wrong
+
     def _attempt(self, task: Task, group: int) -> tuple[str, str, Cause] | None:
         """Do a task; returns (error, traceback, cause) when it failed.
 
@@ -90,11 +104,19 @@ class Worker:
             if self.team.rank == 0:
                 ray.get(self.queue.finish.remote(self.slot, self.team_number, task.trial, payload))
         except Exception as error:
-            line = error.what if isinstance(error, TrialError) else f"{type(error).__name__}: {error}"
+            line = error.what if isinstance(error, TrialError) else str(error) if isinstance(error, UserError) else \
+                f"{type(error).__name__}: {error}"
             if is_full(error):
                 ray.get(self.queue.refuse.remote(StorageFull(task.folder)))
-            return line.strip().splitlines()[0], traceback.format_exc(), _cause(error)
+            cause = _cause(error)
+            if cause == "out_of_memory" and not self._can_halve(task):
+                cause, line = "failed", f"its batches cannot be cut into smaller parts: {line}"
+            return line.strip().splitlines()[0], traceback.format_exc(), cause
         return None
+
+    def _can_halve(self, task: Task) -> bool:
+        network = self.networks.get((task.model, task.seed))
+        return network is None or can_halve(network.net, network.head, task.train, self.setup.resources.most_workers)
 
     def _give_up(self, task: Task, turn: int, error: str, trace: str, cause: Cause) -> int:
         """Tell why before the others find this member gone, leave the group, wait for all to have left it.
@@ -131,7 +153,7 @@ class Worker:
         setup, queue = self.setup, self.queue
         network = self._network(task.model, task.seed)
         recipe = Recipe(task.train, task.seed, self._preparation(task.model, network), setup.class_rows, setup.metric,
-                        place(task.folder) / "checkpoints", network.head)
+                        place(task.folder) / "checkpoints", network.head, setup.resources.most_workers)
         prepare = Preparer(recipe.preparation, self.team.device, task.train.channels_last)
         splits = Splits(self._reader("train"), self._reader("val"),
                         lambda split: self._features(task, network, prepare, split))

@@ -16,6 +16,7 @@ from raysft.data.augment import augment
 from raysft.data.ingest import Kept
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
+from raysft.job.batches import batch_sizes
 from raysft.job.recipe import Augment
 from tests.benchmarks import images
 from tests.benchmarks.compare import Figure, document, take_turns
@@ -43,7 +44,7 @@ def raysft_epoch(kept: Kept, flip: bool = True, crop_padding: int = 4) -> None:
     """All batches of an epoch, ready for a network."""
     recipe, prepare = Augment(flip=flip, crop_padding=crop_padding), Preparer(Preparation(plain.MEAN, plain.STD))
     seen = 0
-    for batch in kept.epoch(0, 1, BATCH, 0, 1):
+    for batch in kept.epoch(0, 1, batch_sizes(len(kept), BATCH), 0, 1):
         pixels = torch.from_numpy(batch.rows.images)
         seen += len(prepare(augment(pixels, recipe, (0, 1, batch.number), batch.first, batch.size)))
     assert seen == len(kept)

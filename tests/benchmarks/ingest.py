@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from raysft.cluster.local import local_ray, this_node
 from raysft.data.ingest import Kept, Streamed, read_split, split_sources
+from raysft.job.batches import batch_sizes
 from tests.benchmarks import images
 from tests.benchmarks.compare import Figure, document, take_turns
 
@@ -38,7 +39,7 @@ def measure(rounds: int = 5) -> dict[str, Any]:
 
 def raysft_epoch(reader: Kept | Streamed) -> None:
     """All batches of an epoch."""
-    seen = sum(len(batch.rows) for batch in reader.epoch(0, 1, BATCH, 0, 1))
+    seen = sum(len(batch.rows) for batch in reader.epoch(0, 1, batch_sizes(len(reader), BATCH), 0, 1))
     assert seen == len(reader)
 
 

@@ -9,7 +9,6 @@ from raysft.data.imports import import_dataset
 from raysft.data.ingest import (
     Kept,
     Streamed,
-    batch_sizes,
     choose_rows,
     decide,
     read_split,
@@ -17,6 +16,7 @@ from raysft.data.ingest import (
     stream_tables,
 )
 from raysft.data.shards import read_manifest
+from raysft.job.batches import batch_sizes
 from tests.conftest import make_images
 
 
@@ -48,24 +48,18 @@ def test_splits_are_disjoint_stratified_and_fixed_by_the_seed():
     assert np.bincount(labels[np.concatenate(limited) // 3]).tolist() == [25, 15, 10]
 
 
-def test_batches_of_an_epoch_are_equal_and_complete():
-    assert batch_sizes(10, 4) == [4, 3, 3]
-    assert batch_sizes(8, 4) == [4, 4]
-    assert batch_sizes(3, 4) == [3]
-
-
 @pytest.mark.parametrize("kind", ["kept", "streamed"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_every_row_is_seen_exactly_once_an_epoch(sources, kind, workers):
     source = sources["train"]
     reader = Kept(read_split(source)) if kind == "kept" else Streamed(source, window_bytes=25 * 8 * 8 * 3)
-    shares = [list(reader.epoch(0, 1, 7, rank, workers)) for rank in range(workers)]
+    shares = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, workers)) for rank in range(workers)]
     seen = np.concatenate([b.rows.ids for s in shares for b in s])
     assert sorted(seen.tolist()) == source.ids.tolist()
     order = np.concatenate([s[i].rows.ids for i in range(len(shares[0])) for s in shares])
-    alone = np.concatenate([b.rows.ids for b in reader.epoch(0, 1, 7, 0, 1)])
+    alone = np.concatenate([b.rows.ids for b in reader.epoch(0, 1, batch_sizes(len(reader), 7), 0, 1)])
     assert np.array_equal(order, alone)
-    other = np.concatenate([b.rows.ids for b in reader.epoch(0, 2, 7, 0, 1)])
+    other = np.concatenate([b.rows.ids for b in reader.epoch(0, 2, batch_sizes(len(reader), 7), 0, 1)])
     assert not np.array_equal(other, alone)
     in_order = np.concatenate([r.ids for rank in range(workers) for r in reader.in_order(7, rank, workers)])
     assert sorted(in_order.tolist()) == source.ids.tolist()
@@ -81,9 +75,9 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
 
     monkeypatch.setattr("raysft.data.ingest.stream_tables", stream)
     reader = Streamed(source, window_bytes=25 * 8 * 8 * 3)
-    whole = [list(reader.epoch(0, 1, 7, rank, 2)) for rank in range(2)]
+    whole = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, 2)) for rank in range(2)]
     decoded.clear()
-    shares = [list(reader.epoch(0, 1, 7, rank, 2, first)) for rank in range(2)]
+    shares = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, 2, first)) for rank in range(2)]
     assert len(decoded) == 2
     for (ids, _), batches, before in zip(decoded, shares, whole, strict=True):
         assert ids.tolist() == sorted(np.concatenate([b.rows.ids for b in batches]).tolist())

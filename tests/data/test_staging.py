@@ -9,6 +9,7 @@ import torch
 from raysft.data.ingest import Kept, Rows, SplitSource, Streamed
 from raysft.data.shards import ImageSpec
 from raysft.data.staging import on_device, resident, staged
+from raysft.job.batches import batch_sizes
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -17,7 +18,7 @@ STREAMED = Streamed(SplitSource(None, (), ImageSpec("raw", 4, 4), ROWS.ids, 4, 4
 
 
 def parts():
-    return Kept(ROWS).epoch(3, 1, 5, 0, 2)
+    return Kept(ROWS).epoch(3, 1, batch_sizes(len(ROWS), 5), 0, 2)
 
 
 @pytest.mark.parametrize("split", [Kept(ROWS), STREAMED])
@@ -36,7 +37,8 @@ def test_rows_come_staged_as_well():
 
 def test_a_split_that_lies_on_the_device_gives_the_same_batches():
     there = Kept(on_device(ROWS, CPU))
-    for batch, expected in zip(staged(there, there.epoch(3, 1, 5, 0, 2), CPU), parts(), strict=True):
+    here = there.epoch(3, 1, batch_sizes(len(ROWS), 5), 0, 2)
+    for batch, expected in zip(staged(there, here, CPU), parts(), strict=True):
         assert torch.equal(batch.rows.images, torch.from_numpy(expected.rows.images))
     assert resident(there, CPU, 1.0) is there
 

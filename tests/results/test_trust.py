@@ -102,7 +102,8 @@ def test_a_report_does_not_load_the_model(call, tmp_path, here, marker):  # noqa
 
 @pytest.mark.parametrize("name", [
     "timm:hf-hub:somebody/theirs", "timm:local-dir:.", "timm:resnet18.hf-hub:x", "get_model", "__builtins__",
-    "detection", "resnet.resnet18", "torchvision.models:get_model", "torchvision:x", "raysft.cli:main", "raysft.train.smallnet:nn",
+    "detection", "resnet.resnet18", "torchvision.models:get_model", "torchvision:x", "raysft.cli:main",
+    "raysft.train.smallnet:nn",
     "raysft.train.smallnet.small_cnn:x", " raysft.train.smallnet:small_cnn", "TIMM:resnet18", ":make", "sent:",
     "a\nb:c", "", ["sent:make"], None, 7])
 def test_other_names_get_one_line_and_run_nothing(sent, call, marker, name):  # noqa: F811
