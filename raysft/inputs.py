@@ -22,7 +22,8 @@ def outline_of(job: Job) -> Outline:
 
     check_tracking(job.tracking)
     check_configurations(job)
-    weights_file(job.model)
+    if not {"model", "model.weights"} & set(job.search.space if job.search else ()):
+        weights_file(job.model)
     return outline(job.data, cache_folder())
 
 

@@ -134,7 +134,11 @@ def _from_torchvision(spec: Model) -> nn.Module:
         others = "timm:NAME, or package.module:factory"
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, {others}"
         raise ModelError(f"model.name: {name}", "is not a torchvision classifier", hint)
-    return models.get_model(name, weights=None, **torchvision_arguments(name, spec.image_size))
+    try:
+        return models.get_model(name, weights=None, **torchvision_arguments(name, spec.image_size))
+    except (AssertionError, ValueError) as error:  # of a transformer whose patches do not fill the image
+        raise ModelError(f"model.image_size: {spec.image_size}", f"{name} cannot be made for it ({in_words(error)})",
+                         "give another, such as 224") from None
 
 
 def replace_head(net: nn.Module, classes: int) -> str:

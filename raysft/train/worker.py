@@ -30,6 +30,7 @@ from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
 from raysft.train.slots import machine_is_going
 from raysft.train.team import Team
+from raysft.train.tryout import try_network
 from raysft.train.weights import Pixels
 
 # That those who gave a trial up wait for the others to have noticed; Ray takes up to 65 seconds to find a machine gone.
@@ -186,6 +187,8 @@ class Worker:
         """The network of `spec` as trials start with it; made once, but for the last few only kept."""
         if (spec, seed) not in self.networks:
             made = build_network(spec, self.setup.classes, seed)
+            size = spec.image_size or self.setup.usual_size
+            try_network(made.net, spec.name, self.setup.classes, *((size, size) if size else self.setup.decoded))
             while len(self.networks) >= NETWORKS_KEPT:
                 self.networks.pop(next(iter(self.networks)))
             self.networks[spec, seed] = made

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from raysft.data.imports import import_dataset
-from raysft.errors import DataError, RunError, StorageFull
+from raysft.errors import DataError, JobError, ModelError, RunError, StorageFull
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.results.predict import Classifier
@@ -25,6 +26,7 @@ from raysft.storage import read_json, write_json
 from raysft.train.queue import MAX_ATTEMPTS
 from raysft.train.team import COLLECTIVE_TIMEOUT
 from tests.conftest import make_images
+from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -401,6 +403,30 @@ def test_tpe_tries_known_configurations_first_and_the_best_is_confirmed_on_featu
     metrics = ("accuracy", "loss", "macro_f1", "balanced_accuracy", "calibration_error")
     assert {f"test_{metric}" for metric in metrics} <= set(best)
     assert not list(run.folder.glob("trials/*seed*/checkpoints"))
+
+
+@pytest.mark.parametrize(("sections", "error", "expected"), [
+    ({"model": {"name": "tests.networks:for_large_images"}}, ModelError,
+     r"cannot take images of 8 × 8 pixels .*set model\.image_size; of the usual sizes it takes 48, 64"),
+    ({"model": {"name": "raysft.train.smallnet:small_cnn"}, "train": {"batch_size": 3}, "resources": {"workers": 2}},
+     JobError, "leaves one of 2 workers a single image a step.*give at least 4")])
+def test_what_no_trial_can_train_is_refused_before_the_search(go, sections, error, expected):
+    with pytest.raises(error, match=expected):
+        go(search={"trials": 2, "space": {"optimizer": ["sgd"]}}, **sections)
+
+
+def test_one_bad_network_or_file_of_weights_ends_its_trial_alone(go, tmp_path):
+    save_file(tiny(3).state_dict(), tmp_path / "good.safetensors")
+    (tmp_path / "bad.safetensors").write_text("no weights")
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("bad", "missing", "good")}
+    models = [{"name": "tests.networks:for_large_images", "weights": "none"},
+              *({"name": "tests.tiny:tiny", "weights": file} for file in files.values())]
+    results, _, _ = go(search={"space": {"model": models}, "trials": 4})
+    found = {t["config"]["model"]["weights"]: t for t in results["trials"]}
+    assert found[files["good"]]["status"] == "finished"
+    assert "cannot be read" in found[files["bad"]]["error"]
+    assert "does not exist" in found[files["missing"]]["error"]
+    assert "cannot take images of 8 × 8 pixels" in found["none"]["error"]
 
 
 def test_a_torn_shard_is_refused_before_any_worker_starts(go, dataset):
