@@ -192,7 +192,8 @@ def _training(card: ModelCard, known: Known, recipe: Recipe) -> list[str]:
 def _weights(recipe: Recipe, told: Mapping[str, Any] | None) -> str:
     if recipe.model.weights == "none":
         return "drawn at random"
-    loaded = f" ({told['loaded']} tensors loaded, {len(told['new'])} new)" if told is not None else ""
+    of = f" of {told['total']}" if told is not None and "total" in told else ""
+    loaded = f" ({told['loaded']}{of} tensors loaded, {len(told['new'])} new)" if told is not None else ""
     return f"{_text(_last_part(recipe.model.weights))}{loaded}"
 
 

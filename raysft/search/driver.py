@@ -325,7 +325,9 @@ class _Conductor:
         self.run.save(weights=list(self.built.values()))
         left = f"; left out {_some(told['unfit'])}" if told["unfit"] else ""
         new = f"; new {_some(told['new'])}" if told["new"] else ""
-        self.listener.note(f"weights {told['name']}: {told['loaded']} tensors loaded{new}{left}")
+        how = f" ({told['source']})" if told["source"] else ""
+        self.listener.note(f"weights {told['name']}: {told['loaded']} of {told['total']} tensors loaded{how}{new}"
+                           f"{left}")
 
     def _record(self, record: TrialRecord, event: Event) -> None:
         if event.kind == "proposed":

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from raysft.job.spec import Model
 from raysft.storage import locked
 from raysft.train import weights
 from raysft.train.architecture import TIMM, torchvision_arguments
+from raysft.train.unwrap import Found, is_beside
 from raysft.train.weights import Pixels
 
 _IMAGENET_CLASSES = 1000
@@ -31,6 +32,10 @@ class Loaded:
     """Drawn at random: the head."""
     unfit: tuple[str, ...]
     """Tensors of the weights that were left out."""
+    total: int
+    """Tensors of the network."""
+    source: str = ""
+    """What was unwrapped to get at the weights, in words."""
 
 
 @dataclass
@@ -81,7 +86,7 @@ def _of_factory(spec: Model, classes: int) -> Network:
     if file is None:
         raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has no weights by name",
                          "give a file, or none")
-    loaded = load_weights(net, weights.read_fetched(file, spec.weights), head, spec)
+    loaded = load_weights(net, weights.read_fetched(file, net.state_dict(), spec), head, spec)
     return Network(net, head, weights.delivered_pixels(spec), loaded)
 
 
@@ -110,8 +115,9 @@ def _of_torchvision(spec: Model, classes: int) -> Network:
     file = weights.file_of(spec)
     pixels = weights.delivered_pixels(spec) or weights.torchvision_pixels(spec.name, spec.weights)
     path = file or weights.torchvision_file(spec.name, spec.weights)
-    state = _for_its_size(net, weights.read_fetched(path, spec.weights))
-    return Network(net, head, pixels, load_weights(net, state, head, spec))
+    found = weights.read_fetched(path, net.state_dict(), spec)
+    sized = replace(found, state=_for_its_size(net, found.state))
+    return Network(net, head, pixels, load_weights(net, sized, head, spec))
 
 
 def _for_its_size(net: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -186,13 +192,15 @@ def _of_timm(spec: Model, classes: int) -> Network:
                          "give a network with one")
     pixels = Pixels(tuple(how["mean"]), tuple(how["std"]), how["interpolation"])
     if file is not None:
-        loaded = load_weights(net, weights.read_fetched(file, spec.weights), head, spec)
+        loaded = load_weights(net, weights.read_fetched(file, net.state_dict(), spec), head, spec)
         return Network(net, head, weights.delivered_pixels(spec) or pixels, loaded)
     new = tuple(key for key in net.state_dict() if key.startswith(f"{head}."))
     if named:
         begin_small(net.get_submodule(head))
     total = len(net.state_dict())
-    return Network(net, head, pixels, Loaded(total - len(new), new, new)) if named else Network(net, head, None, None)
+    if not named:
+        return Network(net, head, None, None)
+    return Network(net, head, pixels, Loaded(total - len(new), new, new, total))
 
 
 def _make_timm(timm: Any, name: str, classes: int, pretrained: bool, spec: Model) -> Any:
@@ -229,13 +237,14 @@ def begin_small(head: nn.Module) -> None:
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
-def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, spec: Model) -> Loaded:
-    """Load every tensor but those of a head of another size; raises ModelError when anything else does not fit."""
-    own = net.state_dict()
+def load_weights(net: nn.Module, found: Found, head: str, spec: Model) -> Loaded:
+    """Load every tensor but those of another head; raises ModelError when anything else does not fit."""
+    own, state = net.state_dict(), found.state
     in_head = {key for key in own if head and key.startswith(f"{head}.")}
     unfit = {key for key in in_head if key in state and state[key].shape != own[key].shape}
     # Auxiliary heads for training are left out; see raysft.train.architecture.
     auxiliary = {key for key in state if "aux" in key.lower() and key not in own}
+    auxiliary |= {key for key in state if key not in own and (is_beside(key) or _below(key, head))}
     given = {key: value for key, value in state.items() if key not in unfit | auxiliary}
     fitting = {key for key, value in given.items() if key in own and own[key].shape == value.shape}
     # Counters of batch normalisation are absent from the files of some libraries and do not matter.
@@ -243,11 +252,16 @@ def load_weights(net: nn.Module, state: Mapping[str, torch.Tensor], head: str, s
     extra = [k for k in given if k not in fitting]
     if missing or extra:
         example = f"{missing[0]} is missing" if missing else f"{extra[0]} does not fit"
+        unwrapped = f" ({found.source})" if found.source else ""
         raise ModelError(f"model.weights: {spec.weights}",
-                         f"are of another architecture than {spec.name}: {len(fitting)} of {len(own)} tensors fit, "
-                         f"{example}", "give weights of this network, or weights: none")
+                         f"are of another architecture than {spec.name}: {len(fitting)} of {len(own)} tensors fit"
+                         f"{unwrapped}, {example}", "give weights of this network, or weights: none")
     net.load_state_dict(given, strict=False)
     if not in_head & fitting:
         begin_small(net.get_submodule(head))
     return Loaded(len(fitting), tuple(key for key in own if key in in_head and key not in fitting),
-                  tuple(sorted(unfit | auxiliary)))
+                  tuple(sorted(unfit | auxiliary)), len(own), found.source)
+
+
+def _below(name: str, module: str) -> bool:
+    return bool(module) and name.startswith(f"{module}.")

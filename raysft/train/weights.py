@@ -24,6 +24,7 @@ from raysft.errors import ModelError, in_words
 from raysft.job.spec import Model
 from raysft.storage import BLOCK, Remote, locked, read_json, sha256
 from raysft.train.setup import stated_hash, weights_file
+from raysft.train.unwrap import Found, Tensors, read_checkpoint, tensors_for
 
 SILENCE_S = 60
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torchvision's files carry the beginning of their SHA-256
@@ -146,30 +147,24 @@ def _name_in_cache(uri: str) -> str:
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
-def read_fetched(path: Path, shown: str) -> Mapping[str, torch.Tensor]:
-    """As `read_state_dict`; a file of the cache that cannot be read is removed, so that it is fetched again."""
+def read_fetched(path: Path, own: Tensors, spec: Model) -> Found:
+    """The tensors for a network with the state dict `own`; raises ModelError.
+
+    A file of the cache that cannot be read is removed, so that it is fetched again.
+    """
+    where = f"model.weights: {spec.weights}"
     try:
-        return read_state_dict(path, shown)
+        content = read_checkpoint(path, where)
     except ModelError:
         if path.parent == _cache():
             path.unlink(missing_ok=True)
         raise
+    return tensors_for(content, own, where)
 
 
-def read_state_dict(path: Path, shown: str | None = None) -> Mapping[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a torch file read without running code; raises ModelError."""
-    where = f"model.weights: {shown or path}"
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise their own kinds for a torn or foreign file
-        raise ModelError(where, f"cannot be read ({in_words(error)})",
-                         "give a .safetensors file or a plain state dict") from None
-    for key in ("state_dict", "model"):  # how training scripts wrap it
-        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ModelError(where, "is not a state dict", "save it with torch.save(model.state_dict(), file)")
+def read_state_dict(path: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of a file that raysft has written; raises ModelError."""
+    state = read_checkpoint(path, f"model.weights: {path}")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"model.weights: {path}", "is not a state dict", "restore it from a copy")
     return state

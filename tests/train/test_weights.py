@@ -16,6 +16,7 @@ from raysft.errors import ModelError
 from raysft.job.spec import Model
 from raysft.storage import write_json
 from raysft.train.modeling import build_network, load_weights
+from raysft.train.unwrap import Found
 from raysft.train.weights import Pixels, file_of
 from tests.tiny import tiny
 
@@ -159,7 +160,7 @@ def test_the_new_head_of_a_pretrained_body_begins_small(tmp_path):
 def test_only_auxiliary_heads_that_a_network_does_not_have_are_left_out(tmp_path):
     net = nn.ModuleDict({"aux_proj": nn.Linear(2, 2), "head": nn.Linear(2, 3)})
     state = {key: torch.ones_like(value) for key, value in net.state_dict().items()}
-    loaded = load_weights(net, {**state, "aux1.fc.weight": torch.ones(1)}, "head", Model())
+    loaded = load_weights(net, Found({**state, "aux1.fc.weight": torch.ones(1)}), "head", Model())
     assert (loaded.loaded, loaded.unfit) == (4, ("aux1.fc.weight",))
     assert (net["aux_proj"].weight == 1).all()
 
