@@ -341,7 +341,7 @@ def serve(model: ModelPath,
           queue: Annotated[int, typer.Option(help="Requests accepted and not yet answered; more get 503.",
                                              min=1)] = 256,
           gpus_per_replica: Annotated[float, typer.Option(help="0: CPUs predict. A fraction shares a GPU.",
-                                                          min=0)] = 0.0,
+                                                          min=0, max=1)] = 0.0,
           trust_code: TrustCode = False, debug: Debug = False) -> None:
     """Serve a delivered model over HTTP on this machine until Ctrl-C."""
     from raysft.deploy.serve import serve_here

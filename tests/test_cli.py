@@ -147,7 +147,7 @@ WRONG_JOBS = {
     "newer format": (_newer_format, "has format 99, this raysft reads up to 2"),
     "too many workers": (lambda root: {"resources": {"workers": 999}, "train": {"batch_size": 1000}},
                          "a trial of 999 workers needs 999 CPUs, the cluster has"),
-    "no GPU": (lambda root: {"resources": {"gpus_per_worker": 64}}, "a trial of 1 workers needs 64 GPUs"),
+    "no GPU": (lambda root: {"resources": {"workers": 16, "gpus_per_worker": 1}}, "a trial of 16 workers needs"),
 }
 
 

@@ -143,8 +143,7 @@ def _fitting(resources: Resources, node: Node) -> int:
     if not resources.gpus_per_worker:
         return by_cpu
     share = resources.gpus_per_worker
-    by_gpu = int(node.gpus // share) if share >= 1 else int(node.gpus) * int(1 / share + 1e-9)
-    return min(by_cpu, by_gpu)
+    return min(by_cpu, int(node.gpus) * int(1 / share + 1e-9))
 
 
 def _shortage(resources: Resources, nodes: Sequence[Node]) -> str:

@@ -124,8 +124,8 @@ class Resources(Section):
 
     workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 1
     """Data-parallel workers (processes) a trial; [LEAST, MOST]: as many as there is room for, also while it trains."""
-    gpus_per_worker: float = Field(0, ge=0)
-    """GPUs a worker; 0: the CPU trains. A fraction shares a GPU."""
+    gpus_per_worker: float = Field(0, ge=0, json_schema_extra={"maximum": 1})
+    """GPUs a worker, at most 1; 0: the CPU trains. A fraction shares a GPU, more workers use more GPUs."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and so threads, a worker."""
     hang_minutes: float = Field(5.0, gt=0, le=24 * 60)
@@ -141,9 +141,10 @@ class Resources(Section):
 
     @field_validator("gpus_per_worker")
     @classmethod
-    def _whole_or_share(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise ValueError("must be a whole number or a fraction below 1")
+    def _one_or_a_share(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError("must be at most 1: a worker trains on one GPU, and others would be reserved and stand "
+                             "idle; raise resources.workers to use more")
         return value
 
     @model_validator(mode="after")

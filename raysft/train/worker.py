@@ -225,7 +225,7 @@ class Worker:
         return self.readers[split]
 
     def _resident(self, split: Kept) -> Kept:
-        return resident(split, self.team.device, min(1.0, self.setup.resources.gpus_per_worker))
+        return resident(split, self.team.device, self.setup.resources.gpus_per_worker)
 
 
 def _busy(device: torch.device) -> float | None:
