@@ -133,10 +133,14 @@ class Augment(Section):
     """Paste a rectangle of one image into another; alpha as for mixup. With both, each batch takes one by chance."""
 
     @property
+    def used(self) -> dict[str, Any]:
+        """The changes that are not off: whatever a field says but false, 0, null and none."""
+        return {name: value for name, value in self if value and value != "none"}
+
+    @property
     def any(self) -> bool:
-        """Whether training images differ from one epoch to the next."""
-        return bool(self.flip or self.crop_padding or self.color_jitter or self.auto != "none" or self.erasing
-                    or self.mixup or self.cutmix)
+        """Whether training images differ from one epoch to the next: a field makes them so unless it is off."""
+        return bool(self.used)
 
 
 class Train(Section):

@@ -205,7 +205,7 @@ def _schedule(schedule: Schedule) -> str:
 
 
 def _augmentation(augment: Augment) -> str:
-    return _settings({name: value for name, value in augment if value and value != "none"}) or "none"
+    return _settings(augment.used) or "none"
 
 
 def _rest(train: Train) -> str:

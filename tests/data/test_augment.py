@@ -141,3 +141,20 @@ def test_a_batch_is_resized_as_torchvision_does(interpolation):
         assert torch.allclose(resize(images, size, interpolation), expected, atol=1e-5)
     assert resize(images, 8, interpolation) is images
     assert resize(images, None, interpolation) is images
+
+
+def test_every_change_makes_images_random_also_one_that_was_added_later():
+    class Later(Augment):
+        rotation: float = 0.0
+        policy: str = "none"
+        blur: bool = True
+
+    off = dict.fromkeys(Augment.model_fields, 0) | {"flip": False, "auto": "none"}
+    assert not Augment.model_validate(off).any
+    on = {name: "randaugment" if name == "auto" else True if name == "flip" else 1 for name in Augment.model_fields}
+    for name, value in on.items():
+        assert Augment.model_validate(off | {name: value}).any, name
+    assert Later.model_validate(off).used == {"blur": True}
+    assert not Later.model_validate(off | {"blur": False}).any
+    assert Later.model_validate(off | {"blur": False, "rotation": 15.0}).any
+    assert Later.model_validate(off | {"blur": False, "policy": "new"}).any
