@@ -14,10 +14,10 @@ from tests.results.made import make_run
 
 
 def begun(root: Path, **sections) -> Path:
-    """A run that was stopped, in ROOT/runs/r, with data in ROOT/photos and weights in ROOT/w.pth."""
-    (root / "photos").mkdir(parents=True)
+    """A run that was stopped, in ROOT/runs/r, with data in ROOT/data/photos and weights in ROOT/w.pth."""
+    (root / "data/photos").mkdir(parents=True)
     (root / "w.pth").write_bytes(b"weights")
-    job = {"storage": str(root / "runs"), "data": {"source": "imagefolder", "path": str(root / "photos")},
+    job = {"storage": str(root / "runs"), "data": {"source": "imagefolder", "path": str(root / "data/photos")},
            "model": {"name": "resnet18", "weights": str(root / "w.pth")}} | sections
     run = Run.create(Job.model_validate(job), "r")
     run.save_trial(TrialRecord("t0", {}, "running"))
@@ -29,24 +29,24 @@ def test_what_lies_from_the_run_as_it_did_is_found(tmp_path):
     begun(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
     run = Run.reopen(tmp_path / "new/runs/r")
-    assert run.job.data.path == str(tmp_path / "new/photos")
+    assert run.job.data.path == str(tmp_path / "new/data/photos")
     assert run.job.model.weights == str(tmp_path / "new/w.pth")
-    assert run.notes[0] == f"data.path: {tmp_path}/old/photos is not there; {tmp_path}/new/photos is taken"
+    assert run.notes[0] == f"data.path: {tmp_path}/old/data/photos is not there; {tmp_path}/new/data/photos is taken"
     run.save(status="stopped")
     again = read_json(run.folder / INFO)
-    assert job_of(run.folder, again).data.path == str(tmp_path / "new/photos")
+    assert job_of(run.folder, again).data.path == str(tmp_path / "new/data/photos")
     (tmp_path / "new").rename(tmp_path / "newer")
-    assert Run.reopen(tmp_path / "newer/runs/r").job.data.path == str(tmp_path / "newer/photos")
+    assert Run.reopen(tmp_path / "newer/runs/r").job.data.path == str(tmp_path / "newer/data/photos")
 
 
 def test_a_path_of_the_folder_that_the_run_began_in_is_found_from_any_other(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     monkeypatch.chdir(tmp_path / "old")
-    folder = begun(tmp_path / "old", data={"source": "imagefolder", "path": "photos"},
+    folder = begun(tmp_path / "old", data={"source": "imagefolder", "path": "data/photos"},
                    model={"name": "resnet18", "weights": "w.pth"})
     monkeypatch.chdir(tmp_path)
     run = Run.reopen(folder)
-    assert run.job.data.path == str(tmp_path / "old/photos")
+    assert run.job.data.path == str(tmp_path / "old/data/photos")
     assert run.job.model.weights == str(tmp_path / "old/w.pth")
 
 
@@ -55,7 +55,7 @@ def test_a_run_of_an_older_raysft_has_its_data_near_it(tmp_path, where):
     folder = begun(tmp_path / "old", model={"name": "resnet18"})
     info = read_json(folder / INFO)
     write_json(folder / INFO, {key: value for key, value in info.items() if key not in ("folder", "cwd")})
-    (tmp_path / "old/photos").rmdir()
+    (tmp_path / "old/data/photos").rmdir()
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / where).mkdir()
     assert Run.reopen(tmp_path / "new/runs/r").job.data.path == str(tmp_path / "new" / where)
@@ -63,10 +63,10 @@ def test_a_run_of_an_older_raysft_has_its_data_near_it(tmp_path, where):
 
 def test_what_is_nowhere_is_told_with_what_to_give(tmp_path):
     folder = begun(tmp_path)
-    (tmp_path / "photos").rename(tmp_path / "pictures")
+    (tmp_path / "data/photos").rename(tmp_path / "pictures")
     with pytest.raises(UserError) as raised:
         Run.reopen(folder)
-    assert str(raised.value) == (f"data.path: {tmp_path}/photos: is not there any more, and not beside the run; "
+    assert str(raised.value) == (f"data.path: {tmp_path}/data/photos: is not there any more, and not beside the run; "
                                  f"`raysft resume {folder} --set data.path=PATH` says where it is")
     run = Run.reopen(folder, places={"data.path": str(tmp_path / "pictures")})
     assert run.job.data.path == str(tmp_path / "pictures")
