@@ -49,7 +49,10 @@ def _address(context: typer.Context, parameter: typer.CallbackParam, given: str 
     from raysft.cluster.address import address_of
 
     source = context.get_parameter_source(parameter.name or "")
-    return address_of(given, source is not None and source.name == "ENVIRONMENT")
+    from_environment = source is not None and source.name == "ENVIRONMENT"
+    if from_environment and context.info_name == "predict" and context.params.get("out") is None:
+        return None  # a few files are predicted here, whatever the environment says of a cluster
+    return address_of(given, from_environment)
 
 
 Address = Annotated[Any, typer.Option(

@@ -100,3 +100,11 @@ def test_what_is_no_cluster_is_told_at_once_and_by_raysft_alone(given):
     assert line.startswith(f"error: RAY_ADDRESS={given}: ")
     assert (done.returncode, done.stdout) == (2, "")
     assert took < (2 if not given.startswith("http") else 20)  # for that one, Ray's client has to be imported
+
+
+def test_a_few_files_are_predicted_here_whatever_the_environment_says_of_a_cluster(tmp_path):
+    command = [sys.executable, "-m", "raysft", "predict", "nothing", "x.jpg"]
+    for more, expected in (([], "nothing: is not a model"), (["--out", "x.parquet"], "RAY_ADDRESS=h:6379: is a port")):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+                              env=os.environ | {"RAY_ADDRESS": "h:6379", "PYTHONPATH": str(REPOSITORY)})
+        assert expected in done.stderr
