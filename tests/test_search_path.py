@@ -77,7 +77,7 @@ def test_an_import_error_of_a_worker_ends_the_run_at_once(no_ray, here, tmp_path
     began = time.monotonic()
     path = os.pathsep.join([str(tmp_path / "site"), str(REPOSITORY)])
     done = run("submit", "j.yaml", "--name", "r", PYTHONPATH=path, RAY_ADDRESS="local")  # which is this machine
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 150  # of a run that would go on trying for hours
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "cannot start: ModuleNotFoundError: import of raysft.train.loop halted" in line
