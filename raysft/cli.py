@@ -433,11 +433,13 @@ def data_import(kind: Annotated[str, typer.Argument(help="imagefolder | cifar10 
                 test: Annotated[str | None, typer.Option(help="imagefolder: the folder of test images.",
                                                          show_default=False)] = None,
                 on_bad_image: Annotated[str, typer.Option(help="fail | skip")] = "fail",
+                background: Annotated[str, typer.Option(help="The colour behind transparent pixels: white | black | "
+                                                             "grey | #rrggbb")] = "white",
                 as_json: AsJson = False, debug: Debug = False) -> None:
     """Make a data set of shards from images. An interrupted import goes on where it was when started again."""
     from raysft.submit import import_here
 
-    import_here(kind, path, out, test, on_bad_image, as_json, _output())
+    import_here(kind, path, out, test, on_bad_image, background, as_json, _output())
 
 
 @data_app.command("show", epilog="Examples: raysft data show D --json\n\nraysft data show photos")

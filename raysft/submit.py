@@ -17,6 +17,7 @@ from raysft.garbage import uncollected
 from raysft.inputs import outline_of
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan
+from raysft.job.spec import colour_of
 from raysft.owner import Owner, heard_ago
 from raysft.results.places import absolute, places_of, refuse_storage
 from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json, standing
@@ -163,8 +164,8 @@ def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
             return results
 
 
-def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_image: str, as_json: bool,
-                output: Output) -> None:
+def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_image: str, background: str,
+                as_json: bool, output: Output) -> None:
     """Import images on a Ray of this machine."""
     kinds, policies = ("imagefolder", "cifar10", "digits"), ("fail", "skip")
     if kind not in kinds:
@@ -174,10 +175,14 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
     policy: Literal["fail", "skip"] = "skip" if on_bad_image == "skip" else "fail"
     from raysft.data.imports import check_out, import_listing, listing_of
 
+    try:
+        behind = colour_of(background)
+    except ValueError as error:
+        raise UserError(f"--background {background}", str(error)) from None
     target = place(out)
     check_out(target)
     with Watcher(output, "", shown=not as_json) as watcher:
-        listing = listing_of(kind, path, test, watcher.progress)  # what is wrong with it is known before Ray starts
+        listing = listing_of(kind, path, test, watcher.progress, behind)  # what is wrong is known before Ray starts
         with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
             output.send_others_to(Path(log.name))
         with local_ray(this_node()):

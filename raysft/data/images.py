@@ -7,11 +7,17 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from raysft.data import colours
+from raysft.data.decoding import Decoding, Span
+from raysft.data.samples import Samples, needs_range, of_tiff_file, samples_of, tiff_size, turned
 from raysft.errors import DataError
 
 # Endings of files that are taken for images unseen; of all others the contents decide.
@@ -20,6 +26,10 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif"
 
 # Pillow would also try decoders that hand the file to other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+FILLINGS = 16  # random ones: a single one may change nothing that is seen
+PADDING = 4  # zeros at the end of a file that are no pixels
+HEAD_BYTES = 64  # that `sniff` looks at
 
 # What `sniff` tells apart.
 KNOWN = (*FORMATS, "AVIF", "HEIC")
@@ -74,28 +84,169 @@ def can_decode(name: str) -> str | None:
     return None if name in KNOWN else f"convert it to one of {', '.join(KNOWN)}"
 
 
-def open_rgb(source: Path | bytes, name: str = "image") -> Image.Image:
-    """The whole image, decoded, upright by its EXIF orientation, as 8-bit RGB.
+@dataclass(frozen=True)
+class Decoded:
+    """An image in 8-bit RGB, and what was noted on the way to it (the keys of `NOTES`)."""
 
-    Raises DataError that names the file when it cannot be decoded to its last byte.
+    image: Image.Image
+    notes: tuple[str, ...] = ()
+
+
+NO_END, FIRST_OF_SEVERAL = "no_end", "first_of_several"
+
+NOTES = {NO_END: "without the end marker of a JPEG, otherwise complete",
+         FIRST_OF_SEVERAL: "with several pages or frames, of which the first is used",
+         colours.COMPOSITED: "with transparency, put on the background",
+         colours.BLANK: "whose background hides all that is in them: give another data.background",
+         colours.CONVERTED: "converted from their colour profile to sRGB",
+         colours.BAD_PROFILE: "with a colour profile that cannot be used, read without it"}
+
+
+def open_rgb(source: Path | bytes, name: str = "image", how: Decoding = Decoding()) -> Image.Image:
+    """The whole image, decoded, upright by its EXIF orientation, as 8-bit RGB in sRGB.
+
+    how: what files leave open. Raises DataError that names the file when it cannot be decoded to its last byte, or when
+    nothing says which of its values are black and white.
     """
+    return decode(source, name, how).image
+
+
+def decode(source: Path | bytes, name: str = "image", how: Decoding = Decoding()) -> Decoded:
+    """As `open_rgb`, with what was noted."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            image.load()
-            turn = _UPRIGHT.get(_orientation(image))
-            upright = image.transpose(turn) if turn is not None else image
-            if upright.mode.startswith("I;16"):  # Pillow clips 16-bit grey to 255 instead of scaling it
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return upright.convert("RGB")
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        notes: list[str] = []
+        with _opened(content, name, notes.append) as image:
+            made = _upright_rgb(image, content, str(name), how, notes.append)
+        return Decoded(made, tuple(notes))
     except BAD_IMAGE as error:
         # Of bytes, Pillow tells the address in memory.
         why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(str(name), f"is not a readable image ({why})") from None
 
 
-def stored_rgb(stored: bytes | np.ndarray, name: str = "image") -> Image.Image:
+def span_of(content: bytes, name: str) -> Span | None:
+    """The values of an image with more than 8 bits a sample; None for any other, and for one that cannot be read."""
+    try:
+        if not needs_range(content[:HEAD_BYTES]):
+            return None
+        with _opened(content, name, lambda _: None) as image:
+            found = samples_of(image, content) if isinstance(image, Image.Image) else image
+        return found.span() if found is not None else None
+    except (*BAD_IMAGE, DataError):
+        return None  # named when it is decoded
+
+
+@contextmanager
+def _opened(content: bytes, name: str, note: colours.Note) -> Iterator[Image.Image | Samples]:
+    """The image with its pixels not yet decoded; of a TIFF that Pillow does not know, its samples."""
+    known = sniff(content[:HEAD_BYTES])
+    try:
+        image = Image.open(io.BytesIO(content), formats=_pillow_formats(known, name))
+    except UnidentifiedImageError:
+        if known != "TIFF":
+            raise
+        yield of_tiff_file(content)
+        return
+    with image:
+        whole = _whole_jpeg(image, content) if known == "JPEG" else content
+        if whole is content:
+            yield image
+            return
+        note(NO_END)
+        with Image.open(io.BytesIO(whole), formats=("JPEG",)) as again:
+            yield again
+
+
+def _whole_jpeg(image: Image.Image, content: bytes) -> bytes:
+    """The content, with the end marker where it has none; raises OSError where more is missing."""
+    why = "image file is truncated"
+    if not _has_no_end(content):
+        try:
+            image.load()
+            return content
+        except OSError as error:
+            why = str(error)
+    whole = completed(content)
+    if whole is None:
+        raise OSError(why)
+    return whole
+
+
+def _has_no_end(content: bytes) -> bool:
+    """Whether a JPEG ends in zeros, which a decoder would take for the pixels that are missing."""
+    return content.endswith(bytes(PADDING)) and not content.rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+def _pillow_formats(known: str | None, name: str) -> tuple[str, ...]:
+    """The formats for Pillow to try, with their plugin registered; raises DataError where one is missing."""
+    if known in ("AVIF", "HEIC"):
+        missing = can_decode(known)
+        if missing is not None:
+            raise DataError(name, f"is an {known} image, which cannot be read here", missing)
+    if known == "HEIC":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        return ("HEIF",)
+    return FORMATS if known is None else (known,)
+
+
+def _upright_rgb(image: Image.Image | Samples, content: bytes, name: str, how: Decoding,
+                 note: colours.Note) -> Image.Image:
+    if isinstance(image, Samples):  # turned upright already
+        return _levels(image, None, name, how, note)
+    stored = samples_of(image, content)
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    profile = image.info.get("icc_profile") if how.profiles else None
+    if stored is not None:
+        made = _levels(stored if turn is None else turned(stored, turn), profile, name, how, note)
+    else:
+        made = colours.to_rgb(image.transpose(turn) if turn is not None else image, how, note)
+    if image.format != "JPEG" and getattr(image, "is_animated", False):
+        note(FIRST_OF_SEVERAL)
+    return made
+
+
+def _levels(samples: Samples, profile: bytes | None, name: str, how: Decoding, note: colours.Note) -> Image.Image:
+    """Samples of more than 8 bits as RGB."""
+    levels = Image.fromarray(np.ascontiguousarray(samples.scaled(how.ranges, name)))
+    made = colours.in_srgb(levels, profile, note) if profile else levels.convert("RGB")
+    alpha = None if samples.alpha is None else Image.fromarray(np.ascontiguousarray(samples.alpha))
+    return colours.on_background(made, alpha, how, note)
+
+
+def completed(content: bytes) -> bytes | None:
+    """A JPEG with the end marker that it lacks; None where more than that is missing.
+
+    A decoder takes what follows the last byte for pixels that are still to come, if there are any: where the image is
+    the same with any other bytes behind it, there were none.
+    """
+    if not content.endswith(bytes(PADDING)):
+        return _ended(content.rstrip(b"\xff"))
+    return _ended(content.rstrip(b"\0"))
+
+
+def _ended(body: bytes) -> bytes | None:
+    others = np.random.default_rng(0).integers(0, 255, (FILLINGS, 64), np.uint8)  # 255 would begin a marker
+    ended = [body + filling + b"\xff\xd9" for filling in (b"", bytes(64), *map(bytes, others))]
+    try:
+        first = _pixels(ended[0])
+        same = all(np.array_equal(first, _pixels(each)) for each in ended[1:])
+    except BAD_IMAGE:
+        return None
+    return ended[0] if same else None
+
+
+def _pixels(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        return np.asarray(image)
+
+
+def stored_rgb(stored: bytes | np.ndarray, name: str, how: Decoding) -> Image.Image:
     """The image of a shard's row: an encoded file, or (height, width, 3) uint8. Raises DataError as `open_rgb`."""
-    return open_rgb(stored, name) if isinstance(stored, bytes) else Image.fromarray(stored)
+    return open_rgb(stored, name, how) if isinstance(stored, bytes) else Image.fromarray(stored)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -107,26 +258,39 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
+def fit(image: Image.Image, height: int, width: int, resampling: str = "bilinear") -> np.ndarray:
     """(height, width, 3) uint8: scaled so that it covers the area, then cropped around its centre.
 
-    Rows are resized first, then columns. Left to itself, Pillow takes them in an order that is not the same in all of
-    its versions, and rounds in between.
+    resampling: nearest | bilinear | bicubic. Rows are resized first, then columns. Left to itself, Pillow takes them in
+    an order that is not the same in all of its versions, and rounds in between.
     """
     if image.size != (width, height):
         wide, tall = image.size
         kept_wide, kept_tall = min(wide, tall * (width / height)), min(tall, wide / (width / height))
         left, top = (wide - kept_wide) / 2, (tall - kept_tall) / 2
-        image = image.resize((width, tall), Image.Resampling.BILINEAR, (left, 0, left + kept_wide, tall))
-        image = image.resize((width, height), Image.Resampling.BILINEAR, (0, top, width, top + kept_tall))
+        kernel = Image.Resampling[resampling.upper()]
+        image = image.resize((width, tall), kernel, (left, 0, left + kept_wide, tall))
+        image = image.resize((width, height), kernel, (0, top, width, top + kept_tall))
     return np.asarray(image, dtype=np.uint8)
 
 
 def size_of(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
     """(height, width) from the header alone, as shown upright; raises DataError that names the file."""
+    where = name or str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            turned = _orientation(image) >= 5
+        with ExitStack() as stack:
+            file = io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(source.open("rb"))
+            known = sniff(file.read(HEAD_BYTES))
+            file.seek(0)
+            try:
+                image = stack.enter_context(Image.open(file, formats=_pillow_formats(known, where)))
+            except UnidentifiedImageError:
+                if known != "TIFF":
+                    raise
+                file.seek(0)
+                return tiff_size(file.read())
+            # Pillow tells the size of a TIFF as it is shown.
+            turned = known != "TIFF" and _orientation(image) >= 5
             return image.size if turned else image.size[::-1]
     except BAD_IMAGE as error:
-        raise DataError(name or str(source), f"is not a readable image ({error})") from None
+        raise DataError(where, f"is not a readable image ({error})") from None

@@ -17,7 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from raysft.data import cifar
+from raysft.data.colours import COMPOSITED
+from raysft.data.decoding import WHITE, Colour, Decoding, Span, decoding_of, described, hexadecimal, settle
 from raysft.data.folders import names_text
+from raysft.data.images import NOTES
 from raysft.data.shards import (
     FORMAT,
     MANIFEST,
@@ -29,11 +32,14 @@ from raysft.data.shards import (
     write_manifest,
     write_shard,
 )
-from raysft.data.sources import Listing, list_source, pixel_sums
+from raysft.data.sources import Listing, list_source, pixel_sums, spans_of
 from raysft.data.walk import Counts, readable
 from raysft.errors import DataError
 from raysft.job.spec import Data
 from raysft.storage import Place, Remote, locked, place, remove, remove_file, sha256, write_text
+
+RANGES = "ranges.json"  # of an import under way
+SPAN_FILES = 64  # whose values are looked at in one task
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,8 +58,9 @@ def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Pl
     """
     if data.source == "shards":
         return place(data.path or "")
-    listing = listing_of(data.source, data.path, data.test_path, progress)
-    name = f"{data.source}-{data.on_bad_image}-{listing.fingerprint[:16]}-v{FORMAT}"
+    listing = listing_of(data.source, data.path, data.test_path, progress, data.background_rgb)
+    behind = "" if data.background_rgb == WHITE else f"-on{hexadecimal(data.background_rgb).replace('#', '-')}"
+    name = f"{data.source}-{data.on_bad_image}{behind}-{listing.fingerprint[:16]}-v{FORMAT}"
     folder = (cache or cache_folder() / "datasets") / name
     if not (folder / MANIFEST).is_file():
         import_listing(listing, folder, data.on_bad_image, progress)
@@ -61,10 +68,10 @@ def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Pl
 
 
 def import_dataset(kind: str, path: str | None, out: Place, test: str | None, on_bad_image: Literal["fail", "skip"],
-                   progress: Progress) -> Manifest:
+                   progress: Progress, background: Colour = WHITE) -> Manifest:
     """Import a source into the folder `out`, which must not be there yet. Needs Ray; raises DataError."""
     check_out(out)
-    return import_listing(listing_of(kind, path, test, progress), out, on_bad_image, progress)
+    return import_listing(listing_of(kind, path, test, progress, background), out, on_bad_image, progress)
 
 
 def check_out(out: Place) -> None:
@@ -80,10 +87,15 @@ def fetch(kind: str, path: str | None, progress: Progress) -> None:
         cifar.download(cifar.locate(None, cache_folder()), progress)
 
 
-def listing_of(kind: str, path: str | None, test: str | None, progress: Progress) -> Listing:
-    """The listing of a source, downloaded first where that is needed; raises DataError."""
+def listing_of(kind: str, path: str | None, test: str | None, progress: Progress, background: Colour = WHITE
+               ) -> Listing:
+    """The listing of a source, downloaded first where that is needed; raises DataError.
+
+    background: what is behind transparent pixels.
+    """
     fetch(kind, path, progress)
-    return list_source(kind, path, test, cache_folder())
+    listing = list_source(kind, path, test, cache_folder())
+    return replace(listing, image=replace(listing.image, decoding=Decoding(background)))
 
 
 def import_listing(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:
@@ -116,6 +128,7 @@ def _import(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"],
         return read_manifest(out)
     partial = out if isinstance(out, Remote) else out.with_name(out.name + ".partial")
     _prepare(partial, listing, on_bad_image)
+    listing = _with_ranges(partial, listing, progress)
     try:
         done = _write_all(partial, listing, on_bad_image, progress)
         manifest = _manifest(listing, done)
@@ -124,6 +137,8 @@ def _import(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"],
         raise
     for file in (*(note_path(partial / n["path"]) for n in done), partial / "source.json"):
         remove_file(file)
+    if (partial / RANGES).is_file():
+        remove_file(partial / RANGES)
     write_manifest(partial, manifest)
     if isinstance(out, Path) and isinstance(partial, Path):
         os.rename(partial, out)
@@ -140,6 +155,50 @@ def _prepare(partial: Place, listing: Listing, on_bad_image: str) -> None:
         for split in listing.chunks:
             (partial / split).mkdir(parents=True, exist_ok=True)
     write_text(note, identity)
+
+
+def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listing:
+    """The listing with the range of each kind of sample of more than 8 bits, which all shards have in common.
+
+    It has to be known before the first shard is written, so those images are read twice.
+    """
+    how = listing.image.decoding
+    note = partial / RANGES
+    if note.is_file():
+        found = decoding_of(json.loads(note.read_text()))
+        return replace(listing, image=replace(listing.image, decoding=found))
+    files = [file for chunks in listing.chunks.values() for chunk in chunks for file in chunk.files_to_range()]
+    if not files:
+        return listing
+    found = replace(how, ranges=settle(_spans(files, listing.everywhere, progress)))
+    write_text(note, json.dumps(found.document()))
+    return replace(listing, image=replace(listing.image, decoding=found))
+
+
+def _spans(files: list[str], everywhere: bool, progress: Progress) -> Iterator[Span]:
+    """The values that the images hold, read on all CPUs."""
+    import ray.data
+
+    groups = [{"files": pickle.dumps(files[i:i + SPAN_FILES])} for i in range(0, len(files), SPAN_FILES)]
+    tasks = ray.data.from_items(groups, override_num_blocks=len(groups))
+    done = 0
+    for row in tasks.map(_spans_of_group, num_cpus=0, **_where(everywhere)).iter_rows():
+        done += row["files"]
+        progress("look for the range of values", done, len(files))
+        yield from (Span(**span) for span in json.loads(row["spans"]))
+
+
+def _spans_of_group(row: dict[str, Any]) -> dict[str, Any]:
+    files = pickle.loads(row["files"])
+    return {"files": len(files), "spans": json.dumps([asdict(span) for span in spans_of(files)])}
+
+
+def _where(everywhere: bool) -> dict[str, Any]:
+    """On which nodes tasks of Ray Data run that read the source, and how many at once."""
+    import ray.data
+
+    at_once = ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1))))
+    return {"compute": at_once} | ({} if everywhere else {"scheduling_strategy": _here()})
 
 
 def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Progress) -> list[dict[str, Any]]:
@@ -164,10 +223,8 @@ def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Pr
     if waiting:
         check_starts()
         tasks = ray.data.from_items(waiting, override_num_blocks=len(waiting))
-        where = {} if listing.everywhere else {"scheduling_strategy": _here()}
-        at_once = ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1))))
         written = tasks.map(partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image), num_cpus=0,
-                            compute=at_once, **where)
+                            **_where(listing.everywhere))
         for row in written.iter_rows():
             note = json.loads(row["note"])
             if note["fatal"]:
@@ -205,6 +262,7 @@ def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dic
     if rows.bad and on_bad_image == "fail":
         return {"note": json.dumps(note)}
     note |= asdict(write_shard(path, spec, rows.ids, rows.images, rows.labels))
+    note["decoded"] = rows.decoded
     note["class_rows"] = np.bincount(rows.labels).tolist()
     total, squares = rows.pixel_sum, rows.pixel_square_sum
     if total is None or squares is None:
@@ -241,10 +299,19 @@ def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
     mean = _total(train, "pixel_sum") / rows
     spread = np.sqrt(np.maximum(_total(train, "pixel_square_sum") / rows - mean**2, 0))
     std = np.where(spread > 0, spread, 1.0)  # a channel without any variation is only shifted
+    decoded = {key: count for key in NOTES if (count := sum(n["decoded"].get(key, 0) for n in notes))}
     bad = [file for n in notes for file in n["bad"]]
     manifest = Manifest(listing.classes, listing.image, tuple(mean.tolist()), tuple(std.tolist()), splits, len(bad))
     return replace(manifest, source=listing.where, counts=_with_unreadable(listing, bad),
-                   notes=(*listing.notes, *_emptied(listing, notes)))
+                   notes=(*listing.notes, *_emptied(listing, notes), *pixel_lines(listing.image.decoding, decoded)),
+                   decoded=decoded)
+
+
+def pixel_lines(how: Decoding, decoded: dict[str, int]) -> list[str]:
+    """What was done to pixels, in words."""
+    behind = f" ({hexadecimal(how.background)})" if how.background is not None else ""
+    told = [f"images {NOTES[key]}{behind if key == COMPOSITED else ''}: {count:,}" for key, count in decoded.items()]
+    return [*described(how), *told]
 
 
 def _with_unreadable(listing: Listing, bad: Sequence[str]) -> tuple[Counts, ...]:

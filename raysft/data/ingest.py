@@ -18,6 +18,7 @@ import pyarrow as pa
 from raysft.data.images import fit, stored_rgb
 from raysft.data.order import stratified_order
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, columns, read_labels, read_table
+from raysft.errors import DataError
 from raysft.storage import Place
 
 MIXED_SIZE = 224
@@ -77,6 +78,8 @@ class SplitSource:
     """Rows of each class."""
     counts: tuple[int, ...] = ()
     """How many of `ids` each file holds."""
+    resampling: str = "bilinear"
+    """How stored images are scaled to that size: nearest | bilinear | bicubic."""
     unsorted: np.ndarray | None = None
     """`ids` in the order of the rows in the files, where that is another one."""
 
@@ -102,9 +105,11 @@ def choose_rows(ids: np.ndarray, labels: np.ndarray, val_rows: int, limit: int |
 
 
 def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int | None, seed: int,
-                  image_sizes: Set[int | None] = frozenset({None})) -> dict[SplitName, SplitSource]:
+                  image_sizes: Set[int | None] = frozenset({None}),
+                  interpolations: Set[str | None] = frozenset({None})) -> dict[SplitName, SplitSource]:
     """The three splits of a data set; validation is taken from train where it has no split of its own."""
     height, width = decoded_size(manifest.image, image_sizes)
+    resampling = resampling_of(manifest.image, (height, width), interpolations)
     train, test = read_labels(folder, manifest.splits["train"]), read_labels(folder, manifest.splits["test"])
     own_val = manifest.splits.get("val")
     train_ids, val_ids = choose_rows(*train, 0 if own_val else val_rows, limit, seed)
@@ -121,7 +126,7 @@ def split_sources(folder: Place, manifest: Manifest, val_rows: int, limit: int |
         ends = np.cumsum([file.rows for file in split.files])[:-1]
         counts, in_files = [int(part.sum()) for part in np.split(among, ends)], ids[among]
         return SplitSource(folder, split.files, manifest.image, chosen, height, width, tuple(class_rows.tolist()),
-                           tuple(counts), None if np.array_equal(in_files, chosen) else in_files)
+                           tuple(counts), resampling, None if np.array_equal(in_files, chosen) else in_files)
 
     return {"train": source(manifest.splits["train"], train, train_ids),
             "val": source(own_val or manifest.splits["train"], val, val_ids),
@@ -139,6 +144,20 @@ def decoded_size(spec: ImageSpec, image_sizes: Set[int | None]) -> tuple[int, in
         return (max(size for size in sizes if size is not None),) * 2
     height, width = spec.shape[:2]
     return (height, width) if None in sizes else (min(max(s for s in sizes if s), height, width),) * 2
+
+
+def resampling_of(spec: ImageSpec, size: tuple[int, int], interpolations: Set[str | None]) -> str:
+    """How images are scaled when they are decoded: as the job says, bilinear where it says nothing.
+
+    interpolations: those of all trials, None for one that names none; raises DataError where they are several and
+    images have to be scaled, which is done once for all trials.
+    """
+    if spec.encoding == "raw" and spec.shape[:2] == size:
+        return "bilinear"
+    if len(interpolations) > 1:
+        raise DataError("model.interpolation", "differs between trials, but images of these sizes are scaled once for "
+                        "all of them", "name one in model.interpolation, and none in search.space")
+    return next(iter(interpolations), None) or "bilinear"
 
 
 def usual_size(spec: ImageSpec) -> int | None:
@@ -212,7 +231,8 @@ def _decode(table: pa.Table, source: SplitSource) -> pa.Array:
     ids, images, _ = columns(table, source.spec)
     out = np.empty((len(ids), source.height, source.width, 3), np.uint8)
     for i, image in enumerate(images):
-        out[i] = fit(stored_rgb(image, f"row {ids[i]}"), source.height, source.width)
+        out[i] = fit(stored_rgb(image, f"row {ids[i]}", source.spec.decoding), source.height, source.width,
+                     source.resampling)
     return pa.Array.from_buffers(pa.binary(int(np.prod(out.shape[1:]))), len(out), [None, pa.py_buffer(out)])
 
 

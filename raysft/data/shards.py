@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysft.data.decoding import BEFORE, Decoding, decoding_of
 from raysft.data.parquet import read_plain
 from raysft.data.walk import Counts
 from raysft.errors import DataError
 from raysft.storage import Place, read_json, sha256, write_bytes, write_json
 
-FORMAT = 2  # 2: dataset.json has a checksum of its own
+FORMAT = 3  # 2: dataset.json has a checksum of its own; 3: says how files were decoded
 MANIFEST = "dataset.json"
 COUNTS = ("folder", "seen", "used", "left_out", "examples", "unusual")
 
@@ -36,6 +37,8 @@ class ImageSpec:
     height: int | None = None
     width: int | None = None
     channels: int = 3
+    decoding: Decoding = field(default_factory=Decoding)
+    """How files become 8-bit RGB, and raw images have become it."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,13 +84,17 @@ class Manifest:
     """What became of the files of each folder that was imported."""
     notes: tuple[str, ...] = ()
     """How the folders were read, a fact each."""
+    decoded: dict[str, int] = field(default_factory=dict)
+    """How many images were special in what way; see `raysft.data.images.NOTES`."""
     format: int = field(default=FORMAT)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the classes and the checksums of all shards: the same data, the same fingerprint."""
         sums = [f.sha256 for name in sorted(self.splits) for f in self.splits[name].files]
-        return hashlib.sha256(json.dumps([self.classes, sums]).encode()).hexdigest()
+        how = self.image.decoding
+        of_files = [how.document()] if self.image.encoding == "file" and how not in (Decoding(), BEFORE) else []
+        return hashlib.sha256(json.dumps([self.classes, sums, *of_files]).encode()).hexdigest()
 
 
 def write_manifest(folder: Place, manifest: Manifest) -> None:
@@ -124,9 +131,10 @@ def _manifest(stored: dict[str, Any]) -> Manifest:
     red, green, blue = stored["mean"]
     s_red, s_green, s_blue = stored["std"]
     counts = tuple(Counts(**{key: each[key] for key in COUNTS if key in each}) for each in stored.get("counts", ()))
-    return Manifest(tuple(stored["classes"]), ImageSpec(**spec), (red, green, blue), (s_red, s_green, s_blue), splits,
+    image = ImageSpec(**spec, decoding=decoding_of(stored["image"].get("decoding")))
+    return Manifest(tuple(stored["classes"]), image, (red, green, blue), (s_red, s_green, s_blue), splits,
                     stored.get("skipped", 0), stored.get("source", ""), counts, tuple(stored.get("notes", ())),
-                    stored["format"])
+                    stored.get("decoded", {}), stored["format"])
 
 
 def verify(folder: Place, manifest: Manifest) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from raysft.data import cifar
+from raysft.data.decoding import Span
 from raysft.data.folders import Folders, files_lines
-from raysft.data.images import open_rgb, size_of
+from raysft.data.images import HEAD_BYTES, decode, needs_range, size_of, span_of
 from raysft.data.order import stratified_order
 from raysft.data.shards import ImageSpec, Manifest, read_manifest
 from raysft.data.walk import Counts
@@ -40,6 +43,8 @@ class Rows:
     bad: tuple[str, ...] = ()
     pixel_sum: tuple[float, ...] | None = None
     pixel_square_sum: tuple[float, ...] | None = None
+    decoded: dict[str, int] = field(default_factory=dict)
+    """How many images were special in what way; see `raysft.data.images.NOTES`."""
 
 
 class Chunk(ABC):
@@ -48,6 +53,10 @@ class Chunk(ABC):
     @abstractmethod
     def read(self, spec: ImageSpec) -> Rows:
         """The rows, with whatever cannot be read listed in `bad`."""
+
+    def files_to_range(self) -> list[str]:
+        """The image files that may hold values whose range has to be known before any is read."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -192,16 +201,19 @@ class FileChunk(Chunk):
         encoded: list[bytes] = []
         bad: list[str] = []
         total, squares = np.zeros(3), np.zeros(3)
+        special: Counter[str] = Counter()
         for i, file in enumerate(self.files):
             try:
                 raw = Path(file).read_bytes()
-                pixels = np.asarray(open_rgb(raw, file))
+                decoded = decode(raw, file, spec.decoding)
+                pixels = np.asarray(decoded.image)
                 if spec.encoding == "raw" and pixels.shape != spec.shape:
                     raise DataError(file, f"is {pixels.shape[1]}×{pixels.shape[0]} pixels, its header said otherwise")
             except (DataError, OSError) as error:
                 bad.append(str(error))
                 continue
             kept.append(i)
+            special.update(decoded.notes)
             if spec.encoding == "raw":
                 images.append(pixels)
             else:
@@ -212,8 +224,33 @@ class FileChunk(Chunk):
         ids, labels = np.asarray(self.ids, np.int64)[kept], np.asarray(self.labels, np.int32)[kept]
         if spec.encoding == "raw":
             stacked = np.stack(images) if images else np.empty((0, *spec.shape), np.uint8)
-            return Rows(ids, stacked, labels, tuple(bad))
-        return Rows(ids, encoded, labels, tuple(bad), tuple(total.tolist()), tuple(squares.tolist()))
+            return Rows(ids, stacked, labels, tuple(bad), decoded=dict(special))
+        return Rows(ids, encoded, labels, tuple(bad), tuple(total.tolist()), tuple(squares.tolist()), dict(special))
+
+    def files_to_range(self) -> list[str]:
+        return [file for file in self.files if _may_need_range(file)]
+
+
+def _may_need_range(file: str) -> bool:
+    try:
+        with open(file, "rb", buffering=0) as content:
+            return needs_range(content.read(HEAD_BYTES))
+    except OSError:
+        return False  # named when it is decoded
+
+
+def spans_of(files: Sequence[str]) -> list[Span]:
+    """The values of those images that have more than 8 bits a sample, one span for each kind of sample."""
+    found: dict[tuple[str, bool], list[Span]] = {}
+    for file in files:
+        try:
+            span = span_of(Path(file).read_bytes(), file)
+        except OSError:
+            continue  # named when it is decoded
+        if span is not None:
+            found.setdefault((span.kind, span.told), []).append(span)
+    return [Span(kind, min(s.low for s in spans), max(s.high for s in spans), told)
+            for (kind, told), spans in found.items()]
 
 
 def list_imagefolder(root: Path, test: Path | None) -> Listing:

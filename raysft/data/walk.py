@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from raysft.data.images import EXTENSIONS, can_decode, sniff
+from raysft.data.images import EXTENSIONS, HEAD_BYTES, can_decode, sniff
 from raysft.errors import DataError
 
 EXAMPLES = 5  # names that are kept of each kind of files left out
@@ -28,7 +28,6 @@ UNREADABLE = "unreadable images"
 _SYSTEM = frozenset({"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r",
                      "$recycle.bin", "#recycle", "@recycle", "@recently-snapshot", "#snapshot",
                      "system volume information", "lost+found", "__pycache__"})
-HEAD_BYTES = 64  # that `sniff` looks at
 _USUAL = EXTENSIONS | {".avif", ".heic", ".heif"}
 
 

@@ -185,7 +185,7 @@ class Predictor:
         from raysft.results.predict import batch_of
 
         card = self.classifier.card
-        items, size = list(chunk.items(card.height, card.width)), batch_of(self.classifier.card)
+        items, size = list(chunk.items(card)), batch_of(self.classifier.card)
         decoded = self.pool.map(_decoded, items) if self.pool else map(_decoded, items)
         for start in range(0, len(items), size):
             part = items[start:start + size]

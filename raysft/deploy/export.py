@@ -166,14 +166,18 @@ def _record(name: str, card: ModelCard, file: Path) -> dict[str, Any]:
             "model": {**known, "architecture": card.architecture, "weights_sha256": card.weights_sha256},
             "preparation": {"height": card.height, "width": card.width, "mean": list(card.mean),
                             "std": list(card.std), "image_size": card.image_size,
-                            "interpolation": card.interpolation}}
+                            "interpolation": card.interpolation, "resampling": card.resampling,
+                            "decoding": card.decoding.document()}}
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------
 
-_STEPS = ["RGB, upright by its EXIF orientation, 8 bits a channel",
+_PIXELS = ("RGB in sRGB (from the image's own profile where decoding.profiles), upright by its EXIF orientation, 8 "
+           "bits a channel: samples of more bits scaled so that decoding.ranges, (black, white) of each kind of "
+           "sample, become 0 and 255; transparent pixels over decoding.background, without one as they are stored")
+_STEPS = [_PIXELS,
           "where it is not height × width: scaled to cover it and cropped around its centre, as PIL.ImageOps.fit does "
-          "(bilinear; each row first, rounded to 8 bits, then each column)",
+          "(with the filter resampling; each row first, rounded to 8 bits, then each column)",
           "divided by 255, minus mean, divided by std, a channel each",
           "where image_size is not null: resized to it × it with interpolation (of float values; antialias but for "
           "nearest)"]
@@ -205,7 +209,8 @@ def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
-        fitted = np.stack([fit(Image.fromarray(image), how["height"], how["width"]) for image in images])
+        size = how["height"], how["width"]
+        fitted = np.stack([fit(Image.fromarray(image), *size, how["resampling"]) for image in images])
         return net(prepare(torch.from_numpy(fitted))).softmax(dim=1).numpy()
 
     return run
@@ -286,7 +291,7 @@ def _running(name: str) -> Iterator[None]:
 
 
 def _whole(card: ModelCard) -> dict[str, Any]:
-    return {"input": {"name": IMAGES, "meaning": "RGB, upright; any number, height and width", "type": "uint8",
+    return {"input": {"name": IMAGES, "meaning": f"any number, height and width; {_PIXELS}", "type": "uint8",
                       "shape": [*_SIDES, 3]},
             "output": {"name": PROBABILITIES, "type": "float32", "shape": ["n", len(card.classes)]},
             "preparation_steps": ["in the graph"]}

@@ -23,7 +23,8 @@ from raysft.errors import in_words
 from raysft.results.ranking import TOP, Ranking, ranking_json
 
 TYPES = frozenset({"image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff",
-                   "image/x-portable-pixmap", "image/x-portable-anymap", "application/octet-stream"})
+                   "image/avif", "image/heic", "image/heif", "image/x-portable-pixmap", "image/x-portable-anymap",
+                   "application/octet-stream"})
 FORM, FIELD = "multipart/form-data", "images"
 FIELDS = 8  # that are no files: as many are read before one is refused
 BODY_SECONDS, ANSWER_SECONDS = 60.0, 60.0

@@ -25,7 +25,7 @@ class WholeModel(nn.Module):
 
     def __init__(self, net: nn.Module, card: ModelCard) -> None:
         super().__init__()
-        self.net, self.height, self.width = net, card.height, card.width
+        self.net, self.height, self.width, self.filter = net, card.height, card.width, card.resampling
         scale, shift = scale_and_shift(card.mean, card.std)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
@@ -36,42 +36,56 @@ class WholeModel(nn.Module):
             self.register_buffer("columns", enlarging(card.width, size, card.interpolation).T.contiguous())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = fit(images, self.height, self.width) * self.scale + self.shift
+        pixels = fit(images, self.height, self.width, self.filter) * self.scale + self.shift
         if self.resized:
             pixels = self.rows @ pixels @ self.columns
         return self.net(pixels).softmax(dim=1)
 
 
-def fit(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def fit(images: torch.Tensor, height: int, width: int, resampling: str = "bilinear") -> torch.Tensor:
     """(n, any, any, 3) uint8 to (n, 3, height, width) float32: the whole numbers that `raysft.data.images.fit` gives.
 
     Resizing is a product with a matrix of weights along each axis, in whole numbers as Pillow does it, which float64
     holds exactly.
     """
     tall, wide = (torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[1:3])
-    columns = shrinking(images.shape[2], wide, torch.minimum(wide, tall * (width / height)), width)
-    rows = shrinking(images.shape[1], tall, torch.minimum(tall, wide / (width / height)), height)
+    columns = shrinking(images.shape[2], wide, torch.minimum(wide, tall * (width / height)), width, resampling)
+    rows = shrinking(images.shape[1], tall, torch.minimum(tall, wide / (width / height)), height, resampling)
     pixels = _rounded(images.permute(0, 3, 1, 2).to(torch.float64) @ columns.T)
     return _rounded(rows @ pixels).to(torch.float32)
 
 
-def shrinking(pixels: int, side: torch.Tensor, kept: torch.Tensor, out: int) -> torch.Tensor:
-    """(out, pixels) float64 whole numbers: weights of Pillow's bilinear filter from the middle `kept` of a side.
+def shrinking(pixels: int, side: torch.Tensor, kept: torch.Tensor, out: int, resampling: str = "bilinear"
+              ) -> torch.Tensor:
+    """(out, pixels) float64 whole numbers: weights of Pillow's filter from the middle `kept` of a side.
 
-    The filter is a triangle, as wide as two pixels of the smaller of the two images (Pillow's Resample.c). Pillow hands
-    the edges of what is kept over in float32.
+    The bilinear one is a triangle, as wide as two pixels of the smaller of the two images, the bicubic one twice as
+    wide (Pillow's Resample.c). Pillow hands the edges of what is kept over in float32.
     """
     begin = (side - kept) * 0.5
     first, last = begin.to(torch.float32), (begin + kept).to(torch.float32)
     scale = (last - first).to(torch.float64) / out
     centres = first.to(torch.float64) + (torch.arange(out, dtype=torch.float64) + 0.5) * scale
     places = torch.arange(pixels, dtype=torch.float64) + 0.5
-    weights = (1 - ((places - centres[:, None]) / scale.clamp(min=1)).abs()).clamp(min=0)
-    return torch.floor(weights / weights.sum(1, keepdim=True) * UNIT + 0.5)
+    if resampling == "nearest":
+        # Pillow adds the scale up, and rounds on the way.
+        begun = (first.to(torch.float64) + scale * 0.5).reshape(1)
+        nearest = torch.floor(torch.cumsum(torch.cat([begun, scale.expand(out - 1)]), 0))
+        return (places - 0.5 == nearest[:, None]).to(torch.float64) * UNIT
+    distance = ((places - centres[:, None]) / scale.clamp(min=1)).abs()
+    weights = (1 - distance).clamp(min=0) if resampling == "bilinear" else _cubic(distance)
+    shares = weights / weights.sum(1, keepdim=True) * UNIT
+    return torch.sign(shares) * torch.floor(shares.abs() + 0.5)
+
+
+def _cubic(x: torch.Tensor) -> torch.Tensor:
+    """Keys' cubic kernel with a = -1/2 at distances x of 0 and more."""
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def _rounded(sums: torch.Tensor) -> torch.Tensor:
-    return torch.floor((sums + UNIT // 2) / UNIT)
+    return torch.floor((sums + UNIT // 2) / UNIT).clamp(0, 255)  # cubic weights overshoot
 
 
 def enlarging(pixels: int, out: int, interpolation: str) -> torch.Tensor:

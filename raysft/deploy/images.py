@@ -14,11 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from raysft.data.images import EXTENSIONS, fit, open_rgb, sniff, stored_rgb
+from raysft.data.decoding import conflict
+from raysft.data.images import EXTENSIONS, HEAD_BYTES, fit, open_rgb, sniff, stored_rgb
 from raysft.data.kinds import by_kind
 from raysft.data.shards import MANIFEST, ImageSpec, ShardFile, columns, read_manifest, read_table
-from raysft.data.walk import BROKEN_LINK, HEAD_BYTES, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
+from raysft.data.walk import BROKEN_LINK, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
 from raysft.errors import DataError
+from raysft.results.model import ModelCard
 from raysft.storage import Place, Remote
 
 CHUNK_IMAGES = 512
@@ -46,8 +48,8 @@ class Chunk(Protocol):
     def images(self) -> int:
         """How many there are."""
 
-    def items(self, height: int, width: int) -> Iterator[Item]:
-        """The images in their order; raises DataError where they cannot be found at all."""
+    def items(self, card: ModelCard) -> Iterator[Item]:
+        """For a model, the images in their order; raises DataError where they cannot be found at all."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,16 @@ class Files:
     def images(self) -> int:
         return len(self.names)
 
-    def items(self, height: int, width: int) -> Iterator[Item]:
+    def items(self, card: ModelCard) -> Iterator[Item]:
         for name in self.names:
-            yield Item(name, None, functools.partial(self._decode, name, height, width))
+            yield Item(name, None, functools.partial(self._decode, name, card))
 
-    def _decode(self, name: str, height: int, width: int) -> np.ndarray:
+    def _decode(self, name: str, card: ModelCard) -> np.ndarray:
         try:
-            return fit(open_rgb((self.folder / name).read_bytes(), name), height, width)
+            image = open_rgb((self.folder / name).read_bytes(), name, card.decoding)
         except OSError as error:
             raise DataError(name, f"cannot be read ({error.strerror or error})") from None
+        return fit(image, card.height, card.width, card.resampling)
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,16 @@ class ShardRows:
     def images(self) -> int:
         return self.stop - self.start
 
-    def items(self, height: int, width: int) -> Iterator[Item]:
+    def items(self, card: ModelCard) -> Iterator[Item]:
+        why = conflict(self.spec.decoding, card.decoding) if self.spec.encoding == "raw" else None
+        if why is not None:
+            raise DataError(str(self.folder), f"holds images that were scaled otherwise than those of the model: {why}",
+                            "give the folder of the original images")
         table = _shard(self.folder, self.file).slice(self.start, self.images)
         ids, images, labels = columns(table, self.spec)
         for row, image, label in zip(ids, images, labels, strict=True):
             name = f"{self.split}/{row}"
-            yield Item(name, self.classes[label], functools.partial(_decode_row, image, name, height, width))
+            yield Item(name, self.classes[label], functools.partial(_decode_row, image, name, card))
 
 
 @functools.lru_cache(maxsize=1)  # its other chunks come to the same process next
@@ -116,8 +123,8 @@ def _shard(folder: Place, file: ShardFile) -> pa.Table:
     return read_table(folder, file)
 
 
-def _decode_row(image: Any, name: str, height: int, width: int) -> np.ndarray:
-    return fit(stored_rgb(image, name), height, width)
+def _decode_row(image: Any, name: str, card: ModelCard) -> np.ndarray:
+    return fit(stored_rgb(image, name, card.decoding), card.height, card.width, card.resampling)
 
 
 def source_of(where: Place, split: str | None = None) -> Source:

@@ -72,9 +72,10 @@ class Predictor:
             if height * width > self._max_pixels:
                 return Refused(413, name, f"has {height * width / 1e6:,.1f} megapixels, the limit is "
                                f"{self._max_pixels / 1e6:g}", "scale it down, or serve with --max-megapixels")
-            return fit(open_rgb(content, name), card.height, card.width)
+            return fit(open_rgb(content, name, card.decoding), card.height, card.width, card.resampling)
         except DataError as error:
-            return Refused(422, error.where, error.what, "send a whole JPEG, PNG, WebP, TIFF, BMP, GIF or PPM file")
+            return Refused(422, error.where, error.what, error.todo or
+                           "send a whole JPEG, PNG, WebP, TIFF, BMP, GIF, PPM or AVIF file")
 
     def _ranked(self, images: Sequence[np.ndarray], top: int) -> list[Ranking]:
         size = self._at_once

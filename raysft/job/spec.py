@@ -24,6 +24,19 @@ Count = Annotated[int, Field(ge=1)]
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
+_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128), "gray": (128, 128, 128)}
+
+
+def colour_of(text: str) -> tuple[int, int, int]:
+    """Red, green and blue (0 to 255) of a name or of #rrggbb; raises ValueError."""
+    if text.lower() in _COLOURS:
+        return _COLOURS[text.lower()]
+    if not re.fullmatch(r"#[0-9A-Fa-f]{6}", text):
+        raise ValueError('must be white, black, grey or "#rrggbb" (in quotes: # begins a comment in YAML)')
+    red, green, blue = (int(text[at:at + 2], 16) for at in (1, 3, 5))
+    return red, green, blue
+
+
 class Data(Section):
     """The labelled images."""
 
@@ -39,6 +52,8 @@ class Data(Section):
     """At most this many training images (before the validation share is taken), stratified; null: all."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What an unreadable image does: end the import with its name, or be counted and left out."""
+    background: str = "white"
+    """imagefolder: the colour behind transparent pixels: white | black | grey, or "#rrggbb"."""
     verify: bool = True
     """Compare every shard with its SHA-256 before training."""
     mean: Triple | None = None
@@ -48,12 +63,26 @@ class Data(Section):
     budget_gb: float = Field(4.0, gt=0)
     """Decoded images up to this many gigabytes (10^9 bytes) are kept in memory, more are streamed every epoch."""
 
+    @field_validator("background")
+    @classmethod
+    def _a_colour(cls, value: str) -> str:
+        colour_of(value)
+        return value
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue, 0 to 255."""
+        return colour_of(self.background)
+
     @model_validator(mode="after")
     def _path_where_needed(self) -> Data:
         if self.source in ("imagefolder", "shards") and self.path is None:
             raise ValueError(f"source {self.source} needs data.path, the folder that holds it")
         if self.source != "imagefolder" and self.test_path is not None:
             raise ValueError("test_path belongs to source imagefolder")
+        if self.source != "imagefolder" and self.background != "white":
+            hint = "; a data set of shards was given its own when it was imported" if self.source == "shards" else ""
+            raise ValueError(f"background belongs to source imagefolder{hint}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be greater than 0 in every channel")
         return self
@@ -69,7 +98,7 @@ class Model(Section):
     image_size: int | None = Field(None, ge=8, le=1024)
     """Height and width in pixels that the network sees; null: as stored, 224 for images of mixed sizes."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    """How small images are enlarged to image_size; null: as the weights were trained, else bilinear."""
+    """How images are scaled; null: small ones are enlarged as the weights were trained, others bilinear."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -269,6 +298,17 @@ class Job(Section):
         if not {"model", "model.image_size"} & set(space):
             given.append(self.model.image_size)
         return {v for g in given for v in values_to_check(g) if v is None or isinstance(v, int)}
+
+    def interpolations(self) -> set[str | None]:
+        """Every model.interpolation that trials may have; None where it is left to the weights."""
+        space, known = (self.search.space, self.search.start_with) if self.search else ({}, [])
+        key = "interpolation"
+        given: list[Any] = [option.get(key, self.model.interpolation) for config in (space, *known)
+                            for option in _models(config)]
+        given += [config[f"model.{key}"] for config in (space, *known) if f"model.{key}" in config]
+        if not {"model", f"model.{key}"} & set(space):
+            given.append(self.model.interpolation)
+        return {v for g in given for v in values_to_check(g) if v is None or isinstance(v, str)}
 
 
 def _models(config: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from raysft.data.decoding import Decoding, decoding_of
 from raysft.data.preparation import Preparation
 from raysft.errors import ModelError, UserError
 from raysft.storage import (
@@ -20,7 +21,7 @@ from raysft.storage import (
 )
 from raysft.train.architecture import foreign_module
 
-FORMAT = 3  # 2: images may be resized for the network; 3: checksums
+FORMAT = 4  # 2: images may be resized for the network; 3: checksums; 4: how files are decoded
 WEIGHTS, CARD, README = "model.safetensors", "model.json", "README.md"
 
 
@@ -41,6 +42,10 @@ class ModelCard:
     """Height and width that the network sees; None: as decoded."""
     interpolation: str = "bilinear"
     weights_sha256: str = ""
+    resampling: str = "bilinear"
+    """How images are scaled to height × width when they are decoded."""
+    decoding: Decoding = field(default_factory=Decoding)
+    """How files become 8-bit RGB where they leave it open."""
     format: int = FORMAT
 
     @property
@@ -72,7 +77,8 @@ def read_card(folder: Place) -> ModelCard:
             raise TypeError(f"architecture is {stored['architecture']!r:.80}")
         return ModelCard(stored["architecture"], tuple(stored["classes"]), stored["height"], stored["width"],
                          tuple(stored["mean"]), tuple(stored["std"]), stored["scores"], stored["provenance"],
-                         stored["image_size"], stored["interpolation"], stored["weights_sha256"], stored["format"])
+                         stored["image_size"], stored["interpolation"], stored["weights_sha256"],
+                         stored.get("resampling", "bilinear"), decoding_of(stored.get("decoding")), stored["format"])
     except FileNotFoundError:
         raise UserError(str(folder), f"is not a model: it has no {CARD}", "give RUN/model") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from raysft.data.decoding import conflict
 from raysft.data.folders import Folders
 from raysft.data.images import fit, open_rgb, stored_rgb
 from raysft.data.pixels import Preparer, most_at_once
-from raysft.data.shards import MANIFEST, Manifest, columns, iter_tables, read_manifest, verify
+from raysft.data.shards import MANIFEST, ImageSpec, Manifest, columns, iter_tables, read_manifest, verify
 from raysft.errors import DataError
 from raysft.results.model import ModelCard, load_model
 from raysft.results.ranking import TOP, Ranking
@@ -58,7 +59,7 @@ class Classifier:
 
     def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
         """(n, classes) float32 for n images of any size, of which one at a time is held as it came."""
-        return self.shares(np.stack([fit(image, self.card.height, self.card.width) for image in images]))
+        return self.shares(np.stack([fitted(image, self.card) for image in images]))
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
@@ -66,7 +67,7 @@ class Classifier:
         size = batch_of(self.card)
         for start in range(0, len(paths), size):
             part = paths[start:start + size]
-            images = np.stack([fit(open_rgb(Path(p), p), self.card.height, self.card.width) for p in part])
+            images = np.stack([fitted(open_rgb(Path(p), p, self.card.decoding), self.card) for p in part])
             found += [Prediction(path, ranking) for path, ranking in zip(part, self.rank(images), strict=True)]
         return found
 
@@ -99,6 +100,11 @@ def by_class(actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]) ->
     return {"classes": rows, "confusion": confusion_matrix(actual, guessed, labels=numbers).tolist()}
 
 
+def fitted(image: Image.Image, card: ModelCard) -> np.ndarray:
+    """(height, width, 3) uint8 of the card's size, scaled as in training."""
+    return fit(image, card.height, card.width, card.resampling)
+
+
 def batch_of(card: ModelCard) -> int:
     """How many images of a model's size go through it at once."""
     return most_at_once(card.height, card.width, card.image_size or 0)
@@ -109,7 +115,7 @@ def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple
     images: list[np.ndarray] = []
     labels: list[int] = []
     for image, label in labelled_images(data, split, card):
-        images.append(fit(image, card.height, card.width))
+        images.append(fitted(image, card))
         labels.append(label)
         if len(images) == batch_of(card):
             yield np.stack(images), np.array(labels)
@@ -124,10 +130,10 @@ def labelled_images(data: Place, split: str, card: ModelCard) -> Iterator[tuple[
     data: a data set with that split, or a folder with one folder of images a class.
     """
     if (data / MANIFEST).is_file():
-        pairs = _shard_images(data, split)
+        pairs = _shard_images(data, split, card)
     else:
         folders = _folders(data, split)
-        pairs = ((open_rgb(Path(file), file), folders.classes[label]) for file, label in folders.test)
+        pairs = ((open_rgb(Path(file), file, card.decoding), folders.classes[label]) for file, label in folders.test)
     number = {unicodedata.normalize("NFC", name): i for i, name in enumerate(card.classes)}
     for image, name in pairs:
         if name not in number:
@@ -154,10 +160,19 @@ def _manifest_with(data: Place, split: str) -> Manifest:
     return manifest
 
 
-def _shard_images(data: Place, split: str) -> Iterable[tuple[Image.Image, str]]:
+def check_stored(spec: ImageSpec, card: ModelCard, where: str) -> None:
+    """Raise DataError where images are stored with other black and white values than the model was trained with."""
+    why = conflict(spec.decoding, card.decoding) if spec.encoding == "raw" else None
+    if why is not None:
+        raise DataError(where, f"holds images that were scaled otherwise than those of the model: {why}",
+                        "give the folder of the original images")
+
+
+def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Image.Image, str]]:
     manifest = _manifest_with(data, split)
     verify(data, manifest)
+    check_stored(manifest.image, card, str(data))
     for table in iter_tables(data, manifest.splits[split]):
         ids, images, labels = columns(table, manifest.image)
         for row, image, label in zip(ids, images, labels, strict=True):
-            yield stored_rgb(image, f"row {row}"), manifest.classes[label]
+            yield stored_rgb(image, f"row {row}", card.decoding), manifest.classes[label]

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from raysft.data.decoding import Decoding, described, hexadecimal
 from raysft.job import Job
 from raysft.job.recipe import Augment, Schedule, Train
 from raysft.job.space import Recipe, recipe_of
@@ -115,8 +116,16 @@ def _use(card: ModelCard) -> list[str]:
                   "this folder and has to be importable where the model is used; `--trust-code` says that its code may "
                   "run."]
     if is_torchvision(card.architecture):
-        lines += ["", "With torch and torchvision alone, in this folder:", "", "```python", *_snippet(card), "```"]
+        lines += ["", "With torch and torchvision alone, in this folder:", "", "```python", *_snippet(card), "```", "",
+                  *_of_pixels(card.decoding)]
     return lines
+
+
+def _of_pixels(how: Decoding) -> list[str]:
+    """What a program has to do to images that are not opaque RGB of 8 bits before it hands them on."""
+    behind = f"Transparent pixels go over {hexadecimal(how.background)}. " if how.background is not None else ""
+    ranges = f"More than 8 bits have to be scaled first: {'; '.join(described(how))}." if how.ranges else ""
+    return [f"This program is for opaque images in sRGB with 8 bits a channel. {behind}{ranges}".rstrip()]
 
 
 def _snippet(card: ModelCard) -> list[str]:
@@ -132,7 +141,7 @@ def _snippet(card: ModelCard) -> list[str]:
             "from PIL import Image, ImageOps", "from safetensors.torch import load_file", "",
             f"net = {call}({given})", 'net.load_state_dict(load_file("model.safetensors"))', "net.eval()", "",
             'image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")',
-            f"image = ImageOps.fit(image, ({card.width}, {card.height}), Image.Resampling.BILINEAR)",
+            f"image = ImageOps.fit(image, ({card.width}, {card.height}), Image.Resampling.{card.resampling.upper()})",
             "pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255",
             f"mean, std = torch.tensor({list(card.mean)}), torch.tensor({list(card.std)})",
             "pixels = (pixels - mean[:, None, None]) / std[:, None, None]", *resized,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from raysft.data.decoding import Decoding
 from raysft.data.images import stored_rgb
 from raysft.data.shards import Manifest, ShardFile, columns, read_manifest, read_table
 from raysft.errors import DataError
@@ -100,7 +101,8 @@ class Images:
             if not len(at):
                 continue
             _, images, _ = columns(read_table(self.folder, shard.file).take(at), self.manifest.image)
-            found |= {int(shard.ids[i]): thumbnail(image) for i, image in zip(at, images, strict=True)}
+            how = self.manifest.image.decoding
+            found |= {int(shard.ids[i]): thumbnail(image, how) for i, image in zip(at, images, strict=True)}
         return found
 
     def _index(self, split: str) -> list[_Shard]:
@@ -113,9 +115,9 @@ class Images:
         return self._shards[split]
 
 
-def thumbnail(image: np.ndarray | bytes) -> Thumbnail:
+def thumbnail(image: np.ndarray | bytes, how: Decoding) -> Thumbnail:
     """A picture of at most 96 pixels a side of a stored image: (height, width, 3) uint8, or an encoded file."""
-    whole = stored_rgb(image)
+    whole = stored_rgb(image, "image", how)
     whole.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
     kind = "PNG" if max(whole.size) <= ENLARGED_PIXELS else "JPEG"
     content = io.BytesIO()

@@ -17,7 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysft.cluster.answers import START_SECONDS, answered, last_lines
-from raysft.data.imports import dataset_of
+from raysft.data.imports import dataset_of, pixel_lines
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
 from raysft.data.sources import outline_of_dataset
@@ -87,9 +87,12 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
         verify(folder, manifest)
     if manifest.skipped:
         listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
+    for line in pixel_lines(manifest.image.decoding, manifest.decoded):
+        listener.note(line)
     compare(run, manifest, folder)
     plan = make_plan(job, outline_of_dataset(folder, manifest), nodes)
-    sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.image_sizes())
+    sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, job.image_sizes(),
+                            job.interpolations())
     note_missing(manifest, sources["val"], listener.note)
     how, why = decide(sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0))
     listener.note(f"data {how}: {why}")

@@ -86,7 +86,7 @@ def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> 
     how = scored.preparation
     return ModelCard(scored.task.model.name, manifest.classes, test.height, test.width, tuple(how.mean),
                      tuple(how.std), {**validation_metrics(scored.best), **scored.scores}, provenance,
-                     how.image_size, how.interpolation)
+                     how.image_size, how.interpolation, resampling=test.resampling, decoding=manifest.image.decoding)
 
 
 def readme_of(run: Run, manifest: Manifest, sources: Mapping[SplitName, SplitSource], board: Sequence[TrialRecord],

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from raysft.data import imports
+from raysft.data.decoding import BEFORE
 from raysft.data.folders import Folders
 from raysft.data.images import open_rgb, size_of
 from raysft.data.imports import import_dataset
@@ -76,6 +78,77 @@ def test_digits_need_no_network(tmp_path):
     assert manifest.image.shape == (32, 32, 3)
     labels = np.concatenate([r[2] for r in rows_of(tmp_path / "D", "test")])
     assert np.bincount(labels).min() >= 34
+
+
+def save(file: Path, image: np.ndarray, **options) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if image.dtype == np.float32:
+        tifffile.imwrite(file, image)
+    else:
+        Image.fromarray(image).save(file, **options)
+
+
+def test_floats_are_scaled_by_the_range_of_the_data_set(tmp_path):
+    for label, name in enumerate(("dark", "light")):
+        for i in range(5):
+            save(tmp_path / "images" / name / f"{i}.tif", np.full((6, 6), 200 * label + 25 * i, np.float32))
+    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+    assert manifest.image.decoding.ranges == {"float32": (0.0, 300.0)}
+    assert "float32 samples: 0 is black, 300 is white" in manifest.notes
+    levels = sorted(int(v) for split in ("train", "test") for v in rows_of(tmp_path / "D", split)[0][1][:, 0, 0, 0])
+    assert levels == [round((200 * label + 25 * i) * 255 / 300) for label in (0, 1) for i in range(5)]
+    assert {p.name for p in (tmp_path / "D").rglob("*") if p.is_file()} == {MANIFEST, "0000.parquet"}
+
+
+@pytest.mark.parametrize(("background", "level"), [((255, 255, 255), 255), ((0, 0, 0), 0)])
+def test_transparency_and_missing_ends_are_counted(tmp_path, background, level):
+    icon = np.zeros((6, 6, 4), np.uint8)
+    icon[:3, :, 0], icon[:3, :, 3] = 200, 255
+    for i in range(5):
+        save(tmp_path / "images/icons" / f"{i}.png", icon)
+        save(tmp_path / "images/photos" / f"{i}.jpg", np.full((6, 6, 3), 10 * i, np.uint8))
+    first = tmp_path / "images/photos/0.jpg"
+    first.write_bytes(first.read_bytes()[:-2])
+    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet, background)
+    assert manifest.decoded == {"no_end": 1, "composited": 5}
+    assert manifest.image.decoding.background == background
+    assert any("end marker" in note and note.endswith(": 1") for note in manifest.notes)
+    assert rows_of(tmp_path / "D", "train")[0][1][0, 5, 0].tolist() == [level] * 3
+
+
+def test_values_of_a_data_set_of_mixed_sizes_stay_with_their_range(tmp_path):
+    for i in range(5):
+        save(tmp_path / "images/a" / f"{i}.tif", np.full((6, 6 + i), 1000.0, np.float32))
+        save(tmp_path / "images/b" / f"{i}.tif", np.full((6, 6 + i), 500.0, np.float32))
+    save(tmp_path / "images/b/5.tif", np.zeros((6, 6), np.float32))
+    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+    assert manifest.image.encoding == "file"
+    rows = read_split(split_sources(tmp_path / "D", manifest, 2, None, 0, {8})["train"])
+    assert set(rows.images.reshape(-1).tolist()) <= {0, 128, 255}
+    assert 128 in rows.images
+    other = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "E", None, "fail", quiet, (0, 0, 0))
+    assert other.fingerprint != manifest.fingerprint
+
+
+def test_small_tiffs_that_lie_on_their_side_are_taken(tmp_path):
+    for name in ("a", "b"):
+        for i in range(5):
+            file = tmp_path / "images" / name / f"{i}.tif"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(file, np.full((6, 9, 3), 20 * i, np.uint8), photometric="rgb",
+                             extratags=[(274, "H", 1, 6, True)])
+    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+    assert manifest.image.shape == (9, 6, 3)
+
+
+def test_a_data_set_of_before_is_read_as_it_was_made(images, tmp_path):
+    made = run(images, tmp_path / "D")
+    stored = read_json(tmp_path / "D" / MANIFEST)
+    del stored["image"]["decoding"], stored["decoded"]
+    write_json(tmp_path / "D" / MANIFEST, stored | {"format": 2})
+    old = read_manifest(tmp_path / "D")
+    assert old.image.decoding == BEFORE
+    assert old.fingerprint == made.fingerprint
 
 
 def test_an_interrupted_import_takes_up_what_it_wrote(images, tmp_path, monkeypatch):
@@ -226,7 +299,7 @@ def test_a_wrong_checksum_names_the_shard(images, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "expected"), [
-    (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 2"),
+    (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 3"),
     (lambda m: {"format": 1}, "is not a manifest"),
     (lambda m: m | {"mean": [0.5]}, "is not a manifest"),
     (lambda m: m | {"splits": {"train": {"rows": 0, "files": []}}}, "the split train is empty"),
@@ -248,6 +321,8 @@ def test_the_cache_holds_one_data_set_a_source(images, monkeypatch):
     from raysft.job.spec import Data
 
     data = Data(source="imagefolder", path=str(images))
+    black = Data(source="imagefolder", path=str(images), background="black")
+    assert imports.dataset_of(black, quiet) != imports.dataset_of(data, quiet)
     first = imports.dataset_of(data, quiet)
     monkeypatch.setattr(imports, "import_listing", lambda *a: pytest.fail("imported twice"))
     assert imports.dataset_of(data, quiet) == first

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from raysft.data.images import fit
 from raysft.data.imports import import_dataset
 from raysft.data.ingest import (
     Kept,
@@ -16,6 +18,7 @@ from raysft.data.ingest import (
     stream_tables,
 )
 from raysft.data.shards import read_manifest
+from raysft.errors import DataError
 from raysft.job.batches import batch_sizes
 from tests.conftest import make_images
 
@@ -118,6 +121,26 @@ def test_kept_and_streamed_rows_are_the_same_images(sources):
 def test_images_are_made_smaller_when_read(dataset, image_size, decoded):
     sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, {image_size})
     assert read_split(sources["val"]).images.shape == (9, decoded, decoded, 3)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bicubic"])
+@pytest.mark.usefixtures("ray_local")
+def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolation):
+    make_images(tmp_path / "images/train", {"a": 4, "b": 4}, size=(20, 30))
+    make_images(tmp_path / "images/test", {"a": 2, "b": 2}, size=(30, 20))
+    import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", lambda *_: None)
+    manifest = read_manifest(tmp_path / "D")
+    found = {}
+    for name in (None, "bilinear", interpolation):
+        sources = split_sources(tmp_path / "D", manifest, 2, None, 0, {16}, {name})
+        assert {source.resampling for source in sources.values()} == {name or "bilinear"}
+        found[name] = read_split(sources["test"]).images
+    assert np.array_equal(found[None], found["bilinear"])
+    assert not np.array_equal(found[None], found[interpolation])
+    expected = fit(Image.open(tmp_path / "images/test/a/000.png"), 16, 16, interpolation)
+    assert np.array_equal(found[interpolation][0], expected)
+    with pytest.raises(DataError, match="differs between trials"):
+        split_sources(tmp_path / "D", manifest, 2, None, 0, {16}, {None, interpolation})
 
 
 def test_the_budget_decides_and_says_why(sources):

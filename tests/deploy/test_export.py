@@ -42,7 +42,7 @@ def pixels(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def delivered(folder: Path, architecture: str, size: tuple[int, int], classes=CLASSES, image_size=None,
-              interpolation="bilinear", **provenance) -> Path:
+              interpolation="bilinear", resampling="bilinear", **provenance) -> Path:
     """A model with random weights; statistics of batches have been run in, so that its answers differ by image."""
     torch.manual_seed(0)
     net = network(architecture, len(classes), image_size)
@@ -54,7 +54,7 @@ def delivered(folder: Path, architecture: str, size: tuple[int, int], classes=CL
     folder.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
     card = ModelCard(architecture, tuple(classes), *size, (0.48, 0.45, 0.4), (0.23, 0.22, 0.25), {}, provenance,
-                     image_size, interpolation)
+                     image_size, interpolation, resampling=resampling)
     deliver(folder.parent / "model", folder, card)
     return folder.parent / "model"
 
@@ -89,7 +89,8 @@ def photos(tmp_path) -> Path:
 SIDES = (1, 2, 3, 7, 8, 12, 31, 32, 33, 64, 100, 224, 225, 448)
 
 
-def test_the_graph_gives_the_pixels_of_pillow_bit_by_bit():
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "bicubic"])
+def test_the_graph_gives_the_pixels_of_pillow_bit_by_bit(resampling):
     rng = np.random.default_rng(0)
     for case in range(150):
         height, width = rng.choice(SIDES, 2)
@@ -97,8 +98,8 @@ def test_the_graph_gives_the_pixels_of_pillow_bit_by_bit():
         image = pixels(1, height, width, case)[0]
         if case % 3 == 0:
             image = 255 * (image > 127).astype(np.uint8)
-        found = fit(torch.from_numpy(image)[None], *out)[0].permute(1, 2, 0).numpy()
-        expected = fit_of_pillow(Image.fromarray(image), *out)
+        found = fit(torch.from_numpy(image)[None], *out, resampling)[0].permute(1, 2, 0).numpy()
+        expected = fit_of_pillow(Image.fromarray(image), *out, resampling)
         assert np.array_equal(found, expected), (height, width, out)
 
 
@@ -212,6 +213,15 @@ def test_resnet18_answers_alike_in_every_format(tmp_path):
             compare_elsewhere(made, model, [(1, 32, 32), (7, 32, 32), (2, 120, 90)], tmp_path / f"s-{kind}")
 
 
+@pytest.mark.parametrize("resampling", ["nearest", "bicubic"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_images_are_scaled_as_in_training(tmp_path, photos, kind, resampling):
+    model = delivered(tmp_path / "weights", TINY, (24, 24), resampling=resampling)
+    made = export(model, kind, tmp_path / "out", photos, quiet)
+    check_record(made, 18)
+    assert made["preparation"]["resampling"] == resampling
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_photos_of_mixed_sizes_score_alike(tmp_path, photos, kind):
     model = delivered(tmp_path / "weights", QUICKSTART, (224, 224))
@@ -241,12 +251,12 @@ def test_safetensors_load_where_torchvision_makes_the_network(tmp_path):
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
-def darker(images, height, width):
-    return fit(images, height, width) * 0.9
+def darker(images, *how):
+    return fit(images, *how) * 0.9
 
 
-def not_a_number(images, height, width):
-    return fit(images, height, width) * float("nan")
+def not_a_number(images, *how):
+    return fit(images, *how) * float("nan")
 
 
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
