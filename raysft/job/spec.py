@@ -303,8 +303,7 @@ class Job(Section):
         """Every model.interpolation that trials may have; None where it is left to the weights."""
         space, known = (self.search.space, self.search.start_with) if self.search else ({}, [])
         key = "interpolation"
-        given: list[Any] = [option.get(key, self.model.interpolation) for config in (space, *known)
-                            for option in _models(config)]
+        given: list[Any] = [option.get(key) for config in (space, *known) for option in _models(config)]
         given += [config[f"model.{key}"] for config in (space, *known) if f"model.{key}" in config]
         if not {"model", f"model.{key}"} & set(space):
             given.append(self.model.interpolation)

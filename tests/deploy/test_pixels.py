@@ -51,7 +51,7 @@ def test_the_same_pixels_everywhere(model, photos):
     card = read_card(model)
     assert card.decoding == HOW
     files = sorted(photos.rglob("*.*"))
-    replica = Predictor(str(model), 10**6, 1, "cpu")
+    replica = Predictor(str(model), 10**6, 1, "cpu", None)
     for image, (file, (shown, _)) in zip(source_of(photos).chunks[0].items(card),
                                          zip(files, labelled_images(photos, "test", card), strict=True), strict=True):
         served = replica._decoded(file.name, file.read_bytes())
@@ -72,7 +72,7 @@ def test_values_that_the_model_does_not_know_are_refused(model, photos):
     write_json(model / CARD, read_json(model / CARD) | {"decoding": Decoding().document()})
     with pytest.raises(DataError, match="has float32 samples"):
         Classifier(model).predict([str(photos / "ant/0.tif")])
-    refused = Predictor(str(model), 10**6, 1, "cpu")._decoded("0.tif", (photos / "ant/0.tif").read_bytes())
+    refused = Predictor(str(model), 10**6, 1, "cpu", None)._decoded("0.tif", (photos / "ant/0.tif").read_bytes())
     assert isinstance(refused, Refused)
     assert "which values are black and white" in str(refused)
 
@@ -100,6 +100,6 @@ def test_a_model_of_before_ignores_transparency_as_it_did(model):
     assert (card.decoding, card.resampling) == (BEFORE, "bilinear")
     written = io.BytesIO()
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(written, "PNG")
-    served = Predictor(str(model), 10**6, 1, "cpu")._decoded("a.png", written.getvalue())
+    served = Predictor(str(model), 10**6, 1, "cpu", None)._decoded("a.png", written.getvalue())
     assert isinstance(served, np.ndarray)
     assert served[0, 0].tolist() == [255, 0, 0]

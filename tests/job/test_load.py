@@ -296,3 +296,27 @@ def test_a_name_alone_stands_for_an_optimizers_usual_range(write):
 ])
 def test_every_size_that_a_trial_may_want_is_known(write, text, expected):
     assert load_job(write(text)).image_sizes() == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("{}", {None}), ("model: {interpolation: bicubic}", {"bicubic"}),
+    ("search: {space: {model: [{name: resnet18}, {name: resnet34, interpolation: nearest}]}}", {None, "nearest"}),
+    ("model: {interpolation: bicubic}\nsearch: {space: {model: [{name: resnet18}, {name: resnet34}]}}", {None}),
+    ("search: {space: {model.interpolation: {choice: [null, nearest]}}}", {None, "nearest"}),
+])
+def test_every_interpolation_that_a_trial_may_want_is_known(write, text, expected):
+    assert load_job(write(text)).interpolations() == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("{source: imagefolder, path: x, background: pink}", "must be white, black, grey or"),
+    ("{source: imagefolder, path: x, background: '#12345'}", "must be white, black, grey or"),
+    ("{source: shards, path: x, background: black}", "was given its own when it was imported")])
+def test_backgrounds_that_cannot_be_used(write, text, expected):
+    with pytest.raises(JobError, match=expected):
+        load_job(write(f"data: {text}"))
+
+
+def test_a_background_is_a_name_or_a_number(write):
+    job = load_job(write("data: {source: imagefolder, path: x, background: '#0aff10'}"))
+    assert job.data.background_rgb == (10, 255, 16)
