@@ -137,7 +137,7 @@ def _newer_format(root: Path) -> dict:
 
 WRONG_JOBS = {
     "unknown key": (lambda root: {"trian": {}}, "trian: is not a key; did you mean train?"),
-    "wrong type": (lambda root: {"seed": "x"}, "seed: got 'x', must be an integer"),
+    "wrong type": (lambda root: {"seed": "x"}, "seed: got 'x', must be a whole number"),
     "out of range": (lambda root: {"train": {"epochs": 0}}, "train.epochs: got 0, must be greater than or equal to 1"),
     "missing path": (lambda root: {"data": {"source": "imagefolder", "path": "nowhere"}}, "does not exist"),
     "missing data set": (lambda root: {"data": {"source": "shards", "path": "nowhere"}}, "nowhere: is not a data set"),

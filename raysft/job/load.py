@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from raysft.errors import JobError, JobErrors
-from raysft.job.problems import what_is_wrong
+from raysft.job.plain import NULLS, Plain, natural, options_of
+from raysft.job.problems import problems_of
+from raysft.job.read import mapping, parse, read_yaml
 from raysft.job.space import search_problems
 from raysft.job.spec import Job
+from raysft.job.typed import annotation_at, typed
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -29,18 +32,20 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 def load_text(text: str, where: str) -> Job:
     """The validated job of a stored job.yaml; raises JobError."""
-    return validate_job(_mapping(text, where), where)
+    return validate_job(mapping(text, where), where)
 
 
 def validate_job(tree: Mapping[str, Any], where: str) -> Job:
-    """The job of a parsed tree; raises JobErrors."""
+    """The job of a parsed tree, whose plain scalars are read as their fields take them; raises JobErrors."""
     problems: list[JobError] = []
     job = None
+    read = typed(tree)
     try:
-        job = Job.model_validate(tree)
+        job = Job.model_validate(read)
     except ValidationError as error:
-        problems += [_problem(where, tree, e) for e in error.errors()]
-    search = tree.get("search")
+        problems += [JobError(": ".join(filter(None, [where, ".".join(loc)])), what)
+                     for loc, what in problems_of(error, Job, tree)]
+    search = read.get("search")
     if isinstance(search, Mapping):
         problems += [JobError(f"{where}: search.{key}", what) for key, what in search_problems(search, job or Job())]
     if problems:
@@ -49,58 +54,26 @@ def validate_job(tree: Mapping[str, Any], where: str) -> Job:
     return job
 
 
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that every reader reads alike: text that could be something else is quoted."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    ambiguous = not isinstance(natural(text), str) or text in ("y", "Y", "n", "N")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if ambiguous else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump_job(job: Job) -> str:
     """The resolved job as YAML; `load_job` reads it back to an equal job."""
-    return yaml.safe_dump(job.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(job.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-# --- YAML ------------------------------------------------------------------------------------------------------------
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-3 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
-                problem = f"the key {key!r} is " + ("given twice" if isinstance(key, Hashable) else "not a name")
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-                              list("-+0123456789"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises JobError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise JobError(str(path), "no such job file", "give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(str(path), f"cannot be read ({error})") from None
-    return _mapping(text, str(path))
-
-
-def _mapping(text: str, where: str) -> dict[str, Any]:
-    tree = _parse(text, where)
-    if not isinstance(tree, dict):
-        raise JobError(where, "is not a job: a mapping of keys is expected", "see jobs/quickstart.yaml")
-    return tree
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise JobError(f"{where}{line}", f"is not valid YAML ({error.problem})") from None
-    except yaml.YAMLError as error:
-        raise JobError(where, f"is not valid YAML ({' '.join(str(error).split())})") from None
-
+# --- overrides -------------------------------------------------------------------------------------------------------
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set a dotted key of `tree`, for example `train.optimizer.lr=1e-3`; raises JobError."""
@@ -108,26 +81,31 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise JobError(where, "is not KEY=VALUE", "for example --set train.epochs=2")
-    *parents, last = _keys_of(dotted)
+    *parents, last = keys = _keys_of(dotted)
     node = tree
     for key in parents:
         child = node.get(key)
+        child = natural(child.text) if isinstance(child, Plain) else child
         child = {} if child is None else child
         if not isinstance(child, dict):
             raise JobError(where, f"{key!r} is {child!r} and has no keys of its own")
         node[key] = child
         node = child
-    node[last] = _parse(text, where)
+    node[last] = _given(text, annotation_at(keys), where)
+
+
+def _given(text: str, annotation: Any, where: str) -> Any:
+    """The value of an override: where its field is text and nothing else, what is written, unless in quotes."""
+    if not set(options_of(annotation)) <= {str, NoneType} or text.strip() in NULLS:
+        return parse(text, where)
+    try:
+        value = parse(text, where)
+    except JobError:
+        return Plain(text.strip())
+    return value if isinstance(value, str) else Plain(text.strip())
 
 
 def _keys_of(dotted: str) -> list[str]:
     """The keys on the way to a field; those of the search space hold dots themselves."""
     space = "search.space."
     return ["search", "space", dotted.removeprefix(space)] if dotted.startswith(space) else dotted.split(".")
-
-
-# --- problems as lines -----------------------------------------------------------------------------------------------
-
-def _problem(where: str, tree: Any, error: Any) -> JobError:
-    loc = list(error["loc"])
-    return JobError(": ".join(filter(None, [where, ".".join(map(str, loc))])), what_is_wrong(error, Job, loc))

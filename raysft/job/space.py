@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from raysft.job.describe import fields
 from raysft.job.optimizers import NAMES, lr_range
-from raysft.job.problems import did_you_mean, what_is_wrong
+from raysft.job.problems import did_you_mean, problems_of, shown
 from raysft.job.ranges import FORMS, check_range, is_range, values_to_check
 from raysft.job.recipe import Augment, Optimizer, Schedule, Train
 from raysft.job.section import Section
@@ -42,7 +42,11 @@ def recipe_of(job: Job, config: Mapping[str, Any]) -> Recipe:
 
     Raises pydantic's ValidationError for a configuration that is none.
     """
-    return Recipe.model_validate(_placed({"model": job.model.model_dump(), "train": job.train.model_dump()}, config))
+    return Recipe.model_validate(_tree(job, config))
+
+
+def _tree(job: Job, config: Mapping[str, Any]) -> dict[str, Any]:
+    return _placed({"model": job.model.model_dump(), "train": job.train.model_dump()}, config)
 
 
 def completed(space: Space) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def space_problems(space: Space, job: Job) -> Iterator[Problem]:
             yield key, f"stands beside the key `{above}`, which has its own; put the range into its list"
         elif key not in searchable() and not key.startswith("train.optimizer."):
             yield key, f"is not a field that can be searched{did_you_mean(key, searchable())}"
-        elif (wrong := check_range(value) if is_range(value) else f"got {value!r}, give {FORMS}") is not None:
+        elif (wrong := check_range(value) if is_range(value) else f"got {shown(value)}, give {FORMS}") is not None:
             yield key, wrong
         else:
             yield from ((key, what) for what in _range_problems(key, value, job, _first_values(space)))
@@ -155,17 +159,18 @@ def _above(key: str, space: Space) -> str | None:
 def _range_problems(key: str, value: Any, job: Job, others: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the values of a range, beside a first value of each of the `others`."""
     for probe in values_to_check(value):
-        alone, beside = _recipe_problems(job, {key: probe}), _recipe_problems(job, {**others, key: probe})
+        alone, beside = recipe_problems(job, {key: probe}), recipe_problems(job, {**others, key: probe})
         if alone and beside:
             yield from alone
             return
 
 
-def _recipe_problems(job: Job, config: Mapping[str, Any]) -> list[str]:
+def recipe_problems(job: Job, config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the network and recipe of a trial; empty where nothing is."""
     try:
         recipe_of(job, config)
     except ValidationError as error:
-        return [what_is_wrong(e, Recipe, list(e["loc"])) for e in error.errors()]
+        return [what for _, what in problems_of(error, Recipe, _tree(job, config))]
     return []
 
 
@@ -180,17 +185,17 @@ def _alternatives_problems(key: str, options: Any, job: Job) -> Iterator[Problem
     example = "{name: sgd, lr: 0.01}" if key == "optimizer" else "{name: ...}"
     if not isinstance(options, list) or not options:
         some = "optimizers" if key == "optimizer" else "alternatives"
-        yield key, f"got {options!r}, give a list of {some} such as [{example}]"
+        yield key, f"got {shown(options)}, give a list of {some} such as [{example}]"
         return
     for i, option in enumerate(options):
         if not isinstance(option, dict):
-            yield f"{key}.{i}", f"got {option!r}, give an {kind} such as {example}"
+            yield f"{key}.{i}", f"got {shown(option)}, give an {kind} such as {example}"
         elif key == "optimizer" and not isinstance(option.get("name"), str):
             yield f"{key}.{i}.name", "an optimizer of the list needs its name"
         else:
             found = list(_alternative_problems(f"{key}.{i}", option, SECTIONS[key]))
             whole = {} if found else {key: {k: values_to_check(v)[0] for k, v in option.items()}}
-            yield from found or ((f"{key}.{i}", what) for what in _recipe_problems(job, whole))
+            yield from found or ((f"{key}.{i}", what) for what in recipe_problems(job, whole))
 
 
 def _alternative_problems(key: str, option: dict[str, Any], section: type[BaseModel]) -> Iterator[Problem]:
@@ -214,8 +219,7 @@ def _section_problems(key: str, values: dict[str, Any], section: type[BaseModel]
     try:
         section.model_validate(values)
     except ValidationError as error:
-        for e in error.errors():
-            yield ".".join([key, *map(str, e["loc"])]), what_is_wrong(e, section, list(e["loc"]))
+        yield from ((".".join([key, *loc]), what) for loc, what in problems_of(error, section, values))
 
 
 def _config_problems(config: Mapping[str, Any], job: Job) -> Iterator[Problem]:
@@ -226,7 +230,7 @@ def _config_problems(config: Mapping[str, Any], job: Job) -> Iterator[Problem]:
         elif key not in searchable() and not str(key).startswith("train.optimizer."):
             yield f".{key}", f"is not a field that can be searched{did_you_mean(str(key), searchable())}"
         elif not found:
-            found = _recipe_problems(job, {key: config[key]})
+            found = recipe_problems(job, {key: config[key]})
             yield from ((f".{key}", what) for what in found)
     if not found and all(isinstance(key, str) for key in config):
-        yield from (("", what) for what in _recipe_problems(job, config))
+        yield from (("", what) for what in recipe_problems(job, config))

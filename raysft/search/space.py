@@ -11,9 +11,8 @@ from pydantic import ValidationError
 
 from raysft.errors import JobError
 from raysft.job import Job
-from raysft.job.problems import what_is_wrong
 from raysft.job.ranges import is_range
-from raysft.job.space import Recipe, completed, count_trials, recipe_of
+from raysft.job.space import completed, count_trials, recipe_of, recipe_problems
 
 Config = dict[str, Any]
 Draw = Callable[[str, dict[str, Any]], Any]
@@ -49,8 +48,8 @@ def check_configurations(job: Job) -> None:
     for number, config in known_configurations(job).items():
         try:
             recipe = recipe_of(job, config)
-        except ValidationError as error:
-            wrong = "; ".join(what_is_wrong(e, Recipe, list(e["loc"])) for e in error.errors())
+        except ValidationError:
+            wrong = "; ".join(recipe_problems(job, config))
             raise JobError("search.space", f"trial {number} would be {config}: {wrong}",
                            "leave such combinations out, for example with alternatives of a whole section") from None
         if recipe.train.batch_size // job.resources.most_workers < recipe.train.accumulate:

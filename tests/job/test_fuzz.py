@@ -1,5 +1,6 @@
 """Whatever stands in a job file, it is a job or a line for a person each; never anything else."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -7,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raysft.errors import JobError, ResourceError
-from raysft.job import dump_job
-from raysft.job.load import apply_override, load_text
+from raysft.job import Job, dump_job
+from raysft.job.load import apply_override, load_text, validate_job
+from raysft.job.plain import NULLS
 from raysft.job.plan import Node, Outline, make_plan
+from raysft.job.read import mapping
 from raysft.search.space import check_configurations, configurations
 
 JOBS = [path.read_text() for path in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))]
@@ -42,8 +45,12 @@ def check_lines(error: JobError | ResourceError) -> None:
 
 def settle(text: str) -> None:
     """Read a job and all that is made of it before anything starts."""
+    settle_tree(lambda: load_text(text, "j.yaml"))
+
+
+def settle_tree(load: Callable[[], Job]) -> None:
     try:
-        job = load_text(text, "j.yaml")
+        job = load()
         check_configurations(job)
         make_plan(job, OUTLINE, [Node(2, 0)])
     except (JobError, ResourceError) as error:
@@ -79,10 +86,37 @@ def test_jobs_that_come_with_raysft_with_pieces_replaced(text, changes):
 @FUZZ
 @given(st.sampled_from(JOBS), NAMES, NAMES, st.one_of(SYNTAX, VALUES.map(str)))
 def test_any_override(text, section, key, value):
-    tree = yaml.safe_load(text)
-    try:
+    def load() -> Job:
+        tree = mapping(text, "j.yaml")
         apply_override(tree, f"{section}.{key}={value}")
-    except JobError as error:
-        check_lines(error)
-        return
-    settle(yaml.safe_dump(tree))
+        return validate_job(tree, "j.yaml")
+
+    settle_tree(load)
+
+
+# What YAML 1.1 or 1.2 reads as something else than text, and what can end a scalar.
+ODD = st.one_of(
+    st.sampled_from(["no", "off", "y", "N", "1e3", "1e-3", "0o7", "007", "0x1F", "12:30", "1_000", ".5", "+1", "1.",
+                     ".nan", ".inf", "~", "null", "", " ", "=", "<<", "a: b", "a #b", "- a", "{a}", "[a", "2024-01-01",
+                     "\ufeffa", "a\r\nb", "\ta", "'a'", '"a"', "%a", "@a", "`a`", "!a", "&a", "*a", "---", "..."]),
+    st.text(max_size=20))
+
+
+@FUZZ
+@given(ODD, ODD, ODD, st.lists(ODD, max_size=3))
+def test_any_text_in_a_field_of_text_comes_back(path, storage, prefix, prefixes):
+    tree = {"data": {"path": path, "test_path": storage, "source": "imagefolder"}, "storage": storage,
+            "train": {"freeze": [prefix, *prefixes]}, "tracking": {"mlflow_experiment": prefix or None},
+            "search": {"space": {"train.freeze": {"choice": [prefixes, [prefix]]}}}}
+    job = validate_job(tree, "tree")
+    assert load_text(dump_job(job), "again") == job
+
+
+@FUZZ
+@given(ODD)
+def test_any_text_of_an_override_is_taken_as_written(text):
+    if text.strip()[:1] in ("'", '"') or text.strip() in NULLS:
+        return  # in quotes, or no text
+    tree = {}
+    apply_override(tree, f"data.path={text}")
+    assert validate_job(tree, "tree").data.path == text.strip()
