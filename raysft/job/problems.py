@@ -81,7 +81,9 @@ def what_is_wrong(error: Any, root: type[BaseModel], loc: list[Any], given: str)
         return f"is not a key{did_you_mean(str(loc[-1]), _keys_at(root, loc[:-1]))}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
-    allowed = f"must be {_KINDS[kind]}" if kind in _KINDS else re.sub(r"^Input should be ", "must be ", error["msg"])
+    allowed = re.sub(r"^Input should be ", "must be ", error["msg"])
+    if kind in _KINDS:
+        allowed = f"must be {_KINDS[kind]}{' or null' if type(None) in _options_at(root, loc) else ''}"
     return f"got {given}, {allowed[0].lower()}{allowed[1:]}{_how_to_write(kind, error['input'])}"
 
 
@@ -102,11 +104,16 @@ def _how_to_write(kind: str, given: Any) -> str:
 
 def _allowed(root: type[BaseModel], field: Sequence[str]) -> str:
     """In words, what a field takes that may be several things; empty where there is no such field."""
-    *above, last = field
-    section = _section_at(root, above)
-    known = section.model_fields.get(last) if section else None
-    parts = [_words(option) for option in options_of(known.annotation)] if known else []
-    return " or ".join(parts)
+    return " or ".join(_words(option) for option in _options_at(root, field))
+
+
+def _options_at(root: type[BaseModel], field: Sequence[Any]) -> list[Any]:
+    """The types that a field may have; none where there is no such field."""
+    if not field:
+        return []
+    section = _section_at(root, field[:-1])
+    known = section.model_fields.get(str(field[-1])) if section else None
+    return options_of(known.annotation) if known else []
 
 
 def _words(option: Any) -> str:
@@ -114,7 +121,7 @@ def _words(option: Any) -> str:
         return ", ".join(words)
     if get_origin(option) is list:
         (item,) = get_args(option)
-        return f"a list, each {' or '.join(_words(part) for part in options_of(item))}"
+        return f"a list of {' or '.join(_words(part) for part in options_of(item))}"
     return "null" if option is type(None) else _NAMES.get(option, "a section with keys of its own")
 
 

@@ -46,7 +46,8 @@ class _Loader(yaml.SafeLoader):
         key = self.construct_object(node, deep=True)
         key = key.text if isinstance(key, Plain) else key
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a name", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "the key is not a name but a value of its own",
+                                                    node.start_mark)
         return key
 
 
@@ -98,6 +99,8 @@ def _in_words(problem: str) -> tuple[str, str]:
         hint = "a value with `: ` in it needs quotes, and keys of one section begin in the same column"
     if "'\\t'" in problem:
         hint = "indent with spaces instead of tabs"
+    if "unknown escape character" in problem:
+        hint = "put a text with backslashes in single quotes"
     if "cannot start any token" in problem and not hint:
         hint = "put a value that begins with this character in quotes"
     return (problem if problem.startswith("the key") else f"is not valid YAML ({problem})"), hint

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raysft.job.ranges import check_range, is_range, values_to_check
 from raysft.job.recipe import Train
-from raysft.job.section import Section
+from raysft.job.section import Section, no_switch
 
 MetricName = Literal["val_accuracy", "val_loss", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy",
                      "val_calibration_error"]
@@ -104,6 +104,11 @@ class Model(Section):
     @classmethod
     def _null_is_none(cls, value: Any) -> Any:
         return "none" if value is None else value
+
+    @field_validator("weights")
+    @classmethod
+    def _some_weights(cls, value: str) -> str:
+        return no_switch(value, "write none for no weights, DEFAULT for the library's") or value
 
 
 class Scheduler(Section):
@@ -220,6 +225,11 @@ class Tracking(Section):
     """Project of Weights & Biases that the trials go to, as one group; null: none."""
     wandb_mode: Literal["online", "offline"] | None = None
     """offline: into RUN/wandb, for `wandb sync`; null: what $WANDB_MODE says, else online."""
+
+    @field_validator("wandb")
+    @classmethod
+    def _a_project(cls, project: str | None) -> str | None:
+        return no_switch(project, "give the name of a project, or null for none")
 
     @field_validator("mlflow")
     @classmethod
