@@ -74,7 +74,7 @@ def test_a_value_is_what_its_field_takes(tmp_path, key, text, expected):
     ("train: {ema: .nan}", "train.ema: got .nan, must be a finite number or null"),
     ("train: {patience: none}", "train.patience: got 'none', must be a whole number or null"),
     ("train: {compile: 1}", "train.compile: got 1, must be true or false"),
-    ("train: {freeze: off}", "train.freeze: got off, must be none, backbone or a list of text"),
+    ("train: {freeze: off}", "train.freeze: must be none (nothing is frozen), backbone, or a list of prefixes"),
     ("train: {freeze: 1}", "train.freeze: got 1, must be none, backbone or a list of text"),
     ("train: {freeze: [{a: 1}, [b]]}", "train.freeze.0: got {'a': 1}, must be text"),
     ("search: {space: {train.freeze: {choice: [none, 0]}}}",
