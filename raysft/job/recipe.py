@@ -206,8 +206,8 @@ class Train(Section):
     @classmethod
     def _one_prefix(cls, value: Any) -> Any:
         if isinstance(value, (bool, int, float)):
-            raise ValueError("must be none (nothing is frozen), backbone, or a list of prefixes of tensor names, such as "
-                             "[layer1]")
+            raise ValueError("must be none (nothing is frozen), backbone, or a list of prefixes of tensor names, "
+                             "such as [layer1]")
         return [value] if isinstance(value, str) and value not in ("none", "backbone") else value
 
     @model_validator(mode="after")
