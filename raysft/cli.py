@@ -278,8 +278,9 @@ def evaluate(model: ModelPath,
 @app.command(epilog="Examples: raysft predict runs/NAME/model cat.jpg dog.png --json\n\n"
                     "raysft predict runs/NAME/model photos --out predictions.parquet")
 def predict(model: ModelPath,
-            images: Annotated[list[str], typer.Argument(help="Image files; with --out one folder of images or one data "
-                                                             "set.", show_default=False)],
+            images: Annotated[list[str], typer.Argument(help="Image files, folders, patterns such as 'photos/*.jpg', "
+                                                             "- for an image on standard input; with --out one "
+                                                             "folder of images or one data set.", show_default=False)],
             out: Annotated[str | None, typer.Option(help="Predict all images of a folder or a data set, with a row "
                                                          "for each in this Parquet file. Interrupted, it goes on when "
                                                          "called again.", show_default=False)] = None,
@@ -289,21 +290,19 @@ def predict(model: ModelPath,
                                                                                 "class too.")] = False,
             trust_code: TrustCode = False, address: Address = None, as_json: AsJson = False,
             debug: Debug = False) -> None:
-    """Classify images with a delivered model: some files, or with --out any number of them."""
+    """Classify images with a delivered model: some, or with --out any number of them. Exit 1 if one cannot be read."""
     if out is not None:
         _predict_all(model, images, out, split, probabilities, trust_code, address, as_json)
         return
+    from raysft.results.given import images_given
     from raysft.results.predict import Classifier
-    from raysft.results.ranking import ranking_json
+    from raysft.show import show_answers
     from raysft.storage import place
 
-    found = Classifier(place(model), trust_code=trust_code).predict(images)
-    if as_json:
-        _output().json([{"image": p.image} | ranking_json(p.classes) for p in found])
-        return
-    for prediction in found:
-        ranked = ", ".join(f"{c} {s:.3f}" for c, s in prediction.classes)
-        _output().line(f"{prediction.image}: {ranked}")
+    given, counted = images_given(images)
+    classifier = Classifier(place(model), trust_code=trust_code)
+    if show_answers(classifier.answers(given), counted, as_json, _output()):
+        raise typer.Exit(1)
 
 
 def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, trust_code: bool,

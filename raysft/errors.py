@@ -28,7 +28,12 @@ class RaysftError(Exception):
         self.where, self.what, self.todo = where, what, todo
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"; {self.todo}" if self.todo else "")
+        return f"{self.where}: {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """What is wrong and what to do, where the place is said already."""
+        return self.what + (f"; {self.todo}" if self.todo else "")
 
     @property
     def problems(self) -> tuple[RaysftError, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,11 @@ from raysft.data.images import fit, open_rgb, stored_rgb
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.shards import MANIFEST, ImageSpec, Manifest, columns, iter_tables, read_manifest, verify
 from raysft.errors import DataError
+from raysft.results.given import Given
 from raysft.results.model import ModelCard, load_model
-from raysft.results.ranking import TOP, Ranking
+from raysft.results.ranking import TOP, Failed, Prediction, Ranking
 from raysft.storage import Place
 from raysft.train.metrics import Sums
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's most likely classes, best first."""
-
-    image: str
-    classes: Ranking
 
 
 class Classifier:
@@ -64,12 +57,28 @@ class Classifier:
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
         found: list[Prediction] = []
-        size = batch_of(self.card)
-        for start in range(0, len(paths), size):
-            part = paths[start:start + size]
-            images = np.stack([fitted(open_rgb(Path(p), p, self.card.decoding), self.card) for p in part])
-            found += [Prediction(path, ranking) for path, ranking in zip(part, self.rank(images), strict=True)]
+        for answer in self.answers(Given(path, Path(path)) for path in paths):
+            if isinstance(answer, Failed):
+                raise answer.error
+            found.append(answer)
         return found
+
+    def answers(self, images: Iterable[Given]) -> Iterator[Prediction | Failed]:
+        """The most likely classes of each image, in their order, or why there are none; a batch is held at a time."""
+        waiting = iter(images)
+        while part := list(itertools.islice(waiting, batch_of(self.card))):
+            decoded = [self._decoded(each) for each in part]
+            good = [image for image in decoded if isinstance(image, np.ndarray)]
+            rankings = iter(self.rank(np.stack(good)) if good else ())
+            for each, image in zip(part, decoded, strict=True):
+                yield (Failed(each.name, image) if isinstance(image, DataError)
+                       else Prediction(each.name, next(rankings)))
+
+    def _decoded(self, image: Given) -> np.ndarray | DataError:
+        try:
+            return fitted(image.decode(self.card.decoding), self.card)
+        except DataError as error:
+            return error
 
     def evaluate(self, data: Place, split: str) -> dict[str, Any]:
         """Metrics on a split of a data set, or on a folder with one folder of images a class.

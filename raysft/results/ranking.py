@@ -1,12 +1,39 @@
-"""The most likely classes of an image, as a document."""
+"""The most likely classes of an image, or why there are none, as a document."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+from raysft.errors import DataError
 
 TOP = 3
 
 Ranking = tuple[tuple[str, float], ...]  # (class, probability), best first
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's most likely classes, best first."""
+
+    image: str
+    classes: Ranking
+
+    def json(self) -> dict[str, Any]:
+        """As a document."""
+        return {"image": self.image} | ranking_json(self.classes)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image that could not be predicted, and why."""
+
+    image: str
+    error: DataError
+
+    def json(self) -> dict[str, Any]:
+        """As a document."""
+        return {"image": self.image, "error": self.error.reason}
 
 
 def ranking_json(ranking: Ranking) -> dict[str, Any]:

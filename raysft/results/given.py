@@ -1,0 +1,118 @@
+"""What a person gives `raysft predict`: files, folders, patterns that the shell left as they are, standard input."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from raysft.data.decoding import Decoding
+from raysft.data.folders import by_kind
+from raysft.data.images import open_rgb
+from raysft.data.walk import BROKEN_LINK, HIDDEN, Counts, Entry, image_files, is_skipped, readable
+from raysft.errors import DataError, UserError
+
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True)
+class Given:
+    """One image to be predicted, under the name that its answer has; an error stands for one that is not there."""
+
+    name: str
+    source: Path | bytes | DataError
+
+    def decode(self, how: Decoding = Decoding()) -> Image.Image:
+        """The image, RGB, upright; raises DataError that names it."""
+        if isinstance(self.source, DataError):
+            raise self.source
+        if isinstance(self.source, bytes):
+            return open_rgb(self.source, self.name, how)
+        try:
+            content = self.source.read_bytes()  # of a pipe too, which Pillow could not go back in
+        except OSError as error:
+            raise DataError(readable(self.name), f"cannot be read ({error.strerror or error})") from None
+        return open_rgb(content, readable(self.name), how)
+
+
+def images_given(words: Sequence[str]) -> tuple[list[Given], list[Counts]]:
+    """The images that words of the command line stand for, in their order, and what folders and patterns left out.
+
+    What stands for no image is an error in its place. Raises DataError where a single word stands for none, and
+    UserError for standard input that is asked for twice or is a terminal.
+    """
+    if words.count(STANDARD_INPUT) > 1:
+        raise UserError("-", "is standard input, which holds one image", "give it once")
+    given: list[Given] = []
+    counted: list[Counts] = []
+    for word in words:
+        try:
+            given += _images_of(word, counted)
+        except DataError as error:
+            given.append(Given(word, error))
+    if len(given) == 1 and isinstance(given[0].source, DataError):
+        raise given[0].source
+    return given, counted
+
+
+def _images_of(word: str, counted: list[Counts]) -> Iterator[Given]:
+    path = Path(word)
+    if word == STANDARD_INPUT:
+        yield Given(word, _standard_input())
+    elif path.is_dir():
+        counts = Counts(readable(word))
+        counted.append(counts)
+        found = image_files(path, counts)
+        yield from _or_error(found, counts, "holds no image")
+    elif path.exists() or path.is_symlink() or not glob.has_magic(word):
+        yield Given(word, path)  # whatever it is called, and whether or not it is there
+    else:
+        counts = Counts(readable(word))
+        counted.append(counts)
+        yield from _or_error(_matching(word, counts), counts, "matches no image")
+
+
+def _or_error(found: list[Path], counts: Counts, what: str) -> Iterator[Given]:
+    if not found:
+        held = f": its {counts.seen:,} files are {by_kind(counts.left_out)}" if counts.seen else ""
+        raise DataError(counts.folder, what + held, "give images, or a folder of images")
+    return (Given(str(path), path) for path in found)
+
+
+def _matching(pattern: str, counts: Counts) -> list[Path]:
+    """The images that a pattern stands for, as a shell would expand it (** stands for any folders)."""
+    found: list[Path] = []
+    named = Path(pattern).parts  # a hidden folder that the pattern itself names is meant
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        path = Path(match)
+        if path.is_dir():
+            found += [] if "**" in pattern else image_files(path, counts)
+            continue
+        hidden = any(is_skipped(part) for part in path.parts if part not in named)
+        why = HIDDEN if hidden else _why_left_out(path)
+        if why is not None:
+            counts.leave_out(path, why)
+        else:
+            counts.use(path)
+            found.append(path)
+    return found
+
+
+def _why_left_out(path: Path) -> str | None:
+    try:
+        return Entry(path, path.stat()).why_left_out()
+    except OSError:
+        return BROKEN_LINK
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("-", "is standard input, which is a terminal", "send an image: … - < cat.jpg")
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise DataError("-", "nothing came on standard input", "send the bytes of one image")
+    return content
