@@ -132,9 +132,24 @@ def write_bytes(target: Place, content: bytes) -> None:
     if isinstance(target, Remote):
         target.write_bytes(content)
         return
+    with made_beside(target) as beside:
+        beside.write_bytes(content)
+
+
+@contextmanager
+def made_beside(target: Path) -> Iterator[Path]:
+    """A temporary file that becomes `target` in the end, and is removed where something went wrong.
+
+    On a full disk a half-written one would keep the room that others need to say how they ended.
+    """
     beside = target.with_name(target.name + ".tmp")
-    beside.write_bytes(content)
-    os.replace(beside, target)
+    try:
+        yield beside
+        os.replace(beside, target)
+    except BaseException:
+        with suppress(OSError):  # what went wrong is told, not this
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def write_text(target: Place, text: str) -> None:
@@ -144,10 +159,28 @@ def write_text(target: Place, text: str) -> None:
 
 def write_json(target: Place, document: Mapping[str, Any]) -> None:
     """Write a JSON file with a checksum of its content in it, whole or not at all."""
+    write_text(target, _with_checksum(document))
+
+
+def overwrite_json(file: Path, document: Mapping[str, Any]) -> bool:
+    """As `write_json`, in the room that the file has already, for full disks; False where it is too small.
+
+    A reader at the same moment may find a file that is torn, as its checksum tells.
+    """
+    content = _with_checksum(document).encode()
+    if len(content) > file.stat().st_blocks * 512:
+        return False
+    with file.open("r+b", buffering=0) as raw:
+        raw.write(content)
+        raw.truncate()
+    return True
+
+
+def _with_checksum(document: Mapping[str, Any]) -> str:
     text = json.dumps({**document, CHECKSUM: None}, default=str)
     whole = json.loads(text)
     whole[CHECKSUM] = _checksum(whole)
-    write_text(target, json.dumps(whole, indent=1) + "\n")
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def read_json(file: Place) -> dict[str, Any]:
@@ -237,9 +270,8 @@ def put_folder(local: Path, target: Place, last: str) -> None:
 def put_file(local: Path, target: Place) -> None:
     """Copy a local file."""
     if isinstance(target, Path):
-        beside = target.with_name(target.name + ".tmp")
-        shutil.copyfile(local, beside)
-        os.replace(beside, target)
+        with made_beside(target) as beside:
+            shutil.copyfile(local, beside)
         return
     with local.open("rb") as source, target.fs.open_output_stream(target.key) as sink:
         shutil.copyfileobj(source, sink, 8 * BLOCK)

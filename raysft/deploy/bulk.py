@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,13 @@ import pyarrow.parquet as pq
 
 from raysft.data.parquet import read_plain
 from raysft.deploy.images import Chunk, Item, Source
-from raysft.errors import DataError, RunError, UserError
+from raysft.errors import DataError, RaysftError, RunError, UserError
 from raysft.results.model import ModelCard, check_trust, read_card
-from raysft.storage import Place, Remote, place, read_json, remove, write_bytes, write_json
+from raysft.storage import Place, Remote, made_beside, place, read_json, remove, write_bytes, write_json
 from raysft.train.allocator import keep_freed_memory
 
 PLAN = "plan.json"
+AGAIN = "make room or give yourself the right, then give the same command again: it goes on where it was"
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,7 +63,8 @@ def predict_all(model: Place, source: Source, out: Place, shares: bool, progress
 
     shares: whether each row also has the probabilities of all classes. trust_code: as for
     `raysft.results.model.load_model`, also from the current folder. Takes up what an interrupted call has left.
-    Raises UserError for a model, images or parts that cannot be used, and DataError for a shard that is torn.
+    Raises UserError for a model, images or parts that cannot be used, DataError for a shard that is torn, and RunError
+    where the result cannot be written.
     """
     check_out(out)
     card = read_card(model)
@@ -100,9 +103,10 @@ def _prepare(parts: Place, identity: dict[str, Any]) -> None:
             raise UserError(str(parts), f"is of another prediction: other {' and '.join(changed)}",
                             "remove it to begin again, or give another --out")
         return
-    if not isinstance(parts, Remote):
-        parts.mkdir(parents=True, exist_ok=True)
-    write_json(plan, identity)
+    with _writable(plan):
+        if not isinstance(parts, Remote):
+            parts.mkdir(parents=True, exist_ok=True)
+        write_json(plan, identity)
 
 
 def _part(parts: Place, number: int) -> Place:
@@ -134,7 +138,7 @@ def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares:
         num_cpus=threads if gpus else 1, num_gpus=1 if gpus else 0)
     for row in predicted.iter_rows():
         if row["fatal"]:
-            raise DataError(*json.loads(row["fatal"]))
+            raise pickle.loads(row["fatal"])
         yield row
 
 
@@ -165,13 +169,10 @@ class Predictor:
         chunk: Chunk = pickle.loads(row["chunk"])
         try:
             table = self.table(chunk)
-        except DataError as error:  # not of one image but of all
-            return {"images": 0, "began": began, "ended": began,
-                    "fatal": json.dumps([error.where, error.what, error.todo])}
-        content = io.BytesIO()
-        pq.write_table(table, content, write_page_checksum=True)
-        write_bytes(_part(self.parts, int(row["number"])), content.getvalue())
-        return {"images": chunk.images, "began": began, "ended": time.time(), "fatal": ""}
+            _write_part(_part(self.parts, int(row["number"])), table)
+        except RaysftError as error:  # not of one image but of all
+            return {"images": 0, "began": began, "ended": began, "fatal": pickle.dumps(error)}
+        return {"images": chunk.images, "began": began, "ended": time.time(), "fatal": b""}
 
     def table(self, chunk: Chunk) -> pa.Table:
         """The rows of a chunk: (image, [label,] class, probability, error[, probabilities])."""
@@ -228,9 +229,8 @@ def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float
     """Make one file of all parts, in the order of the images, and remove them."""
     counts = dict.fromkeys(card.classes, 0)
     images = errors = 0
-    beside = out if isinstance(out, Remote) else out.with_name(out.name + ".tmp")
     writer = None
-    with beside.fs.open_output_stream(beside.key) if isinstance(beside, Remote) else beside.open("wb") as file:
+    with _opened(out) as file:
         for number, chunk in enumerate(source.chunks):
             table = _read_part(_part(parts, number), chunk)
             writer = writer or pq.ParquetWriter(file, table.schema, write_page_checksum=True)
@@ -242,10 +242,35 @@ def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float
                     counts[each["values"]] += each["counts"]
         assert writer is not None
         writer.close()
-    if not isinstance(beside, Remote) and not isinstance(out, Remote):
-        beside.replace(out)
     remove(parts)
     return Predicted(str(out), images, errors, rate, counts, source.left_out)
+
+
+@contextmanager
+def _opened(out: Place) -> Iterator[Any]:
+    """A file to write, which is there at its end, whole or not at all; raises RunError where it cannot be written."""
+    with _writable(out):
+        if isinstance(out, Remote):
+            with out.fs.open_output_stream(out.key) as stream:
+                yield stream
+        else:
+            with made_beside(out) as beside, beside.open("wb") as file:
+                yield file
+
+
+def _write_part(part: Place, table: pa.Table) -> None:
+    content = io.BytesIO()
+    pq.write_table(table, content, write_page_checksum=True)
+    with _writable(part):
+        write_bytes(part, content.getvalue())
+
+
+@contextmanager
+def _writable(file: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(str(file), f"cannot be written ({error.strerror or error})", AGAIN) from None
 
 
 def _read_part(file: Place, chunk: Chunk) -> pa.Table:

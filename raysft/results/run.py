@@ -26,7 +26,17 @@ from raysft.job.load import validate_job
 from raysft.job.spec import order
 from raysft.owner import SILENT_SECONDS, Owner, beating, heard_ago
 from raysft.results.places import find_files, weights_sha256, with_places
-from raysft.storage import Place, is_full, make_folder, place, remove, write_json, write_text
+from raysft.storage import (
+    Place,
+    is_full,
+    make_folder,
+    overwrite_json,
+    place,
+    remove,
+    remove_file,
+    write_json,
+    write_text,
+)
 from raysft.storage import read_json as read_checked
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
@@ -173,16 +183,33 @@ class Run:
             if self.is_new and not self.known:
                 self.discard()  # nothing was trained
             else:
-                self.save(status="failed")
+                self._save_end("failed")
             raise
         except KeyboardInterrupt:
             interrupts.heard()
-            self.save(status="stopped")
+            self._save_end("stopped")
             raise
         except BaseException:
-            with suppress(StorageFull):  # then run.json stays as it was, and the run can be taken up all the same
-                self.save(status="failed")
+            self._save_end("failed")
             raise
+
+    def _save_end(self, status: str) -> None:
+        """Write down that the run ended early; on a full disk in the room of what can be done without.
+
+        Where even that is too small, run.json stays as it was, and the run can be resumed all the same.
+        """
+        with suppress(StorageFull):
+            self.save(status=status)
+            return
+        file = self.folder / INFO
+        with suppress(OSError):
+            remove_file(self.folder / PROGRESS)
+        with suppress(StorageFull):
+            self.save(status=status)
+            return
+        if isinstance(file, Path):
+            with suppress(OSError):
+                overwrite_json(file, self.info)
 
     def discard(self) -> None:
         """Remove a run that never began."""

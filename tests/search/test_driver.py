@@ -1,9 +1,7 @@
 """Whole runs on a real Ray with real process groups: what comes out, and what a failure costs."""
 
 import json
-import os
 import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,7 @@ from raysft.results.predictions import PREDICTIONS
 from raysft.results.run import Run, job_of
 from raysft.search import driver
 from raysft.search.driver import execute
-from raysft.storage import read_json, write_json
+from raysft.storage import read_json
 from raysft.train.queue import MAX_ATTEMPTS
 from raysft.train.team import COLLECTIVE_TIMEOUT
 from tests.conftest import make_images
@@ -69,7 +67,9 @@ def go(dataset, tmp_path):
         job = Job.model_validate({"storage": str(tmp_path / "runs"), "train": train, "data": data, "model": model}
                                  | sections)
         run, listener = Run.create(job, f"r{next(number)}"), Silent()
-        return execute(job, run, [Node(2)], listener, tmp_path / "scratch", wait_for_end=True), listener, run
+        with run.recorded():
+            results = execute(job, run, [Node(2)], listener, tmp_path / "scratch", wait_for_end=True)
+        return results, listener, run
 
     return _go
 
@@ -282,25 +282,13 @@ def test_what_does_not_fit_in_memory_is_streamed(go):
     assert results["best"]["val_accuracy"] is not None
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of one megabyte."""
-    if os.geteuid():
-        pytest.skip("only root can mount a file system")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_disk, tmp_path):
     (small_disk / "filler").write_bytes(b"0" * 248 * 4096)
     with pytest.raises(StorageFull, match="no space is left to write to"):
         go(storage=str(small_disk / "runs"), train={"epochs": 6})
     (small_disk / "filler").unlink()
-    info = small_disk / "runs/r0/run.json"
-    write_json(info, read_json(info) | {"status": "stopped"})  # as it looks once this process has ended
+    assert read_json(small_disk / "runs/r0/run.json")["status"] == "failed"
+    assert not list(small_disk.rglob("*.tmp"))
     run = Run.reopen(small_disk / "runs/r0", workers=2)
     results = execute(run.job, run, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
     assert results["trials"][0]["epochs"] == 6
