@@ -237,6 +237,7 @@ def result_lines(results: dict[str, Any]) -> list[str]:
         if (again := best.get("confirmed")) is not None:
             lines.append(f"confirm  {metric_text(again['metric'], short=False)} {again['mean']:.4f} ± "
                          f"{again['std']:.4f} over {count_text(len(again['seeds']), 'seed')}")
+    lines += [f"doubt    {doubt}" for doubt in results.get("doubts", ())]  # those of older runs have none
     rate = f", {timing['images_per_s']:,.0f} images/s" if timing["images_per_s"] else ""
     waited = timing["data_wait_fraction"]
     wait = f", {100 * waited:.1f} % of it waiting for data" if waited is not None else ""

@@ -53,6 +53,8 @@ class Known:
     """Share of the test images of each class that were classified right."""
     notes: Sequence[str] = ()
     """How the folders of images were read, and which files were left out."""
+    doubts: Sequence[str] = ()
+    """What speaks against the result, as in results.json."""
 
 
 def model_readme(card: ModelCard, known: Known) -> str:
@@ -154,7 +156,8 @@ def _metrics(card: ModelCard, known: Known) -> list[str]:
     rows = [(_words(name), *(f"{found[name]:.4f}" if name in found else "" for found in (val, test)))
             for name in dict.fromkeys([*val, *test])]
     return [*_table(("metric", "validation", "test"), rows), "",
-            f"`{known.metric}` on the validation images picked the model; the test images were scored once."]
+            f"`{known.metric}` on the validation images picked the model; the test images were scored once.",
+            *(line for doubt in known.doubts for line in ("", f"**Doubtful: {_text(doubt)}.**"))]
 
 
 def _data(card: ModelCard, known: Known) -> list[str]:

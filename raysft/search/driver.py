@@ -425,8 +425,9 @@ class _Conductor:
         board = self._board()
         best = board[0].best(self.run.metric)
         timing = timing_of(board, self.begun, self.first_trial, self.last_trial)
+        val_rows = self.sources["val"].class_rows
         if best is None:
-            self.run.save_results(results_of_run(self.run, board, None, None, timing))
+            self.run.save_results(results_of_run(self.run, board, None, None, timing, val_rows))
             self._report()
             raise RunError("run", f"no trial came to an end; {board[0].trial}: {board[0].error}", f"see {self._log}")
         checkpoint = checkpoint_path(self.run.trial_folder(board[0].trial) / "checkpoints", best["epoch"])
@@ -440,7 +441,7 @@ class _Conductor:
         for record in (*board[1:], *repeats):  # only the delivered trial is worth the disk
             remove(self.run.trial_folder(record.trial) / "checkpoints")
         timing = timing_of([*board, *repeats], self.begun, self.first_trial, self.last_trial)
-        results = results_of_run(self.run, board, scored, confirmed, timing)
+        results = results_of_run(self.run, board, scored, confirmed, timing, val_rows)
         self.run.save(timing=timing)
         self.run.save_results(results)
         self._report()

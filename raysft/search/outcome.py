@@ -15,6 +15,7 @@ from raysft.data.ingest import SplitName, SplitSource
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
 from raysft.job.spec import metric_mode
+from raysft.results.chance import doubts
 from raysft.results.judged import per_class
 from raysft.results.model import ModelCard
 from raysft.results.readme import Known, model_readme
@@ -37,8 +38,8 @@ class Scored:
 
 
 def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None, confirmed: dict[str, Any] | None,
-                   timing: dict[str, Any]) -> dict[str, Any]:
-    """What results.json holds."""
+                   timing: dict[str, Any], val_rows: Sequence[int]) -> dict[str, Any]:
+    """What results.json holds; val_rows: validation images of each class."""
     best = None
     if scored is not None:
         best = {"trial": scored.record.trial, "config": scored.record.config, "epoch": scored.best["epoch"],
@@ -48,7 +49,12 @@ def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None
             best["confirmed"] = confirmed
     return {"run": run.folder.name, "status": "done" if best else "failed", "metric": run.metric,
             "mode": metric_mode(run.metric), "best": best, "trials": [record.row(run.metric) for record in board],
-            "timing": timing}
+            "doubts": doubts_of(run, board, val_rows), "timing": timing}
+
+
+def doubts_of(run: Run, board: Sequence[TrialRecord], val_rows: Sequence[int]) -> list[str]:
+    """What speaks against the result of a run; see `raysft.results.chance`."""
+    return doubts([record.history for record in board if record.history], run.metric, val_rows)
 
 
 def confirmation(best: TrialRecord, repeats: Sequence[TrialRecord], metric: str, seed: int) -> dict[str, Any] | None:
@@ -98,5 +104,6 @@ def readme_of(run: Run, manifest: Manifest, sources: Mapping[SplitName, SplitSou
                     if (told["name"], told["weights"]) == (model.name, model.weights)), None)
     known = Known(run.job, run.metric, {name: len(source.ids) for name, source in sources.items()},
                   sources["train"].class_rows, manifest.skipped, [record.row(run.metric) for record in board], weights,
-                  confirmed, recall, (*manifest.notes, *files_lines(manifest.counts)))
+                  confirmed, recall, (*manifest.notes, *files_lines(manifest.counts)),
+                  doubts_of(run, board, sources["val"].class_rows))
     return model_readme(card, known)

@@ -68,7 +68,7 @@ def some_records() -> list[TrialRecord]:
 
 def make_run(root: Path, classes: Sequence[str] = CLASSES, records: list[TrialRecord] | None = None, *,
              storage: str | None = None, predicted: bool = True, repeats: Sequence[TrialRecord] = (),
-             rows: int = 24, **data: Any) -> Run:
+             rows: int = 24, val_rows: Sequence[int] = (2, 2), **data: Any) -> Run:
     """A run that is done, named r, on a data set of its own in ROOT/D; one without any epoch has failed."""
     manifest = make_data(root / "D", classes, rows, **data)
     records = some_records() if records is None else records
@@ -96,7 +96,7 @@ def make_run(root: Path, classes: Sequence[str] = CLASSES, records: list[TrialRe
         write_json(_folder(run.folder / "model") / CARD, asdict(card))
     confirmed = confirmation(board[0], repeats, run.metric, 7) if repeats else None
     timing = timing_of(board, 0.0, 2.0, 10.0) | {"total_s": 12.5}
-    run.save_results(results_of_run(run, board, scored, confirmed, timing))
+    run.save_results(results_of_run(run, board, scored, confirmed, timing, val_rows))
     run.save(status="done" if scored else "failed", timing=timing)
     return run
 

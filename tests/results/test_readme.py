@@ -221,3 +221,9 @@ def test_a_network_of_a_person_s_own_says_what_it_needs():
     assert "raysft predict --trust-code . IMAGE..." in readme
     assert "The module `own.nets` is not part of this folder" in readme
     assert "--trust-code" not in model_readme(a_card(), known)
+
+
+def test_what_speaks_against_the_result_stands_under_its_metrics():
+    text = model_readme(a_card(), known_of(a_job(), doubts=["nothing was learned"]))
+    assert "**Doubtful: nothing was learned.**" in text.partition("## Metrics")[2].partition("## Data")[0]
+    assert "Doubtful" not in model_readme(a_card(), known_of(a_job()))

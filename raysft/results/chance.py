@@ -1,0 +1,86 @@
+"""Whether a run has learned anything: what speaks against it, in words that stand beside its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+SURE = 0.05  # the probability of taking chance for learning, over all trials together
+
+History = Sequence[dict[str, Any]]  # the metrics of the epochs of a trial
+
+
+def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int]) -> list[str]:
+    """What speaks against a run, one sentence each; none of most runs.
+
+    histories: of the trials, best first, those without an epoch left out. metric: what the trials are compared by.
+    class_rows: validation images of each class.
+    """
+    epochs = [epoch for history in histories for epoch in history]
+    images = sum(class_rows)
+    if not epochs or not images:
+        return []
+    right = round(max((epoch["val_accuracy"] for epoch in epochs if _known(epoch["val_accuracy"])), default=0) * images)
+    found = []
+    if at_chance(right, max(class_rows), images, len(histories)):
+        found.append(f"nothing was learned as far as can be told: the best of all epochs has {right:,} of {images:,} "
+                     f"validation images right; to always answer the most frequent class gets {max(class_rows):,}"
+                     f"{_flat(histories[0])}")
+    # Where all images are right there is nothing left to tell trials apart by.
+    if right < images and (same := _same(histories, metric)) is not None:
+        found.append(f"{metric} is {same:.4f} in all {len(histories):,} trials: it does not tell them apart")
+    return found
+
+
+def at_chance(right: int, most_frequent: int, images: int, tries: int = 1) -> bool:
+    """Whether an accuracy cannot be told from always answering the most frequent class.
+
+    right: of `images`; most_frequent: images of the most frequent class; tries: of how many trials it is the best.
+
+    It can where the one-sided exact binomial test against the share of that class (the "no information rate", which
+    `confusionMatrix` of the R package caret tests an accuracy against in the same way; equal to the lower bound of
+    C. J. Clopper and E. S. Pearson, Biometrika 26, 404-413, 1934) rejects at 5 %, divided by the number of trials
+    (C. E. Bonferroni). With so few images that no accuracy would pass, one above the share is let pass; one that is
+    perfect always is.
+    """
+    if right == images:
+        return False
+    if right <= most_frequent:
+        return True
+    share, level = most_frequent / images, SURE / max(1, tries)
+    if share**images > level:
+        return False
+    return binomial_tail(right, images, share) > level
+
+
+def binomial_tail(right: int, images: int, share: float) -> float:
+    """The probability of at least `right` of `images`, above the mean, each with probability 0 < `share` < 1."""
+    term = math.exp(math.lgamma(images + 1) - math.lgamma(right + 1) - math.lgamma(images - right + 1)
+                    + right * math.log(share) + (images - right) * math.log1p(-share))
+    total = 0.0
+    for count in range(right, images + 1):  # above the mean each term is smaller than the one before
+        total += term
+        if term < 1e-12 * total:
+            break
+        term *= (images - count) / (count + 1) * share / (1 - share)
+    return total
+
+
+def _flat(history: History) -> str:
+    losses = [epoch["val_loss"] for epoch in history]
+    if len(losses) < 2 or any(_known(loss) and loss < losses[0] for loss in losses[1:]):
+        return ""
+    return "; the validation loss of the best trial never fell below that of its first epoch"
+
+
+def _same(histories: Sequence[History], metric: str) -> float | None:
+    """The value that a metric has in all epochs of all trials, of which there are several; None where it differs."""
+    values = [epoch[metric] for history in histories for epoch in history if _known(epoch.get(metric))]
+    if len(histories) < 2 or not values or max(values) - min(values) > 1e-9:
+        return None
+    return float(values[0])
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
