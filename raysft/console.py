@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from raysft.data.kinds import by_kind
+from raysft.data.names import clipped, listed, readable
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.plan import Outline, Plan, Slot
@@ -48,7 +50,8 @@ class Output:
     def errors(self, error: RaysftError) -> None:
         """One red line a problem to standard error."""
         for problem in error.problems:
-            self.err.print(f"error: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+            text = f"error: {without_controls(str(problem))}"
+            self.err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def trace(self, error: BaseException) -> None:
         """The traceback of an error to standard error."""
@@ -56,7 +59,7 @@ class Output:
 
     def warning(self, text: str) -> None:
         """One yellow line to standard error."""
-        self.err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self.err.print(without_controls(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def live(self) -> Live:
         """A place on a terminal that shows one thing in place of the one before."""
@@ -77,7 +80,28 @@ class Output:
 
 def _console(descriptor: int) -> Console:
     stream = os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="replace", buffering=1)
-    return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL)
+    # Nothing is markup: rich would make an emoji of a class that is named :smile:, also in a document.
+    return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, markup=False, emoji=False)
+
+
+class Rows(Table):
+    """A plain table: its cells are text, whatever they hold. Markup stays as it is, a line break is shown as one."""
+
+    def __init__(self) -> None:
+        super().__init__(box=None, pad_edge=False, header_style="bold")
+
+    def add_column(self, header: str = "", **options: Any) -> None:  # type: ignore[override]
+        """A column under a heading."""
+        super().add_column(Text(readable(header)), **options)
+
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]
+        """A row, a cell a column."""
+        super().add_row(*(Text(readable(cell)) for cell in cells))
+
+
+def without_controls(text: str) -> str:
+    """Text that cannot do anything to a terminal: of control characters it has line breaks and tabs alone."""
+    return "".join(char if char in "\n\t" else readable(char) for char in text)
 
 
 class Watcher:
@@ -167,7 +191,7 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
 def first_names(names: Sequence[str], most: int = 10) -> str:
     """The first of some names in one line, and how many there are besides."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(listed, names[:most])) + more
 
 
 def _code(job: Job) -> str:
@@ -213,11 +237,11 @@ def show_outcome(results: dict[str, Any], folder: str, output: Output, run: str 
 def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
     """The best trials of a results.json."""
     metrics = list(dict.fromkeys([results["metric"], "val_accuracy", "val_loss"]))
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for name, justify in (("", "right"), ("trial", "left"), ("status", "left"),
                           *((metric_text(m), "right") for m in metrics), ("epochs", "right"), ("seconds", "right"),
                           ("config", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, overflow="fold")
     for place, row in enumerate(results["trials"][:most], 1):
         scores = [score_text(row.get(metric)) for metric in metrics]
         table.add_row(str(place), row["trial"], row["status"], *scores, str(row["epochs"]), f"{row['seconds']:.1f}",
@@ -257,20 +281,24 @@ def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
     whole = ", ".join(f"{metric_text(k, short=False)} {v:.4f}" for k, v in scores.items() if isinstance(v, float))
     output.line(f"{whole} on {scores['images']:,} images")
     output.line()
-    output.show(table_of(scores["classes"], ("class", "precision", "recall", "f1", "support"),
+    classes = [row | {"class": clipped(row["class"])} for row in scores["classes"]]
+    output.show(table_of(classes, ("class", "precision", "recall", "f1", "support"),
                          lambda v: f"{v:.4f}" if isinstance(v, float) else str(v)))
     names = [row["class"] for row in scores["classes"]]
     if len(names) <= most:
         output.line()
         output.line("images of a class (row) by what they were taken for (column):")
-        rows = [{"": name, **dict(zip(names, counts, strict=True))}
-                for name, counts in zip(names, scores["confusion"], strict=True)]
-        output.show(table_of(rows, ("", *names)))
+        table = Rows()
+        for heading in ("", *names):
+            table.add_column(clipped(heading), overflow="fold")
+        for name, counts in zip(names, scores["confusion"], strict=True):
+            table.add_row(clipped(name), *map(str, counts))
+        output.show(table)
 
 
 def show_predicted(predicted: Any, output: Output) -> None:
     """What `raysft predict --out` came to."""
-    found = [{"class": name, "images": images} for name, images in predicted.classes.items() if images]
+    found = [{"class": clipped(name), "images": images} for name, images in predicted.classes.items() if images]
     output.show(table_of(sorted(found, key=lambda row: -row["images"])[:20], ("class", "images"),
                          lambda v: f"{v:,}" if isinstance(v, int) else v))
     bad = f", {count_text(predicted.errors, 'bad image')} with an error" if predicted.errors else ""
@@ -306,7 +334,7 @@ def config_text(config: dict[str, Any]) -> str:
 
 def table_of(rows: Sequence[dict[str, Any]], columns: Sequence[str], format: Callable[[Any], str] = str) -> Table:
     """A plain table of some keys of each row."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

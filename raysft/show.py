@@ -15,8 +15,9 @@ import numpy as np
 from raysft.console import Output, first_names, table_of
 from raysft.data.folders import Folders, files_lines
 from raysft.data.kinds import by_kind
+from raysft.data.names import clipped, readable
 from raysft.data.shards import MANIFEST, read_manifest
-from raysft.data.walk import Counts, readable
+from raysft.data.walk import Counts
 from raysft.errors import UserError
 from raysft.results.ranking import Failed, Prediction
 from raysft.storage import Place, Remote, place
@@ -48,7 +49,8 @@ def show_dataset(folder: str, as_json: bool, output: Output) -> None:
         return
     size = f"{manifest.image.width}×{manifest.image.height} pixels" if manifest.image.width else "mixed sizes"
     skipped = f", {manifest.skipped} unreadable images left out" if manifest.skipped else ""
-    output.line(f"{folder}: {len(manifest.classes)} classes ({first_names(manifest.classes)}), {size}{skipped}")
+    names = first_names(manifest.classes)
+    output.line(f"{readable(folder)}: {len(manifest.classes)} classes ({names}), {size}{skipped}")
     for line in (*manifest.notes, *files_lines(manifest.counts)):
         output.line(line)
     output.show(table_of(splits, ("split", "images", "shards"), _number))
@@ -67,11 +69,12 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
                      "splits": [{"split": split, "images": len(files)} for split, files in found.splits.items()],
                      "files": [asdict(each) for each in found.counts]})
         return
-    output.line(f"{folder}: {len(found.classes)} classes ({first_names(found.classes)})")
+    output.line(f"{readable(folder)}: {len(found.classes)} classes ({first_names(found.classes)})")
     for line in (*found.notes, *files_lines(found.counts)):
         output.line(line)
     output.line()
-    output.show(table_of(by_class[:MOST_ROWS], ("class", *rows), _number))
+    shown = [row | {"class": clipped(str(row["class"]))} for row in by_class[:MOST_ROWS]]
+    output.show(table_of(shown, ("class", *rows), _number))
     if len(by_class) > MOST_ROWS:
         output.line(f"… and {len(by_class) - MOST_ROWS:,} more; --json has all")
     _show_left_out(found.counts, output)

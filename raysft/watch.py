@@ -16,10 +16,11 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from raysft import interrupts
 from raysft.cluster.address import Address
-from raysft.console import Output, config_text, count_text, metric_text, score_text
+from raysft.console import Output, Rows, config_text, count_text, metric_text, score_text, without_controls
 from raysft.job.spec import order
 from raysft.results.run import GOING_ON, INFO, find_run, is_going_on, read_json, status_of
 
@@ -146,12 +147,12 @@ def picture(document: Mapping[str, Any], now: float, height: int = 50) -> Group:
     shown, hidden = _in_order(document), 0
     if len(shown) > room:
         shown, hidden = shown[:room], len(shown) - room
-    parts: list[Any] = [headline(document, now), "", trial_table(document, shown)]
+    parts: list[Any] = [Text(without_controls(headline(document, now))), "", trial_table(document, shown)]
     if hidden:
         parts.append(f"… and {hidden} more")
     if teams:
         parts += ["", team_table(teams)]
-    return Group(*parts, *document.get("errors", []))
+    return Group(*parts, *(Text(without_controls(error)) for error in document.get("errors", [])))
 
 
 def headline(document: Mapping[str, Any], now: float) -> str:
@@ -186,7 +187,7 @@ def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
     curves = {trial["trial"]: [epoch[metric] for epoch in trial["history"] if metric in epoch]
               for trial in document["trials"]}
     values = [value for curve in curves.values() for value in curve]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for name, right in (("trial", False), ("status", False), ("epochs", True), (metric_text(metric), True),
                         ("curve", False), ("seconds", True), ("config", False)):
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "config", overflow="fold")
@@ -202,7 +203,7 @@ def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
 
 def team_table(teams: Sequence[Mapping[str, Any]]) -> Table:
     """Teams, a row each: what it does, how fast."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Rows()
     for name, right in (("slot", True), ("team", True), ("doing", False), ("images/s", True), ("data wait", True),
                         ("GPU", True)):
         table.add_column(name, justify="right" if right else "left", no_wrap=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from raysft.data.images import EXTENSIONS, HEAD_BYTES, can_decode, sniff
+from raysft.data.names import readable
 from raysft.errors import DataError
 
 EXAMPLES = 5  # names that are kept of each kind of files left out
@@ -66,12 +67,6 @@ class Counts:
         known = self.examples.setdefault(kind, [])
         if len(known) < EXAMPLES:
             known.append(readable(path))
-
-
-def readable(name: str | PurePath) -> str:
-    r"""A file name as text that can stand anywhere: bytes that are not UTF-8 as \xe9, control characters escaped."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def is_skipped(name: str) -> bool:

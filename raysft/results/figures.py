@@ -38,7 +38,8 @@ def gather(folder: Place) -> tuple[dict[str, Any], Images | None]:
     return {"run": results["run"], "status": results["status"], "metric": results["metric"], "mode": results["mode"],
             "started": info["started"], "resumed": info.get("resumed", []), "job": job.model_dump(),
             "best": results["best"], "doubts": results.get("doubts", []), "trials": trials,
-            "search": _search(job, trials), "test": test, "no_test": no_test, "data": data, "timing": results["timing"], "hosts": _hosts(trials),
+            "search": _search(job, trials), "test": test, "no_test": no_test, "data": data,
+            "timing": results["timing"], "hosts": _hosts(trials),
             "cost": _cost(job, results["timing"]), "provenance": _provenance(folder, info, results)}, images
 
 

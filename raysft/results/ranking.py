@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raysft.data.names import utf8
 from raysft.errors import DataError
 
 TOP = 3
@@ -21,7 +22,7 @@ class Prediction:
 
     def json(self) -> dict[str, Any]:
         """As a document."""
-        return {"image": self.image} | ranking_json(self.classes)
+        return {"image": utf8(self.image)} | ranking_json(self.classes)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Failed:
 
     def json(self) -> dict[str, Any]:
         """As a document."""
-        return {"image": self.image, "error": self.error.reason}
+        return {"image": utf8(self.image), "error": self.error.reason}
 
 
 def ranking_json(ranking: Ranking) -> dict[str, Any]:
