@@ -81,7 +81,7 @@ def what_is_wrong(error: Any, root: type[BaseModel], loc: list[Any], given: str)
         return f"is not a key{did_you_mean(str(loc[-1]), _keys_at(root, loc[:-1]))}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
-    allowed = re.sub(r"^Input should be ", "must be ", error["msg"])
+    allowed = re.sub(r"^\w+ should ", "must ", error["msg"]).replace(" after validation", "")
     if kind in _KINDS:
         allowed = f"must be {_KINDS[kind]}{' or null' if type(None) in _options_at(root, loc) else ''}"
     return f"got {given}, {allowed[0].lower()}{allowed[1:]}{_how_to_write(kind, error['input'])}"

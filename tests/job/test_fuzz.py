@@ -110,6 +110,7 @@ def test_any_text_in_a_field_of_text_comes_back(path, storage, prefix, prefixes)
             "search": {"space": {"train.freeze": {"choice": [prefixes, [prefix]]}}}}
     job = validate_job(tree, "tree")
     assert load_text(dump_job(job), "again") == job
+    assert load_text(yaml.safe_dump(job.model_dump(), sort_keys=False, allow_unicode=True), "a run of before") == job
 
 
 @FUZZ

@@ -85,6 +85,8 @@ def test_a_value_is_what_its_field_takes(tmp_path, key, text, expected):
                              "DEFAULT for the library's"),
     ("tracking: {wandb: no}", "tracking.wandb: got 'no', which names nothing; give the name of a project, "
                               "or null for none"),
+    ("name: a/b", "name: got 'a/b', must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
+    ("data: {mean: [0, 1]}", "data.mean: got [0, 1], must have at least 3 items, not 2"),
     ("train: 3", "train: got 3, must be a section with keys of its own"),
     ("resources: {workers: [1, 2.5]}",
      "resources.workers: must be a whole number of at least 1, or two of them, [LEAST, MOST]"),
