@@ -20,6 +20,7 @@ def line(text: str) -> str:
     return str(problem)
 
 
+FREEZE = "must be none (nothing is frozen), backbone, or a list of prefixes of tensor names, such as [layer1]"
 TEXTS = ["no", "on", "off", "yes", "y", "n", "true", "2024-01-01", "007", "1_000", "12:30", "1e3", "1e-3", "0o17",
          "017", "0x1F", ".5", "+1", "1.", ".inf", ".nan", "12", "1.0", "=", "<<", "2001-12-14t21:59:43.10-05:00"]
 
@@ -74,11 +75,11 @@ def test_a_value_is_what_its_field_takes(tmp_path, key, text, expected):
     ("train: {ema: .nan}", "train.ema: got .nan, must be a finite number or null"),
     ("train: {patience: none}", "train.patience: got 'none', must be a whole number or null"),
     ("train: {compile: 1}", "train.compile: got 1, must be true or false"),
-    ("train: {freeze: off}", "train.freeze: must be none (nothing is frozen), backbone, or a list of prefixes of tensor names, such as [layer1]"),
-    ("train: {freeze: 1}", "train.freeze: must be none (nothing is frozen), backbone, or a list of prefixes of tensor names, such as [layer1]"),
+    ("train: {freeze: off}", f"train.freeze: {FREEZE}"),
+    ("train: {freeze: 1}", f"train.freeze: {FREEZE}"),
+    ("train: {freeze: {a: 1}}", "train.freeze: got {'a': 1}, must be none, backbone or a list of text"),
     ("train: {freeze: [{a: 1}, [b]]}", "train.freeze.0: got {'a': 1}, must be text"),
-    ("search: {space: {train.freeze: {choice: [none, 0]}}}",
-     "search.space.train.freeze: must be none (nothing is frozen), backbone, or a list of prefixes of tensor names, such as [layer1]"),
+    ("search: {space: {train.freeze: {choice: [none, 0]}}}", f"search.space.train.freeze: {FREEZE}"),
     ("storage: ~", "storage: got ~, must be text; leave the key out for its default, or put the text in quotes"),
     ("storage:", "storage: got nothing, must be text; leave the key out for its default, or put the text in quotes"),
     ("model: {weights: no}", "model.weights: got 'no', which names nothing; write none for no weights, "
