@@ -245,10 +245,10 @@ def _here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _bad_image(bad: list[str]) -> DataError:
-    file, _, what = bad[0].partition(": ")
+def _bad_image(bad: Sequence[tuple[str, str]]) -> DataError:
+    file, what = bad[0]
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-    return DataError(file, what + more, "repair or remove it, or set on_bad_image to skip")
+    return DataError(readable(file), what + more, "repair or remove it, or set on_bad_image to skip")
 
 
 def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dict[str, Any]:
@@ -314,13 +314,12 @@ def pixel_lines(how: Decoding, decoded: dict[str, int]) -> list[str]:
     return [*described(how), *told]
 
 
-def _with_unreadable(listing: Listing, bad: Sequence[str]) -> tuple[Counts, ...]:
+def _with_unreadable(listing: Listing, bad: Sequence[tuple[str, str]]) -> tuple[Counts, ...]:
     """The counts of the listing, with the images that turned out to be unreadable among those left out."""
     counts = copy.deepcopy(listing.counts)
     folders = {each.folder: each for each in counts}
-    for problem in bad:
-        file = readable(problem.partition(": is ")[0])
-        inside = next((folders[str(p)] for p in Path(file).parents if str(p) in folders), None)
+    for file, _ in bad:
+        inside = next((folders[readable(p)] for p in Path(file).parents if readable(p) in folders), None)
         if inside is not None:
             inside.unreadable(Path(file))
     return counts

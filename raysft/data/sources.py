@@ -40,7 +40,8 @@ class Rows:
     ids: np.ndarray
     images: np.ndarray | list[bytes]
     labels: np.ndarray
-    bad: tuple[str, ...] = ()
+    bad: tuple[tuple[str, str], ...] = ()
+    """(file, what is wrong with it) of those that could not be read."""
     pixel_sum: tuple[float, ...] | None = None
     pixel_square_sum: tuple[float, ...] | None = None
     decoded: dict[str, int] = field(default_factory=dict)
@@ -199,7 +200,7 @@ class FileChunk(Chunk):
         kept: list[int] = []
         images: list[np.ndarray] = []
         encoded: list[bytes] = []
-        bad: list[str] = []
+        bad: list[tuple[str, str]] = []
         total, squares = np.zeros(3), np.zeros(3)
         special: Counter[str] = Counter()
         for i, file in enumerate(self.files):
@@ -210,7 +211,7 @@ class FileChunk(Chunk):
                 if spec.encoding == "raw" and pixels.shape != spec.shape:
                     raise DataError(file, f"is {pixels.shape[1]}×{pixels.shape[0]} pixels, its header said otherwise")
             except (DataError, OSError) as error:
-                bad.append(str(error))
+                bad.append((file, error.what if isinstance(error, DataError) else f"cannot be read ({error.strerror})"))
                 continue
             kept.append(i)
             special.update(decoded.notes)

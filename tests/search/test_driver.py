@@ -116,7 +116,7 @@ def test_a_validation_split_of_its_own_picks_the_model(go, images):
     make_images(images / "valid", {"ant": 4, "bee": 4}, seed=2)
     results, _, run = go(data={"source": "imagefolder", "path": str(images)})
     assert run.info["data"]["rows"] == {"train": 60, "val": 8, "test": 15}
-    again = Classifier(run.folder).evaluate(images, "val")
+    again = Classifier(run.folder, trust_code=True).evaluate(images, "val")
     assert again["accuracy"] == pytest.approx(results["best"]["val_accuracy"])
     assert again["loss"] == pytest.approx(results["best"]["val_loss"], rel=1e-4)
     assert "- train from train/, val from valid/, test from test/" in (run.folder / "model/README.md").read_text()
