@@ -280,6 +280,8 @@ def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
     """What `raysft evaluate` found: the whole, then each class, then the confusion matrix where it can be read."""
     whole = ", ".join(f"{metric_text(k, short=False)} {v:.4f}" for k, v in scores.items() if isinstance(v, float))
     output.line(f"{whole} on {scores['images']:,} images")
+    for note in scores["notes"]:
+        output.line(note)
     output.line()
     classes = [row | {"class": clipped(row["class"])} for row in scores["classes"]]
     output.show(table_of(classes, ("class", "precision", "recall", "f1", "support"),

@@ -17,7 +17,16 @@ from PIL import Image, UnidentifiedImageError, features
 
 from raysft.data import colours
 from raysft.data.decoding import Decoding, Span
-from raysft.data.samples import Samples, needs_range, of_tiff_file, samples_of, tiff_size, turned
+from raysft.data.samples import (
+    SATURATED,
+    WITHOUT_VALUE,
+    Samples,
+    needs_range,
+    of_tiff_file,
+    samples_of,
+    tiff_size,
+    turned,
+)
 from raysft.errors import DataError
 
 # Endings of files that are taken for images unseen; of all others the contents decide.
@@ -96,6 +105,8 @@ NO_END, FIRST_OF_SEVERAL = "no_end", "first_of_several"
 
 NOTES = {NO_END: "without the end marker of a JPEG, otherwise complete",
          FIRST_OF_SEVERAL: "with several pages or frames, of which the first is used",
+         SATURATED: "with some samples (at most 1 %) outside of the range, saturated",
+         WITHOUT_VALUE: "with pixels that have no value (not a number, or marked as missing), made black",
          colours.COMPOSITED: "with transparency, put on the background",
          colours.BLANK: "whose background hides all that is in them: give another data.background",
          colours.CONVERTED: "converted from their colour profile to sRGB",
@@ -211,7 +222,7 @@ def _upright_rgb(image: Image.Image | Samples, content: bytes, name: str, how: D
 
 def _levels(samples: Samples, profile: bytes | None, name: str, how: Decoding, note: colours.Note) -> Image.Image:
     """Samples of more than 8 bits as RGB."""
-    levels = Image.fromarray(np.ascontiguousarray(samples.scaled(how.ranges, name)))
+    levels = Image.fromarray(np.ascontiguousarray(samples.scaled(how.ranges, name, note)))
     made = colours.in_srgb(levels, profile, note) if profile else levels.convert("RGB")
     alpha = None if samples.alpha is None else Image.fromarray(np.ascontiguousarray(samples.alpha))
     return colours.on_background(made, alpha, how, note)

@@ -16,12 +16,16 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from raysft.data.colours import Note
 from raysft.data.decoding import Range, Span
 from raysft.errors import DataError
 
+SATURATED, WITHOUT_VALUE = "saturated", "without_value"
+
 _FORMATS = {1: "uint", 2: "int", 3: "float"}  # TIFF's SampleFormat
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MIN, _MAX = 258, 262, 274, 277, 280, 281
-_FORMAT, _SMIN, _SMAX, _NODATA = 339, 340, 341, 42113
+_EXTRA, _FORMAT, _SMIN, _SMAX, _NODATA = 338, 339, 340, 341, 42113
+_PREMULTIPLIED = 1  # of ExtraSamples: alpha that the colours were multiplied with
 _OUTSIDE = 0.01  # of the samples of an image may be brighter or darker than the range: saturated, not of another kind
 
 
@@ -53,8 +57,11 @@ class Samples:
         known = np.isfinite(self.values)
         return known if self.missing is None else known & (self.values != self.missing)
 
-    def scaled(self, ranges: dict[str, Range], name: str) -> np.ndarray:
-        """(height, width[, 3]) uint8; raises DataError where black and white are not known, or many are beyond."""
+    def scaled(self, ranges: dict[str, Range], name: str, note: Note) -> np.ndarray:
+        """(height, width[, 3]) uint8; notes what has no value or is a little beyond the range.
+
+        Raises DataError where black and white are not known, or many values are beyond.
+        """
         chosen = self._range(ranges)
         if chosen is None:
             raise DataError(name, f"has {self.kind} samples, and neither the file nor the data that the model was made "
@@ -68,6 +75,10 @@ class Samples:
             raise DataError(name, f"has {self.kind} samples from {values.min():.6g} to {values.max():.6g}, of which "
                             f"{beyond:.0%} are outside of the range that is known, {low:.6g} to {high:.6g}",
                             "scale it to that range")
+        if beyond:
+            note(SATURATED)
+        if not known.all():
+            note(WITHOUT_VALUE)
         levels = np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         return 255 - levels if self.inverted else levels
 
@@ -137,6 +148,9 @@ def of_tiff_file(content: bytes) -> Samples:
     alpha = None
     if count > colours:
         alpha, values = _alpha(values[..., -1]), values[..., :-1]
+        if _PREMULTIPLIED in _all(tags.get(_EXTRA, 0)):
+            whole = values * (255 / np.maximum(alpha, 1)[..., None].astype(np.float64))
+            values = whole.clip(0, _most(values.dtype)).astype(values.dtype)
     grey = values[..., 0] if colours == 1 else values
     return Samples(kind, grey, alpha, _told(tags, kind), photometric == 0, _missing(tags.get(_NODATA)))
 
@@ -170,8 +184,12 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _alpha(values: np.ndarray) -> np.ndarray:
-    most = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
-    return np.rint(values.astype(np.float64) * (255 / most)).clip(0, 255).astype(np.uint8)
+    return np.rint(values.astype(np.float64) * (255 / _most(values.dtype))).clip(0, 255).astype(np.uint8)
+
+
+def _most(kind: np.dtype) -> float:
+    """What stands for all of a colour."""
+    return 1.0 if kind.kind == "f" else float(np.iinfo(kind).max)
 
 
 def _told(tags: Mapping[int, Any], kind: str) -> Range | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SURE = 0.05  # the probability of taking chance for learning, over all trials together
@@ -23,7 +23,9 @@ def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int])
         return []
     right = round(max((epoch["val_accuracy"] for epoch in epochs if _known(epoch["val_accuracy"])), default=0) * images)
     found = []
-    if at_chance(right, max(class_rows), images, len(histories)):
+    balanced = max((epoch["val_balanced_accuracy"] for epoch in epochs if _known(epoch.get("val_balanced_accuracy"))),
+                   default=0.0)
+    if at_chance(right, max(class_rows), images, len(histories)) and not tells_apart(balanced, class_rows):
         found.append(f"nothing was learned as far as can be told: the best of all epochs has {right:,} of {images:,} "
                      f"validation images right; to always answer the most frequent class gets {max(class_rows):,}"
                      f"{_flat(histories[0])}")
@@ -31,6 +33,34 @@ def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int])
     if right < images and (same := _same(histories, metric)) is not None:
         found.append(f"{metric} is {same:.4f} in all {len(histories):,} trials: it does not tell them apart")
     return found
+
+
+def doubt_of_test(scores: Mapping[str, float], class_rows: Sequence[int]) -> list[str]:
+    """What speaks against a model that its test score is at chance: one sentence, or none.
+
+    scores: test_accuracy and test_balanced_accuracy. class_rows: test images of each class.
+    """
+    images = sum(class_rows)
+    if not images:
+        return []
+    right = round(scores["test_accuracy"] * images)
+    balanced = scores.get("test_balanced_accuracy", 0.0)
+    if not at_chance(right, max(class_rows), images) or tells_apart(balanced, class_rows):
+        return []
+    return [f"the model has {right:,} of {images:,} test images right; to always answer the most frequent class gets "
+            f"{max(class_rows):,}"]
+
+
+def tells_apart(balanced: float, class_rows: Sequence[int]) -> bool:
+    """Whether a balanced accuracy is surely above chance, as that of a model trained with class weights may be.
+
+    To answer one class always, or any at random, has a mean recall of one in the number of classes. Surely above is by
+    three standard errors of it, each class with a binomial variance of its own.
+    """
+    seen = [rows for rows in class_rows if rows]
+    chance = 1 / len(seen)
+    error = math.sqrt(sum(chance * (1 - chance) / rows for rows in seen)) / len(seen)
+    return balanced > chance + 3 * error
 
 
 def at_chance(right: int, most_frequent: int, images: int, tries: int = 1) -> bool:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from raysft.data.decoding import conflict
-from raysft.data.folders import Folders
+from raysft.data.folders import Folders, files_lines
 from raysft.data.images import fit, open_rgb, stored_rgb
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.shards import MANIFEST, ImageSpec, Manifest, columns, iter_tables, read_manifest, verify
@@ -83,8 +83,9 @@ class Classifier:
     def evaluate(self, data: Place, split: str) -> dict[str, Any]:
         """Metrics on a split of a data set, or on a folder with one folder of images a class.
 
-        Returns images, the metrics of the whole, `classes` (name, precision, recall, f1, support of each), and
-        `confusion`: images of a class (row) by what they were taken for (column), in the order of the classes.
+        Returns images, notes (what was left out of a folder), the metrics of the whole, `classes` (name, precision,
+        recall, f1, support of each), and `confusion`: images of a class (row) by what they were taken for (column), in
+        the order of the classes.
         """
         sums = Sums(len(self.card.classes), torch.device("cpu"))
         guessed: list[np.ndarray] = []
@@ -94,7 +95,7 @@ class Classifier:
             sums.add(outputs, torch.from_numpy(labels))
             guessed.append(outputs.argmax(1).numpy())
             actual.append(labels)
-        return {"images": sum(map(len, actual)), **sums.metrics(),
+        return {"images": sum(map(len, actual)), "notes": notes_on(data, split), **sums.metrics(),
                 **by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes)}
 
 
@@ -156,6 +157,14 @@ def image_count(data: Place, split: str) -> int:
     if (data / MANIFEST).is_file():
         return _manifest_with(data, split).splits[split].rows
     return len(_folders(data, split).test)
+
+
+def notes_on(data: Place, split: str) -> list[str]:
+    """How a folder of labelled images was read, what was left out; nothing of a data set, whose manifest says it."""
+    if (data / MANIFEST).is_file():
+        return []
+    folders = _folders(data, split)
+    return [*folders.notes, *files_lines(folders.counts)]
 
 
 def _folders(data: Place, split: str) -> Folders:

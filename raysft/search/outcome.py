@@ -15,7 +15,7 @@ from raysft.data.ingest import SplitName, SplitSource
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
 from raysft.job.spec import metric_mode
-from raysft.results.chance import doubts
+from raysft.results.chance import doubt_of_test, doubts
 from raysft.results.judged import per_class
 from raysft.results.model import ModelCard
 from raysft.results.readme import Known, model_readme
@@ -49,7 +49,13 @@ def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None
             best["confirmed"] = confirmed
     return {"run": run.folder.name, "status": "done" if best else "failed", "metric": run.metric,
             "mode": metric_mode(run.metric), "best": best, "trials": [record.row(run.metric) for record in board],
-            "doubts": doubts_of(run, board, val_rows), "timing": timing}
+            "doubts": doubts_of(run, board, val_rows) + ([] if scored is None else _doubt_of_test(scored)),
+            "timing": timing}
+
+
+def _doubt_of_test(scored: Scored) -> list[str]:
+    """What speaks against the model by its test score; the second column of what was judged is the label."""
+    return doubt_of_test(scored.scores, np.bincount(scored.judged[:, 1].astype(np.int64)).tolist())
 
 
 def doubts_of(run: Run, board: Sequence[TrialRecord], val_rows: Sequence[int]) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 
 from raysft.data.decoding import BEFORE, Decoding, Span, settle
 from raysft.data.images import NO_END, NOTES, decode, open_rgb, size_of, span_of
+from raysft.data.samples import SATURATED, WITHOUT_VALUE
 from raysft.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -330,3 +331,30 @@ def test_tiffs_are_turned_upright(orientation, array):
     found = np.asarray(open_rgb(content, "turned", as_imported(content)))
     assert np.array_equal(found, np.asarray(open_rgb(as_png)))
     assert size_of(content) == found.shape[:2]
+
+
+def test_a_few_values_beyond_the_range_are_saturated_and_counted():
+    values = np.linspace(0, 1000, 400, dtype=np.float32).reshape(20, 20)
+    values[0, 0] = 1500
+    found = decode(tiff(values), "a.tif", Decoding(ranges={"float32": (0.0, 1000.0)}))
+    assert found.notes == (SATURATED,)
+    assert np.asarray(found.image)[0, 0].tolist() == [255, 255, 255]
+
+
+def test_pixels_without_a_value_are_black_and_counted():
+    values = np.full((20, 20), 0.9, np.float32)
+    values[0, 0] = np.nan
+    found = decode(tiff(values), "a.tif", Decoding(ranges={"float32": (0.0, 1.0)}))
+    assert found.notes == (WITHOUT_VALUE,)
+    assert np.asarray(found.image)[0, 0].tolist() == [0, 0, 0]
+
+
+def test_colours_that_were_multiplied_with_their_alpha_are_not_so_twice():
+    straight = np.zeros((8, 8, 4), np.uint16)
+    straight[..., 0], straight[..., 3] = 65535, 32768
+    multiplied = straight.copy()
+    multiplied[..., 0] = 32768
+    as_stored = tiff(straight, photometric="rgb", extrasamples=["unassalpha"])
+    as_multiplied = tiff(multiplied, photometric="rgb", extrasamples=["assocalpha"])
+    one, other = (np.asarray(decode(raw, "a.tif").image).astype(int) for raw in (as_stored, as_multiplied))
+    assert np.abs(one - other).max() <= 1

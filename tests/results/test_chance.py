@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from raysft.console import result_lines
-from raysft.results.chance import at_chance, binomial_tail, doubts
+from raysft.results.chance import at_chance, binomial_tail, doubt_of_test, doubts
 from raysft.results.report import write_report
 from raysft.results.run import TrialRecord
 from raysft.storage import read_json, write_json
@@ -54,6 +54,23 @@ def test_an_accuracy_is_told_from_chance(right, most, images, tries, expected):
 ])
 def test_nothing_is_said_of_runs_that_learned(histories, rows):
     assert told(histories, rows) == ""
+
+
+@pytest.mark.parametrize(("accuracy", "balanced", "rows", "expected"), [
+    (0.5, 0.5, [50, 50], "the model has 50 of 100 test images right; to always answer the most frequent class gets 50"),
+    (0.8, 0.5, [80, 20], "80 of 100"),
+    (0.75, 0.75, [80, 20], ""),  # trained with class weights: both classes are found
+    (0.9, 0.9, [50, 50], ""), (0.6, 0.6, [3, 2], "3 of 5"), (1.0, 1.0, [1, 1], ""),
+])
+def test_a_test_score_at_chance_says_so(accuracy, balanced, rows, expected):
+    found = doubt_of_test({"test_accuracy": accuracy, "test_balanced_accuracy": balanced}, rows)
+    assert (expected in found[0]) if expected else not found
+
+
+def test_a_run_with_class_weights_is_not_doubted_for_its_accuracy():
+    history = [epoch | {"val_balanced_accuracy": 0.75} for epoch in trial(0.6, 0.75)]
+    assert told([history], [80, 20]) == ""
+    assert told([trial(0.6, 0.75)], [80, 20]) != ""
 
 
 def test_a_run_at_chance_says_so():
