@@ -88,6 +88,10 @@ def local_ray(node: Node) -> Iterator[Path]:
     `ray.shutdown` takes seconds, and it crashes this process where other threads are still inside Ray, as they are
     when a run is interrupted.
     """
+    # When it cannot talk to its raylet any more, Ray's library asks whether that has died, by this variable, else by
+    # whether its own parent is process 1, as it may be in a container; and then it ends this process with status 1,
+    # results or not. Ray sets it for workers itself; the driver outlives its raylet on purpose, below.
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     with uncollected():
