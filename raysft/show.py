@@ -22,6 +22,7 @@ from raysft.errors import UserError
 from raysft.results.ranking import Failed, Prediction
 from raysft.storage import Place, Remote, place
 
+SHOWN = 3  # names of files of a kind
 MOST_ROWS = 20  # of a table of folders
 
 
@@ -105,7 +106,7 @@ def show_answers(answers: Iterable[Prediction | Failed], counted: Iterable[Count
 
 
 def _has_folders(where: Place) -> bool:
-    return isinstance(where, Path) and where.is_dir() and any(path.is_dir() for path in where.iterdir())
+    return isinstance(where, Path) and where.is_dir()
 
 
 def _show_left_out(counts: Sequence[Counts], output: Output) -> None:
@@ -121,8 +122,9 @@ def _show_left_out(counts: Sequence[Counts], output: Output) -> None:
         output.line(f"… and {len(rows) - MOST_ROWS:,} more folders; --json has all")
     output.line("left out, for example:")
     for kind in sorted({kind for each in some for kind in each.left_out}):
-        names = [name for each in some for name in each.examples.get(kind, [])]
-        output.line(f"  {kind}: {first_names(names, 3)}")
+        names = [name for each in some for name in each.examples.get(kind, [])][:SHOWN]
+        more = sum(each.left_out.get(kind, 0) for each in some) - len(names)
+        output.line(f"  {kind}: {', '.join(names)}" + (f" and {more:,} more" if more else ""))
 
 
 def _number(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ class Folders:
             layout = _with_test(layout, given)
             roots += [] if given.is_relative_to(root) else [given]
         read = {split: _read(layout, split) for split in layout.splits}
-        classes = _classes(layout.splits["train"], read["train"].files)
+        classes = _classes(layout.splits["train"], read["train"])
         notes = list(layout.notes)
         for split, found in read.items():
             notes += found.notes
@@ -70,21 +71,29 @@ class Folders:
         return cls(classes, splits, str(layout.splits["train"]), _all_counts(roots, read.values()), tuple(notes))
 
     @classmethod
-    def labelled(cls, root: Path, split: str) -> Folders:
-        """All images below `root` as test images, or those of one split where it holds splits; raises DataError."""
+    def labelled(cls, root: Path, split: str, classes: Collection[str]) -> Folders:
+        """All images below `root` as test images, or those of one split where it holds splits; raises DataError.
+
+        classes: those of the model that is to be scored on them.
+        """
         root = _folder(root)
-        layout = layout_of(root)
-        if set(layout.splits) == {"train"}:
+        layout = layout_of(root, {unicodedata.normalize("NFC", name) for name in classes})
+        if layout.splits == {"train": root} or set(layout.splits) == {"train"}:
             split = "train"
         if split not in layout.splits:
             raise DataError(readable(root), f"has no split {split}", f"it has {', '.join(layout.splits)}")
         found = _read(layout, cast(SplitName, split))
         folder = layout.splits[cast(SplitName, split)]
-        classes = tuple(sorted(name for name, files in found.files.items() if files))
-        if not classes:
+        there = tuple(sorted(name for name, files in found.files.items() if files))
+        if not there:
             raise DataError(readable(folder), "has no class folder with images", "put them into one folder a class")
-        labelled = _labelled(found.files, classes)
-        return cls(classes, {"test": labelled}, str(folder), _all_counts([folder], [found]), tuple(found.notes))
+        labelled = _labelled(found.files, there)
+        lacking = [name for name in classes if unicodedata.normalize("NFC", name) not in there]
+        notes = [*found.notes, *([f"no image of {names_text(lacking)}: the metrics are over the other classes"]
+                                 if lacking else [])]
+        if len(layout.splits) > 1:
+            notes.insert(0, f"the split {split} alone, of {', '.join(layout.splits)}")
+        return cls(there, {"test": labelled}, str(folder), _all_counts([folder], [found]), tuple(notes))
 
 
 def files_lines(counts: Iterable[Counts]) -> list[str]:
@@ -164,15 +173,18 @@ def _all_counts(roots: Sequence[Path], splits: Collection[_Split]) -> tuple[Coun
     return tuple(counts for counts in [*(each for split in splits for each in split.counts), *beside] if counts.seen)
 
 
-def _classes(root: Path, files: ByClass) -> tuple[str, ...]:
+def _classes(root: Path, split: _Split) -> tuple[str, ...]:
     """The classes of the training images in sorted order; raises DataError for no, one or an empty class."""
+    files = split.files
     if not files:
         raise DataError(readable(root), "has no class folders", "put the images into one folder a class")
     if len(files) == 1:
         raise DataError(readable(root), f"has a single class ({next(iter(files))})", "give at least two class folders")
     for name, of_class in files.items():
         if not of_class:
-            raise DataError(readable(root / name), "has no images", "add some, or remove the folder")
+            left_out = next((each.left_out for each in split.counts if each.folder == readable(root / name)), {})
+            held = f": its files are {by_kind(left_out)}" if left_out else ""
+            raise DataError(readable(root / name), f"has no images{held}", "add some, or remove the folder")
     return tuple(sorted(files))
 
 

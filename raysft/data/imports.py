@@ -247,8 +247,9 @@ def _here() -> Any:
 
 def _bad_image(bad: Sequence[tuple[str, str]]) -> DataError:
     file, what = bad[0]
-    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-    return DataError(readable(file), what + more, "repair or remove it, or set on_bad_image to skip")
+    others = [readable(other) for other, _ in bad[1:]]
+    also = f"; so are {names_text(others)}" if others else ""
+    return DataError(readable(file), what + also, "repair or remove them, or set data.on_bad_image to skip")
 
 
 def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dict[str, Any]:

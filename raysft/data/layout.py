@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,8 +21,8 @@ SplitName = Literal["train", "val", "test"]
 
 SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training", "trn", "trainval"),
-    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
-    "test": ("test", "testing", "tst"),
+    "val": ("val", "valid", "validate", "validation", "validations", "dev", "eval", "evaluation"),
+    "test": ("test", "tests", "testing", "tst", "holdout", "heldout"),
 }
 WRAPPERS = 8  # folders around everything that are looked into; a link to itself would have no end
 
@@ -50,17 +50,21 @@ class Layout:
                 if not any(other.is_relative_to(folder) for other in others)]
 
 
-def layout_of(root: Path) -> Layout:
-    """What the folders below `root` are; raises DataError where they look like splits that cannot be used."""
-    inner, notes = unwrapped(root)
+def layout_of(root: Path, evaluated: Collection[str] | None = None) -> Layout:
+    """What the folders below `root` are; raises DataError where they look like splits that cannot be used.
+
+    evaluated: the classes of a model that is to be scored on them; then there need not be a split to train on.
+    """
+    inner, notes = unwrapped(root, known=evaluated or ())
     folders = list(folders_in(inner))
-    splits = _recognised(inner, folders)
+    splits = _recognised(inner, folders, evaluated is not None)
     if splits:
         rest = [folder for folder in folders if folder not in splits.values()]
         inside: list[str] = []
         for split, folder in splits.items():
-            splits[split], found = unwrapped(folder, is_split=True)
+            splits[split], found = unwrapped(folder, True, evaluated or ())
             inside += found
+            _refuse_nested(splits[split], list(folders_in(splits[split])))
         taken = ", ".join(f"{split} from {readable(path.relative_to(inner))}/" for split, path in splits.items())
         beside = [f"left out, as neither a split nor a class: {_listed(rest)}"] if rest else []
         return Layout(splits, (*notes, *inside, taken, *beside))
@@ -73,6 +77,7 @@ def layout_of(root: Path) -> Layout:
         taken = ", ".join(f"{split} from {readable(path.name)}/" for split, path in held_apart.items())
         return Layout({"train": inner, **held_apart}, (*notes, f"{taken}, train from the class folders beside it"))
     _refuse_splits_as_classes(inner, folders)
+    _refuse_nested(inner, folders)
     return Layout({"train": inner}, (*notes, *_suspicious(inner, folders)))
 
 
@@ -99,15 +104,18 @@ def folders_in(root: Path) -> Iterator[Path]:
     yield from (path for path in found if path.is_dir())
 
 
-def unwrapped(root: Path, is_split: bool = False) -> tuple[Path, list[str]]:
+def unwrapped(root: Path, is_split: bool = False, known: Collection[str] = ()) -> tuple[Path, list[str]]:
     """`root`, or the folder inside it where that is the only one and holds folders of its own, and a note on it.
 
-    A folder that is named like a split is one, and not looked into, but inside another split (seg_train/seg_train).
+    A folder that is named like a split is one, and not looked into, but inside another split (seg_train/seg_train). One
+    that is named like a `known` class is that class.
     """
     inner = root
     for _ in range(WRAPPERS):
         folders = list(folders_in(inner))
         if len(folders) != 1 or (split_of(folders[0].name) is not None and not is_split):
+            break
+        if unicodedata.normalize("NFC", folders[0].name) in known:
             break
         if any(images_directly_in(inner)) or not any(folders_in(folders[0])):
             break
@@ -135,7 +143,7 @@ def split_of(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
     return _SPLIT_OF[named[0]], other
 
 
-def _recognised(root: Path, folders: Sequence[Path]) -> dict[SplitName, Path]:
+def _recognised(root: Path, folders: Sequence[Path], evaluated: bool) -> dict[SplitName, Path]:
     """The folders that are the splits of one data set: train, and another one or nothing else beside it.
 
     Their names may share other words (seg_train, seg_test). A folder without class folders is no split that could be
@@ -154,7 +162,7 @@ def _recognised(root: Path, folders: Sequence[Path]) -> dict[SplitName, Path]:
     for words, members in sorted(named.items()):
         kinds = {split for split, _ in members}
         alone = len(members) + len(flat) == len(folders) and not words
-        if "train" in kinds and (len(kinds) > 1 or alone):
+        if ("train" in kinds and (len(kinds) > 1 or alone)) or (evaluated and alone):
             _refuse_twins(root, members)
             order: tuple[SplitName, ...] = ("train", "val", "test")
             return {split: folder for wanted in order for split, folder in members if split == wanted}
@@ -209,6 +217,32 @@ def _inside_classes(root: Path, folders: Sequence[Path]) -> dict[SplitName, tupl
     return {split: tuple(found[split]) for split in SPLIT_NAMES if split in found} if len(found) > 1 else {}
 
 
+def _refuse_nested(root: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError where a folder beside class folders is none of them by what it holds.
+
+    Images of a split among the classes of another would be trained on, under the name of the split or of their class.
+    """
+    names = {class_name(folder) for folder in folders}
+    for folder in folders:
+        inside = list(folders_in(folder))
+        kinds = {found[0] for each in inside if (found := split_of(each.name)) is not None and not found[1]}
+        if "train" in kinds and len(kinds) > 1:
+            raise DataError(readable(folder), f"holds {_listed(inside)} as splits, and not all class folders beside it "
+                            "do so and nothing else", "give all of them the same folders, or move the splits outside: "
+                            "SPLIT/CLASS/IMAGE")
+        if any(images_directly_in(folder)):
+            continue
+        again = sorted(names & {class_name(each) for each in inside})
+        if again:
+            raise DataError(readable(folder), f"holds folders with names of the classes beside it ({', '.join(again)})",
+                            "name it train, val or test and put it beside the training folder, or move it away")
+        named = split_of(folder.name)
+        if named is not None and not named[1] and len(inside) > 1:
+            raise DataError(readable(folder), f"has the name of a split and holds {_listed(inside)}, beside "
+                            f"{_listed([other for other in folders if other != folder])}, which are no splits",
+                            "give it as data.path or data.test_path, or another name where it is a class")
+
+
 def _refuse_splits_as_classes(root: Path, folders: Sequence[Path]) -> None:
     """Raise DataError where every folder has the name of a split, and several splits are named."""
     named = [split_of(folder.name) for folder in folders]
@@ -224,10 +258,11 @@ def _suspicious(root: Path, folders: Sequence[Path]) -> list[str]:
     Raises DataError where one of them has the name of a split, too.
     """
     inside = [tuple(each.name for each in folders_in(folder)) for folder in folders]
-    if len(folders) < 2 or not inside[0] or any(names != inside[0] for names in inside):
-        return []
-    if any(any(images_directly_in(folder)) for folder in folders):
-        return []
+    deep = [folder for folder, names in zip(folders, inside, strict=True)
+            if len(names) > 1 and not any(images_directly_in(folder))]
+    if len(folders) < 2 or not inside[0] or any(names != inside[0] for names in inside) or len(deep) < len(folders):
+        return [f"the images of {_listed([folder])} all lie in folders of their own: "
+                f"{_listed(list(folders_in(folder)))}" for folder in deep]
     names = ", ".join(map(readable, inside[0][:5]))
     if any(split_of(folder.name) for folder in folders):
         raise DataError(readable(root), f"holds {_listed(folders)}, which look like splits: all hold {names}",

@@ -20,7 +20,7 @@ from raysft.data.folders import Folders, files_lines
 from raysft.data.images import HEAD_BYTES, decode, needs_range, size_of, span_of
 from raysft.data.order import stratified_order
 from raysft.data.shards import ImageSpec, Manifest, read_manifest
-from raysft.data.walk import Counts
+from raysft.data.walk import UNREADABLE, Counts
 from raysft.errors import DataError
 from raysft.job.plan import Outline
 from raysft.job.spec import Data
@@ -30,6 +30,7 @@ from raysft.storage import Place, place
 RAW_PIXELS = 128 * 128
 SHARD_BYTES = 16_000_000
 SHARD_ROWS = 4096
+SHOWN = 5  # names of unreadable images
 DIGITS_ROWS, DIGITS_TEST_ROWS = 1797, 360
 
 
@@ -104,6 +105,14 @@ def outline_of_dataset(folder: Place, manifest: Manifest) -> Outline:
     val = manifest.splits.get("val")
     return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder),
                    None if val is None else val.rows, (*manifest.notes, *files_lines(manifest.counts)))
+
+
+def unreadable_note(manifest: Manifest) -> str:
+    """How many unreadable images were left out of a data set, and some of their names."""
+    names = [name for each in manifest.counts for name in each.examples.get(UNREADABLE, [])][:SHOWN]
+    named = f": {', '.join(names)}" if names else ""
+    more = f" and {manifest.skipped - len(names):,} more" if names and manifest.skipped > len(names) else ""
+    return f"{manifest.skipped:,} unreadable images were left out of {manifest.source}{named}{more}"
 
 
 def list_source(kind: str, path: str | None, test: str | None, cache: Path) -> Listing:

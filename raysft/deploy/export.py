@@ -78,7 +78,7 @@ def export(model: Place, name: str, out: Place | None, data: Place | None, progr
     target = out or default_out(folder, name)
     _check_out(target)
     data = data or data_of(folder, classifier.card)
-    total = image_count(data, SPLIT)
+    total = image_count(data, SPLIT, classifier.card)
     with _writable(target), scratch_beside(target) as scratch:
         file = scratch / form.file
         own = form.write(file, folder, classifier)

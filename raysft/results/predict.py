@@ -95,7 +95,7 @@ class Classifier:
             sums.add(outputs, torch.from_numpy(labels))
             guessed.append(outputs.argmax(1).numpy())
             actual.append(labels)
-        return {"images": sum(map(len, actual)), "notes": notes_on(data, split), **sums.metrics(),
+        return {"images": sum(map(len, actual)), "notes": notes_on(data, split, self.card), **sums.metrics(),
                 **by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes)}
 
 
@@ -142,33 +142,34 @@ def labelled_images(data: Place, split: str, card: ModelCard) -> Iterator[tuple[
     if (data / MANIFEST).is_file():
         pairs = _shard_images(data, split, card)
     else:
-        folders = _folders(data, split)
+        folders = _folders(data, split, card)
         pairs = ((open_rgb(Path(file), file, card.decoding), folders.classes[label]) for file, label in folders.test)
     number = {unicodedata.normalize("NFC", name): i for i, name in enumerate(card.classes)}
-    for image, name in pairs:
+    for image, named in pairs:
+        name = unicodedata.normalize("NFC", named)  # data sets of before have it as the disk had it
         if name not in number:
             raise DataError(str(data), f"has the class {name}, which the model does not know",
                             f"it knows {', '.join(card.classes)}")
         yield image, number[name]
 
 
-def image_count(data: Place, split: str) -> int:
+def image_count(data: Place, split: str, card: ModelCard) -> int:
     """How many images `labelled_images` gives; raises DataError."""
     if (data / MANIFEST).is_file():
         return _manifest_with(data, split).splits[split].rows
-    return len(_folders(data, split).test)
+    return len(_folders(data, split, card).test)
 
 
-def notes_on(data: Place, split: str) -> list[str]:
+def notes_on(data: Place, split: str, card: ModelCard) -> list[str]:
     """How a folder of labelled images was read, what was left out; nothing of a data set, whose manifest says it."""
     if (data / MANIFEST).is_file():
         return []
-    folders = _folders(data, split)
+    folders = _folders(data, split, card)
     return [*folders.notes, *files_lines(folders.counts)]
 
 
-def _folders(data: Place, split: str) -> Folders:
-    return Folders.labelled(Path(str(data)), split)
+def _folders(data: Place, split: str, card: ModelCard) -> Folders:
+    return Folders.labelled(Path(str(data)), split, card.classes)
 
 
 def _manifest_with(data: Place, split: str) -> Manifest:

@@ -20,7 +20,7 @@ from raysft.cluster.answers import START_SECONDS, answered, last_lines
 from raysft.data.imports import dataset_of, pixel_lines
 from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
 from raysft.data.shards import Manifest, read_manifest, verify
-from raysft.data.sources import outline_of_dataset
+from raysft.data.sources import outline_of_dataset, unreadable_note
 from raysft.errors import ModelError, RaysftError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, Plan, make_plan
@@ -86,7 +86,7 @@ def execute(job: Job, run: Run, nodes: Sequence[Node], listener: Listener, scrat
     if job.data.verify:
         verify(folder, manifest)
     if manifest.skipped:
-        listener.note(f"{manifest.skipped} unreadable images were left out of {manifest.source}")
+        listener.note(unreadable_note(manifest))
     for line in pixel_lines(manifest.image.decoding, manifest.decoded):
         listener.note(line)
     compare(run, manifest, folder)

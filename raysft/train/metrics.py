@@ -39,14 +39,13 @@ class Sums:
     def metrics(self) -> dict[str, float]:
         """loss, accuracy, top5_accuracy (of more than five classes), macro_f1, balanced_accuracy, calibration_error.
 
-        As scikit-learn defines them: F1 is averaged over the classes that occur or were predicted, recall over those
-        that occur. The calibration error is the mean distance of probability and accuracy over 15 bins, weighted by
+        F1 and recall are averaged over the classes that occur in the split, as scikit-learn does with these as
+        `labels`. The calibration error is the mean distance of probability and accuracy over 15 bins, weighted by
         their images.
         """
         loss, rows, top5 = self.totals.tolist()
         seen = self.actual > 0
-        named = seen | (self.predicted > 0)
-        f1 = (2 * self.hits / (self.predicted + self.actual).clamp(min=1))[named]
+        f1 = (2 * self.hits / (self.predicted + self.actual).clamp(min=1))[seen]
         found = {"loss": loss / rows, "accuracy": self.hits.sum().item() / rows}
         if self.classes > 5:
             found["top5_accuracy"] = top5 / rows

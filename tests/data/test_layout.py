@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from raysft.data.folders import Folders
 from raysft.data.layout import layout_of, split_of
@@ -109,6 +110,65 @@ def test_splits_inside_of_class_folders(tmp_path):
     assert all(Path(file).parts[-3] == found.classes[label] for file, label in found.test)
 
 
+def nested(root: Path) -> Path:
+    make_splits(root, "train", "test")
+    make_images(root / "train/val", CLASSES)
+    return root
+
+
+def held_out_inside(root: Path) -> Path:
+    make_images(root, CLASSES)
+    make_images(root / "unseen", CLASSES)
+    return root
+
+
+def with_one_flat(root: Path) -> Path:
+    for name in CLASSES:
+        make_images(root / name, {"train": 4, "test": 2})
+    make_images(root, {"cow": 5})
+    return root
+
+
+def with_one_stray(root: Path) -> Path:
+    for name in CLASSES:
+        make_images(root / name, {"train": 4, "test": 2})
+    Image.new("RGB", (8, 8)).save(root / "ant/stray.png")
+    return root
+
+
+def beside_unlabelled(root: Path) -> Path:
+    make_splits(root, "train")
+    make_images(root, {"unlabelled": 9})
+    return root
+
+
+@pytest.mark.parametrize(("make", "expected"), [
+    (nested, "train/val: holds folders with names of the classes beside it (ant, bee)"),
+    (held_out_inside, "unseen: holds folders with names of the classes beside it (ant, bee)"),
+    (with_one_flat, "ant: holds test/, train/ as splits, and not all class folders beside it do so"),
+    (with_one_stray, "ant: holds test/, train/ as splits, and not all class folders beside it do so"),
+    (beside_unlabelled, "train: has the name of a split and holds ant/, bee/, beside unlabelled/, which are no splits"),
+])
+def test_splits_among_classes_are_never_trained_on(tmp_path, make, expected):
+    with pytest.raises(DataError) as caught:
+        Folders.of(make(tmp_path / "D"), None)
+    assert expected in str(caught.value)
+
+
+def test_a_class_of_folders_beside_flat_ones_is_pointed_out(tmp_path):
+    make_images(tmp_path / "D/data", CLASSES)
+    make_images(tmp_path / "D", {"docs": 5})
+    assert "the images of data/ all lie in folders of their own: ant/, bee/" in Folders.of(tmp_path / "D", None).notes
+
+
+def test_a_class_without_an_image_says_what_it_holds(tmp_path):
+    make_images(tmp_path / "D", CLASSES)
+    (tmp_path / "D/annotations").mkdir()
+    (tmp_path / "D/annotations/a.xml").write_text("<a/>")
+    with pytest.raises(DataError, match=r"annotations: has no images: its files are 1 not images \(.xml\)"):
+        Folders.of(tmp_path / "D", None)
+
+
 @pytest.mark.parametrize("inner", ["photos", "archive/photos", "photos/train"])
 def test_one_folder_around_everything_is_looked_into(tmp_path, inner):
     make_images(tmp_path / "D" / inner, CLASSES)
@@ -188,9 +248,13 @@ def test_a_class_folder_that_is_not_named_in_utf8_is_refused_by_name(tmp_path):
 
 
 def test_labelled_images_of_a_model_may_be_of_one_class_or_of_one_split(tmp_path):
-    make_images(tmp_path / "one", {"ant": 3})
-    assert len(Folders.labelled(tmp_path / "one", "test").test) == 3
-    make_splits(tmp_path / "D", "train", "val")
-    assert len(Folders.labelled(tmp_path / "D", "val").test) == 10
-    with pytest.raises(DataError, match="has no split test; it has train, val"):
-        Folders.labelled(tmp_path / "D", "test")
+    make_images(tmp_path / "one/ant", {"2020": 3, "2021": 2})
+    found = Folders.labelled(tmp_path / "one", "test", ["ant", "bee"])
+    assert (found.classes, len(found.test)) == (("ant",), 5)
+    assert "no image of bee: the metrics are over the other classes" in found.notes
+    make_splits(tmp_path / "D", "val", "test")
+    found = Folders.labelled(tmp_path / "D", "val", CLASSES)
+    assert (len(found.test), found.notes[0]) == (10, "the split val alone, of val, test")
+    make_splits(tmp_path / "E", "validation")
+    with pytest.raises(DataError, match="has no split test; it has val"):
+        Folders.labelled(tmp_path / "E", "test", CLASSES)

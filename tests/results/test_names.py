@@ -77,7 +77,7 @@ def test_only_what_cannot_stand_in_a_document_is_changed():
 
 def test_scores_have_a_row_a_class(shown):
     numbers = np.arange(len(NAMES))
-    scores = {"images": len(NAMES), "accuracy": 1.0, **by_class(numbers, numbers, NAMES)}
+    scores = {"images": len(NAMES), "notes": [], "accuracy": 1.0, **by_class(numbers, numbers, NAMES)}
     lines = shown(show_scores, scores)
     assert len(lines) == 3 + len(NAMES)
     for name, line in zip(NAMES, lines[3:], strict=True):
@@ -89,7 +89,7 @@ def test_a_confusion_table_has_a_row_a_class(shown, monkeypatch, start):
     monkeypatch.setattr(console, "WIDTH_WITHOUT_TERMINAL", 2000)
     names = NAMES[start:start + 9]
     numbers = np.arange(len(names))
-    lines = shown(show_scores, {"images": 9, "accuracy": 1.0, **by_class(numbers, numbers, names)})
+    lines = shown(show_scores, {"images": 9, "notes": [], "accuracy": 1.0, **by_class(numbers, numbers, names)})
     heading, *rows = lines[-len(names) - 1:]
     for name, row in zip(names, rows, strict=True):
         assert clipped(name) in heading
