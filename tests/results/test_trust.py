@@ -50,6 +50,7 @@ def sent(here, marker, monkeypatch) -> Path:  # noqa: F811
     """The current folder is a model that somebody sent, with a module of theirs; as for the command, it is not on
     the search path, as it is for `python -m pytest`."""
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "sent", raising=False)  # of a test before
     (here / "sent.py").write_text(SENT.format(marker=str(marker)))
     (here / "weights").mkdir()
     save_file(tiny(2).state_dict(), here / "weights" / WEIGHTS)
