@@ -43,7 +43,7 @@ def validate_job(tree: Mapping[str, Any], where: str) -> Job:
     try:
         job = Job.model_validate(read)
     except ValidationError as error:
-        problems += [JobError(": ".join(filter(None, [where, ".".join(loc)])), what)
+        problems += [JobError(": ".join(filter(None, [where, ".".join(map(_key, loc))])), what)
                      for loc, what in problems_of(error, Job, tree)]
     search = read.get("search")
     if isinstance(search, Mapping):
@@ -94,10 +94,17 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node[last] = _given(text, annotation_at(keys), where)
 
 
+def _key(key: str) -> str:
+    """A key as part of one line, whatever it is."""
+    return key if key.isprintable() else repr(key)
+
+
 def _given(text: str, annotation: Any, where: str) -> Any:
     """The value of an override: where its field is text and nothing else, what is written, unless in quotes."""
     if not set(options_of(annotation)) <= {str, NoneType} or text.strip() in NULLS:
         return parse(text, where)
+    if text.strip()[:1] not in ("'", '"'):
+        return Plain(text.strip())
     try:
         value = parse(text, where)
     except JobError:

@@ -24,6 +24,8 @@ def try_network(net: nn.Module, name: str, classes: int, height: int, width: int
     try:
         outputs = _outputs(net, height, width)
     except Exception as error:  # whatever a network does with images that it cannot take
+        if "process group has not been initialized" in str(error):
+            return  # it talks to other workers, who are not there yet: its first step will tell
         where = f"model.name: {name}"
         sizes = [size for size in SIZES if _takes(net, size)]
         if not sizes:

@@ -281,7 +281,7 @@ def test_other_weights_in_a_safetensors_export_are_refused(tmp_path, monkeypatch
 
 def test_an_export_that_fails_only_for_other_sizes_is_refused(tmp_path, monkeypatch):
     model, data = delivered(tmp_path / "weights", QUICKSTART, (8, 8)), dataset(tmp_path / "D", 8, 8)
-    monkeypatch.setattr("raysft.deploy.graph.fit", lambda images, height, width: torch.nn.functional.interpolate(
+    monkeypatch.setattr("raysft.deploy.graph.fit", lambda images, height, width, *_: torch.nn.functional.interpolate(
         images.permute(0, 3, 1, 2).float(), (height, width)))  # not antialiased: right for images of the model's size
     with pytest.raises(RunError, match="differs from the model"):
         export(model, "torch-export", tmp_path / "out", data, quiet)

@@ -78,3 +78,16 @@ def test_a_network_that_looks_at_values_is_tried_with_values(change):
 
 def test_images_need_not_be_square():
     try_network(tiny(3), "tests.tiny:tiny", 3, 8, 20)
+
+
+class AsksForItsRank(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny(3)
+
+    def forward(self, images):
+        return self.net(images) * (1 + torch.distributed.get_rank())
+
+
+def test_a_network_that_needs_its_team_is_left_to_its_first_step():
+    try_network(AsksForItsRank(), "mine:asks", 3, 8, 8)
