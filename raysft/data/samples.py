@@ -6,6 +6,7 @@ Pillow holds such samples of grey images only, and of others their upper 8 bits.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from raysft.data.colours import Note
 from raysft.data.decoding import Range, Span
 from raysft.errors import DataError
+
+MOST_SAMPLES = 4  # a pixel: colours and alpha
+MOST_PIXELS = 2 * 89_478_485  # Pillow's limit, which a program may have raised or taken away for 8-bit images
+_RGB16 = 6  # bytes a pixel: what an image of so many pixels may take in memory
 
 SATURATED, WITHOUT_VALUE = "saturated", "without_value"
 
@@ -109,6 +114,16 @@ def samples_of(image: Image.Image, content: bytes) -> Samples | None:
     return _of_tiff(image, content) if isinstance(image, TiffImageFile) else None
 
 
+def _check_size(height: int, width: int, samples: int, size: int) -> None:
+    """Refuse what would fill the memory once decoded, by its header alone. size: bytes of all samples."""
+    if samples > MOST_SAMPLES:
+        raise ValueError(f"{samples} samples a pixel, which are no colours: convert it to RGB")
+    pixels = min(MOST_PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or MOST_PIXELS))
+    if height * width > pixels or size > _RGB16 * pixels:
+        raise Image.DecompressionBombError(f"{width} × {height} pixels of {samples} samples, {size:,} bytes, are too "
+                                           "many")
+
+
 # --- TIFF ------------------------------------------------------------------------------------------------------------
 
 def _of_tiff(image: TiffImageFile, content: bytes) -> Samples | None:
@@ -133,9 +148,9 @@ def of_tiff_file(content: bytes) -> Samples:
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
-        most = Image.MAX_IMAGE_PIXELS
-        if most is not None and page.imagewidth * page.imagelength > 2 * most:
-            raise Image.DecompressionBombError(f"{page.imagewidth} × {page.imagelength} pixels are too many")
+        itemsize = page.dtype.itemsize if page.dtype is not None else 1
+        piece = math.prod(page.chunks) * itemsize  # a strip or tile, which may be larger than the image
+        _check_size(page.imagelength, page.imagewidth, page.samplesperpixel, max(page.nbytes, piece))
         values = _last_axis_samples(page.asarray(), page.axes)
         tags = {tag.code: tag.value for tag in page.tags}
         photometric, orientation = tags.get(_PHOTOMETRIC), int(tags.get(_ORIENTATION, 1))
@@ -242,10 +257,22 @@ def png_samples(content: bytes) -> np.ndarray:
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     if depth != 16 or interlaced:
         raise ValueError("an interlaced PNG of 16 bits a sample; store it without interlacing")
-    raw = zlib.decompress(b"".join(_idat(content)))
-    lines = np.frombuffer(raw, np.uint8, height * (1 + width * channels * 2)).reshape(height, -1)
+    size = height * (1 + width * channels * 2)
+    _check_size(height, width, channels, size)
+    lines = np.frombuffer(_inflated(b"".join(_idat(content)), size), np.uint8).reshape(height, -1)
     plain = _unfiltered(lines[:, 0], lines[:, 1:].reshape(height, width, channels * 2))
     return plain.reshape(height, width, channels, 2).astype(np.uint16) @ np.array([256, 1], np.uint16)
+
+
+def _inflated(packed: bytes, size: int) -> bytes:
+    """Data of zlib that must hold `size` bytes; of more, at most one is unpacked."""
+    unpacking = zlib.decompressobj()
+    plain = unpacking.decompress(packed, size + 1)
+    if len(plain) > size:
+        raise ValueError("more pixels than its header says")
+    if len(plain) < size or not unpacking.eof:
+        raise OSError("image file is truncated")
+    return plain
 
 
 def _idat(content: bytes) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from raysft.data import samples
 from raysft.data.decoding import BEFORE, Decoding, Span, settle
 from raysft.data.images import NO_END, NOTES, decode, open_rgb, size_of, span_of
 from raysft.data.samples import SATURATED, WITHOUT_VALUE
@@ -358,3 +360,40 @@ def test_colours_that_were_multiplied_with_their_alpha_are_not_so_twice():
     as_multiplied = tiff(multiplied, photometric="rgb", extrasamples=["assocalpha"])
     one, other = (np.asarray(decode(raw, "a.tif").image).astype(int) for raw in (as_stored, as_multiplied))
     assert np.abs(one - other).max() <= 1
+
+
+def png_of(width, height, lines):
+    """A PNG of 16-bit RGB with whatever pixels."""
+    def part(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)) + \
+        part(b"IDAT", zlib.compress(lines)) + part(b"IEND", b"")
+
+
+def peak_of_refusal(content, why):
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=why) as caught:
+            open_rgb(content, "bomb", Decoding())
+        assert "\n" not in str(caught.value)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (png_of(4, 4, bytes(1 << 26)), "more pixels than its header"),
+    (png_of(4, 4, bytes(99)), "truncated"),
+    (tiff(np.zeros((64, 64, 3000), np.uint16), photometric="minisblack", planarconfig="contig",
+          compression="zlib"), "3000 samples a pixel")], ids=["png", "short", "tiff"])
+def test_bombs_are_refused_before_they_fill_the_memory(content, why):
+    assert peak_of_refusal(content, why) < 1 << 24
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_the_size_in_the_header_of_a_tiff_is_looked_at(limit, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(samples, "MOST_PIXELS", 2000)
+    assert peak_of_refusal(tiff(np.zeros((2048, 2048, 3), np.uint16), photometric="rgb", compression="zlib"),
+                           "too many|decompression bomb") < 1 << 22
