@@ -301,7 +301,7 @@ def predict(model: ModelPath,
 
     given, counted = images_given(images)
     classifier = Classifier(place(model), trust_code=trust_code)
-    if show_answers(classifier.answers(given), counted, as_json, _output()):
+    if show_answers(classifier.answers(given), counted, as_json, _output(), classifier.card.decoding):
         raise typer.Exit(1)
 
 

@@ -5,6 +5,7 @@ And `raysft predict`: the answers for images that a person gave.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from raysft.console import Output, first_names, table_of
+from raysft.data.decoding import Decoding
 from raysft.data.folders import Folders, files_lines
+from raysft.data.images import note_lines
 from raysft.data.kinds import by_kind
 from raysft.data.names import clipped, readable
 from raysft.data.shards import MANIFEST, read_manifest
@@ -82,14 +85,17 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
 
 
 def show_answers(answers: Iterable[Prediction | Failed], counted: Iterable[Counts], as_json: bool,
-                 output: Output) -> int:
+                 output: Output, how: Decoding = Decoding()) -> int:
     """A line for each image of `Classifier.answers` as soon as it is known, or one document; returns how many failed.
 
-    What failed is said on standard error, or in the document; what folders left out on standard error.
+    What failed is said on standard error, or in the document; what folders left out, and what was special about
+    pixels, on standard error. how: the model reads images.
     """
     failed, document = 0, []
+    special: Counter[str] = Counter()
     for answer in answers:
         failed += isinstance(answer, Failed)
+        special.update(() if isinstance(answer, Failed) else answer.notes)
         if as_json:
             document.append(answer.json())
         elif isinstance(answer, Failed):
@@ -99,6 +105,8 @@ def show_answers(answers: Iterable[Prediction | Failed], counted: Iterable[Count
             output.line(f"{readable(answer.image)}: {ranked}")
     if as_json:
         output.json(document)
+    for line in note_lines(special, how):
+        output.warning(line)
     for counts in counted:
         if counts.left_out:
             output.warning(f"{counts.folder}: {files_lines([counts])[0]}")

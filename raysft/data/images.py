@@ -7,7 +7,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from raysft.data import colours
-from raysft.data.decoding import Decoding, Span
+from raysft.data.decoding import Decoding, Span, hexadecimal
 from raysft.data.samples import (
+    DARK,
     SATURATED,
     WITHOUT_VALUE,
     Samples,
@@ -107,10 +108,18 @@ NOTES = {NO_END: "without the end marker of a JPEG, otherwise complete",
          FIRST_OF_SEVERAL: "with several pages or frames, of which the first is used",
          SATURATED: "with some samples (at most 1 %) outside of the range, saturated",
          WITHOUT_VALUE: "with pixels that have no value (not a number, or marked as missing), made black",
+         DARK: "of 16 bits with no known range, read from 0 to 65535, and nearly black: convert them to 8 bits",
          colours.COMPOSITED: "with transparency, put on the background",
          colours.BLANK: "whose background hides all that is in them: give another data.background",
          colours.CONVERTED: "converted from their colour profile to sRGB",
          colours.BAD_PROFILE: "with a colour profile that cannot be used, read without it"}
+
+
+def note_lines(counts: Mapping[str, int], how: Decoding) -> list[str]:
+    """How many images were special in what way, a line each. counts: by the keys of `NOTES`."""
+    behind = f" ({hexadecimal(how.background)})" if how.background is not None else ""
+    return [f"images {told}{behind if key == colours.COMPOSITED else ''}: {counts[key]:,}"
+            for key, told in NOTES.items() if counts.get(key)]
 
 
 def open_rgb(source: Path | bytes, name: str = "image", how: Decoding = Decoding()) -> Image.Image:
@@ -257,7 +266,12 @@ def _pixels(content: bytes) -> np.ndarray:
 
 def stored_rgb(stored: bytes | np.ndarray, name: str, how: Decoding) -> Image.Image:
     """The image of a shard's row: an encoded file, or (height, width, 3) uint8. Raises DataError as `open_rgb`."""
-    return open_rgb(stored, name, how) if isinstance(stored, bytes) else Image.fromarray(stored)
+    return decode_stored(stored, name, how).image
+
+
+def decode_stored(stored: bytes | np.ndarray, name: str, how: Decoding) -> Decoded:
+    """As `stored_rgb`, with what was noted."""
+    return decode(stored, name, how) if isinstance(stored, bytes) else Decoded(Image.fromarray(stored))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -17,10 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from raysft.data import cifar
-from raysft.data.colours import COMPOSITED
 from raysft.data.decoding import WHITE, Colour, Decoding, Span, decoding_of, described, hexadecimal, settle
 from raysft.data.folders import names_text
-from raysft.data.images import NOTES
+from raysft.data.images import NOTES, note_lines
 from raysft.data.shards import (
     FORMAT,
     MANIFEST,
@@ -310,9 +309,7 @@ def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
 
 def pixel_lines(how: Decoding, decoded: dict[str, int]) -> list[str]:
     """What was done to pixels, in words."""
-    behind = f" ({hexadecimal(how.background)})" if how.background is not None else ""
-    told = [f"images {NOTES[key]}{behind if key == COMPOSITED else ''}: {count:,}" for key, count in decoded.items()]
-    return [*described(how), *told]
+    return [*described(how), *note_lines(decoded, how)]
 
 
 def _with_unreadable(listing: Listing, bad: Sequence[tuple[str, str]]) -> tuple[Counts, ...]:

@@ -25,12 +25,13 @@ MOST_SAMPLES = 4  # a pixel: colours and alpha
 MOST_PIXELS = 2 * 89_478_485  # Pillow's limit, which a program may have raised or taken away for 8-bit images
 _RGB16 = 6  # bytes a pixel: what an image of so many pixels may take in memory
 
-SATURATED, WITHOUT_VALUE = "saturated", "without_value"
+SATURATED, WITHOUT_VALUE, DARK = "saturated", "without_value", "dark"
 
 _FORMATS = {1: "uint", 2: "int", 3: "float"}  # TIFF's SampleFormat
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MIN, _MAX = 258, 262, 274, 277, 280, 281
 _EXTRA, _FORMAT, _SMIN, _SMAX, _NODATA = 338, 339, 340, 341, 42113
 _PREMULTIPLIED = 1  # of ExtraSamples: alpha that the colours were multiplied with
+_DARK = 1 / 8  # of the range of 16 bits: an image that stays below was likely made with 13 bits or fewer
 _OUTSIDE = 0.01  # of the samples of an image may be brighter or darker than the range: saturated, not of another kind
 
 
@@ -84,6 +85,8 @@ class Samples:
             note(SATURATED)
         if not known.all():
             note(WITHOUT_VALUE)
+        if self.kind == "uint16" and self.told is None and self.kind not in ranges and 0 < values.max() < _DARK * high:
+            note(DARK)
         levels = np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         return 255 - levels if self.inverted else levels
 

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from raysft.data.decoding import Decoding
 from raysft.data.folders import by_kind
-from raysft.data.images import open_rgb
+from raysft.data.images import Decoded, decode
 from raysft.data.walk import BROKEN_LINK, HIDDEN, Counts, Entry, image_files, is_skipped, readable
 from raysft.errors import DataError, UserError
 
@@ -26,17 +24,17 @@ class Given:
     name: str
     source: Path | bytes | DataError
 
-    def decode(self, how: Decoding = Decoding()) -> Image.Image:
-        """The image, RGB, upright; raises DataError that names it."""
+    def decode(self, how: Decoding = Decoding()) -> Decoded:
+        """The image, RGB, upright, with what was noted; raises DataError that names it."""
         if isinstance(self.source, DataError):
             raise self.source
         if isinstance(self.source, bytes):
-            return open_rgb(self.source, self.name, how)
+            return decode(self.source, self.name, how)
         try:
             content = self.source.read_bytes()  # of a pipe too, which Pillow could not go back in
         except OSError as error:
             raise DataError(readable(self.name), f"cannot be read ({error.strerror or error})") from None
-        return open_rgb(content, readable(self.name), how)
+        return decode(content, readable(self.name), how)
 
 
 def images_given(words: Sequence[str]) -> tuple[list[Given], list[Counts]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from raysft.data.decoding import conflict
 from raysft.data.folders import Folders, files_lines
-from raysft.data.images import fit, open_rgb, stored_rgb
+from raysft.data.images import Decoded, decode, decode_stored, fit, note_lines
 from raysft.data.pixels import Preparer, most_at_once
 from raysft.data.shards import MANIFEST, ImageSpec, Manifest, columns, iter_tables, read_manifest, verify
 from raysft.errors import DataError
@@ -68,34 +69,38 @@ class Classifier:
         waiting = iter(images)
         while part := list(itertools.islice(waiting, batch_of(self.card))):
             decoded = [self._decoded(each) for each in part]
-            good = [image for image in decoded if isinstance(image, np.ndarray)]
+            good = [image[0] for image in decoded if not isinstance(image, DataError)]
             rankings = iter(self.rank(np.stack(good)) if good else ())
             for each, image in zip(part, decoded, strict=True):
                 yield (Failed(each.name, image) if isinstance(image, DataError)
-                       else Prediction(each.name, next(rankings)))
+                       else Prediction(each.name, next(rankings), image[1]))
 
-    def _decoded(self, image: Given) -> np.ndarray | DataError:
+    def _decoded(self, image: Given) -> tuple[np.ndarray, tuple[str, ...]] | DataError:
+        """(height, width, 3) uint8 of the card's size, and what was noted."""
         try:
-            return fitted(image.decode(self.card.decoding), self.card)
+            decoded = image.decode(self.card.decoding)
+            return fitted(decoded.image, self.card), decoded.notes
         except DataError as error:
             return error
 
     def evaluate(self, data: Place, split: str) -> dict[str, Any]:
         """Metrics on a split of a data set, or on a folder with one folder of images a class.
 
-        Returns images, notes (what was left out of a folder), the metrics of the whole, `classes` (name, precision,
-        recall, f1, support of each), and `confusion`: images of a class (row) by what they were taken for (column), in
-        the order of the classes.
+        Returns images, notes (what was left out of a folder, what was special about pixels), the metrics of the whole,
+        `classes` (name, precision, recall, f1, support of each), and `confusion`: images of a class (row) by what they
+        were taken for (column), in the order of the classes.
         """
         sums = Sums(len(self.card.classes), torch.device("cpu"))
         guessed: list[np.ndarray] = []
         actual: list[np.ndarray] = []
-        for images, labels in labelled_batches(data, split, self.card):
+        special: Counter[str] = Counter()
+        for images, labels in labelled_batches(data, split, self.card, special):
             outputs = self.logits(images)
             sums.add(outputs, torch.from_numpy(labels))
             guessed.append(outputs.argmax(1).numpy())
             actual.append(labels)
-        return {"images": sum(map(len, actual)), "notes": notes_on(data, split, self.card), **sums.metrics(),
+        notes = [*notes_on(data, split, self.card), *note_lines(special, self.card.decoding)]
+        return {"images": sum(map(len, actual)), "notes": notes, **sums.metrics(),
                 **by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes)}
 
 
@@ -120,11 +125,12 @@ def batch_of(card: ModelCard) -> int:
     return most_at_once(card.height, card.width, card.image_size or 0)
 
 
-def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def labelled_batches(data: Place, split: str, card: ModelCard,
+                     special: Counter[str] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's classes."""
     images: list[np.ndarray] = []
     labels: list[int] = []
-    for image, label in labelled_images(data, split, card):
+    for image, label in labelled_images(data, split, card, special):
         images.append(fitted(image, card))
         labels.append(label)
         if len(images) == batch_of(card):
@@ -134,23 +140,26 @@ def labelled_batches(data: Place, split: str, card: ModelCard) -> Iterator[tuple
         yield np.stack(images), np.array(labels)
 
 
-def labelled_images(data: Place, split: str, card: ModelCard) -> Iterator[tuple[Image.Image, int]]:
+def labelled_images(data: Place, split: str, card: ModelCard,
+                    special: Counter[str] | None = None) -> Iterator[tuple[Image.Image, int]]:
     """Images as they are stored, decoded, with the labels of the model's classes; raises DataError for other classes.
 
-    data: a data set with that split, or a folder with one folder of images a class.
+    data: a data set with that split, or a folder with one folder of images a class. special: counts what was noted.
     """
     if (data / MANIFEST).is_file():
         pairs = _shard_images(data, split, card)
     else:
         folders = _folders(data, split, card)
-        pairs = ((open_rgb(Path(file), file, card.decoding), folders.classes[label]) for file, label in folders.test)
+        pairs = ((decode(Path(file), file, card.decoding), folders.classes[label]) for file, label in folders.test)
     number = {unicodedata.normalize("NFC", name): i for i, name in enumerate(card.classes)}
     for image, named in pairs:
         name = unicodedata.normalize("NFC", named)  # data sets of before have it as the disk had it
         if name not in number:
             raise DataError(str(data), f"has the class {name}, which the model does not know",
                             f"it knows {', '.join(card.classes)}")
-        yield image, number[name]
+        if special is not None:
+            special.update(image.notes)
+        yield image.image, number[name]
 
 
 def image_count(data: Place, split: str, card: ModelCard) -> int:
@@ -187,11 +196,11 @@ def check_stored(spec: ImageSpec, card: ModelCard, where: str) -> None:
                         "give the folder of the original images")
 
 
-def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Image.Image, str]]:
+def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Decoded, str]]:
     manifest = _manifest_with(data, split)
     verify(data, manifest)
     check_stored(manifest.image, card, str(data))
     for table in iter_tables(data, manifest.splits[split]):
         ids, images, labels = columns(table, manifest.image)
         for row, image, label in zip(ids, images, labels, strict=True):
-            yield stored_rgb(image, f"row {row}", card.decoding), manifest.classes[label]
+            yield decode_stored(image, f"row {row}", card.decoding), manifest.classes[label]

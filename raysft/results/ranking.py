@@ -19,6 +19,8 @@ class Prediction:
 
     image: str
     classes: Ranking
+    notes: tuple[str, ...] = ()
+    """How its pixels were special: keys of `raysft.data.images.NOTES`."""
 
     def json(self) -> dict[str, Any]:
         """As a document."""

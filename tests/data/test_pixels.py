@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from raysft.data import samples
 from raysft.data.decoding import BEFORE, Decoding, Span, settle
 from raysft.data.images import NO_END, NOTES, decode, open_rgb, size_of, span_of
-from raysft.data.samples import SATURATED, WITHOUT_VALUE
+from raysft.data.samples import DARK, SATURATED, WITHOUT_VALUE
 from raysft.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -397,3 +397,12 @@ def test_the_size_in_the_header_of_a_tiff_is_looked_at(limit, monkeypatch):
     monkeypatch.setattr(samples, "MOST_PIXELS", 2000)
     assert peak_of_refusal(tiff(np.zeros((2048, 2048, 3), np.uint16), photometric="rgb", compression="zlib"),
                            "too many|decompression bomb") < 1 << 22
+
+
+@pytest.mark.parametrize(("highest", "how", "notes"), [
+    (4095, Decoding(), (DARK,)), (200, Decoding(), (DARK,)), (0, Decoding(), ()), (9000, Decoding(), ()),
+    (4095, Decoding(ranges={"uint16": (0.0, 65535.0)}), ()), (4095, Decoding(ranges={"uint16": (0.0, 4095.0)}), ())])
+def test_dark_images_of_16_bits_with_no_known_range_are_noted(highest, how, notes):
+    for array in (deep(0, highest, np.uint16), deep(0, highest, np.uint16, (9, 13, 3))):
+        assert decode(tiff(array), "image", how).notes == notes
+    assert decode(pillow(deep(0, highest, np.uint16), "PNG"), "image", how).notes == notes

@@ -134,7 +134,7 @@ class Terminal(io.StringIO):
 def test_standard_input_is_an_image(photos, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((photos / "a/000.png").read_bytes())))
     (given,), _ = images_given(["-"])
-    assert (given.name, given.decode().size) == ("-", (8, 8))
+    assert (given.name, given.decode().image.size) == ("-", (8, 8))
 
 
 @pytest.mark.parametrize(("stdin", "error"), [(io.TextIOWrapper(io.BytesIO()), DataError), (Terminal(), UserError)])
@@ -148,7 +148,7 @@ def test_a_pipe_is_read_like_a_file(photos):
     os.mkfifo("pipe")
     with subprocess.Popen(["cp", "photos/a/000.png", "pipe"]):
         (given,), _ = images_given(["pipe"])
-        assert given.decode().size == (8, 8)
+        assert given.decode().image.size == (8, 8)
 
 
 def test_answers_keep_their_images_over_many_batches(tmp_path, photos, monkeypatch):

@@ -11,12 +11,15 @@ import onnx
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from starlette.responses import JSONResponse
 
 from raysft import console
 from raysft.console import Output, first_names, show_predicted, show_scores
 from raysft.data.folders import Folders
+from raysft.data.images import NO_END, NOTES
 from raysft.data.names import MOST, clipped, readable, utf8
+from raysft.data.samples import DARK
 from raysft.data.shards import read_manifest
 from raysft.deploy.bulk import Predicted, Predictor
 from raysft.deploy.export import _write_onnx, _write_torch_export
@@ -107,6 +110,24 @@ def test_predictions_are_a_line_an_image(shown):
     document = json.loads("".join(shown(show_answers, answers, [], True)))
     assert [(row["image"], row["class"]) for row in document[:-1]] == [(name, name) for name in NAMES]
     assert document[-1]["image"] == "caf\\xe9.png"
+
+
+def test_what_was_special_about_pixels_is_counted_under_predictions(shown):
+    answers = [Prediction("a.png", (("cat", 0.5),), (DARK, NO_END)), Prediction("b.png", (("cat", 0.5),), (DARK,))]
+    for as_json in (False, True):
+        lines = shown(show_answers, answers, [], as_json)
+        assert lines[-2:] == [f"images {NOTES[NO_END]}: 1", f"images {NOTES[DARK]}: 2"]
+
+
+def test_dark_images_of_unknown_range_are_counted(tmp_path):
+    classifier = Classifier(make_model(tmp_path / "model"))
+    folder = tmp_path / "photos" / classifier.card.classes[0]
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(folder / "dark.png")
+    Image.fromarray(np.full((8, 8), 60000, np.uint16)).save(folder / "bright.png")
+    dark, bright = (Given(name, folder / name) for name in ("dark.png", "bright.png"))
+    assert [answer.notes for answer in classifier.answers([dark, bright])] == [(DARK,), ()]
+    assert classifier.evaluate(tmp_path / "photos", "test")["notes"][-1] == f"images {NOTES[DARK]}: 1"
 
 
 def test_what_was_predicted_has_a_row_a_class(shown):
