@@ -11,10 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysft.data.names import readable
+
 Colour = tuple[int, int, int]
 Range = tuple[float, float]
 
 WHITE: Colour = (255, 255, 255)
+
+MOST_STRETCH = 8  # times the range of most images: three of the eight bits that a sample keeps
+MOST_IMAGES = 0.95
+LEAST_TO_JUDGE = 5  # images
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,41 @@ class Span:
     high: float
     told: bool = False
     """Whether the files themselves say so, in tags that not only repeat the bits of a sample."""
+    file: str = ""
 
 
 def settle(spans: Iterable[Span]) -> dict[str, Range]:
     """The range of each kind of sample in a data set, from those of its images."""
-    by_kind: dict[str, list[Span]] = {}
+    return {kind: _settled(kind, found) for kind, found in sorted(_by_kind(spans).items())}
+
+
+def stretched(spans: Iterable[Span]) -> list[str]:
+    """A line for each kind of sample whose range a few images make so wide that the others have few levels left."""
+    lines = [_stretched(kind, found) for kind, found in sorted(_by_kind(spans).items())]
+    return [line for line in lines if line is not None]
+
+
+def _by_kind(spans: Iterable[Span]) -> dict[str, list[Span]]:
+    found: dict[str, list[Span]] = {}
     for span in spans:
-        by_kind.setdefault(span.kind, []).append(span)
-    return {kind: _settled(kind, found) for kind, found in sorted(by_kind.items())}
+        found.setdefault(span.kind, []).append(span)
+    return found
+
+
+def _stretched(kind: str, spans: list[Span]) -> str | None:
+    if len(spans) < LEAST_TO_JUDGE:
+        return None
+    lows, highs = sorted((span.low for span in spans), reverse=True), sorted(span.high for span in spans)
+    most = int(MOST_IMAGES * (len(spans) - 1))  # all but at least one
+    low, high = lows[most], highs[most]
+    width = high - low
+    if highs[-1] - lows[-1] <= MOST_STRETCH * width:
+        return None
+    guilty = [readable(span.file) for span in spans if span.high > high + width or span.low < low - width]
+    named = ", ".join(guilty[:NAMED]) + (f" and {len(guilty) - NAMED:,} more" if len(guilty) > NAMED else "")
+    return (f"{kind} samples reach from {lows[-1]:.10g} to {highs[-1]:.10g} because of {len(guilty):,} of "
+            f"{len(spans):,} images ({named}), most others from {low:.10g} to {high:.10g}, which leaves these few "
+            "levels: repair or remove those images, or state black and white in the tags of TIFF files")
 
 
 def _settled(kind: str, spans: list[Span]) -> Range:

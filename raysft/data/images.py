@@ -187,10 +187,26 @@ def _whole_jpeg(image: Image.Image, content: bytes) -> bytes:
             return content
         except OSError as error:
             why = str(error)
-    whole = completed(content)
+    whole = completed(content) if _in_one_scan(content) else None  # of several, none may be missing
     if whole is None:
         raise OSError(why)
     return whole
+
+
+def _in_one_scan(content: bytes) -> bool:
+    """Whether all of a JPEG's pixels come once: not progressive, and not a colour after the other.
+
+    One that is torn between two scans looks complete to a decoder, blurred or without its colours.
+    """
+    at, components = 2, b""
+    while at + 4 <= len(content):
+        marker = content[at + 1]
+        if marker == 0xDA:
+            return components == content[at + 4:at + 5]
+        if marker in (0xC0, 0xC1):  # sequential
+            components = content[at + 9:at + 10]
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(content[at + 2:at + 4], "big")
+    return False
 
 
 def _has_no_end(content: bytes) -> bool:

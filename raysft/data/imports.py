@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raysft.data import cifar
-from raysft.data.decoding import WHITE, Colour, Decoding, Span, decoding_of, described, hexadecimal, settle
+from raysft.data.decoding import WHITE, Colour, Decoding, Span, decoding_of, described, hexadecimal, settle, stretched
 from raysft.data.folders import names_text
 from raysft.data.images import NOTES, note_lines
 from raysft.data.shards import (
@@ -164,14 +164,19 @@ def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listin
     how = listing.image.decoding
     note = partial / RANGES
     if note.is_file():
-        found = decoding_of(json.loads(note.read_text()))
-        return replace(listing, image=replace(listing.image, decoding=found))
+        stored = json.loads(note.read_text())
+        return _ranged(listing, decoding_of(stored), stored.get("notes", ()))
     files = [file for chunks in listing.chunks.values() for chunk in chunks for file in chunk.files_to_range()]
     if not files:
         return listing
-    found = replace(how, ranges=settle(_spans(files, listing.everywhere, progress)))
-    write_text(note, json.dumps(found.document()))
-    return replace(listing, image=replace(listing.image, decoding=found))
+    spans = list(_spans(files, listing.everywhere, progress))
+    found, told = replace(how, ranges=settle(spans)), stretched(spans)
+    write_text(note, json.dumps(found.document() | {"notes": told}))
+    return _ranged(listing, found, told)
+
+
+def _ranged(listing: Listing, how: Decoding, told: Sequence[str]) -> Listing:
+    return replace(listing, image=replace(listing.image, decoding=how), notes=(*listing.notes, *told))
 
 
 def _spans(files: list[str], everywhere: bool, progress: Progress) -> Iterator[Span]:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from raysft.data import cifar
 from raysft.data.decoding import Span
 from raysft.data.folders import Folders, files_lines
 from raysft.data.images import HEAD_BYTES, decode, needs_range, size_of, span_of
+from raysft.data.names import utf8
 from raysft.data.order import stratified_order
 from raysft.data.shards import ImageSpec, Manifest, read_manifest
 from raysft.data.walk import UNREADABLE, Counts
@@ -250,17 +251,16 @@ def _may_need_range(file: str) -> bool:
 
 
 def spans_of(files: Sequence[str]) -> list[Span]:
-    """The values of those images that have more than 8 bits a sample, one span for each kind of sample."""
-    found: dict[tuple[str, bool], list[Span]] = {}
+    """The values of each image that has more than 8 bits a sample."""
+    found: list[Span] = []
     for file in files:
         try:
             span = span_of(Path(file).read_bytes(), file)
         except OSError:
             continue  # named when it is decoded
         if span is not None:
-            found.setdefault((span.kind, span.told), []).append(span)
-    return [Span(kind, min(s.low for s in spans), max(s.high for s in spans), told)
-            for (kind, told), spans in found.items()]
+            found.append(replace(span, file=utf8(file)))
+    return found
 
 
 def list_imagefolder(root: Path, test: Path | None) -> Listing:

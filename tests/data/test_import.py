@@ -100,6 +100,22 @@ def test_floats_are_scaled_by_the_range_of_the_data_set(tmp_path):
     assert {p.name for p in (tmp_path / "D").rglob("*") if p.is_file()} == {MANIFEST, "0000.parquet"}
 
 
+def test_images_that_stretch_the_range_are_named(tmp_path, monkeypatch):
+    for name in ("dark", "light"):
+        for i in range(5):
+            save(tmp_path / "images" / name / f"{i}.tif", np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6))
+    save(tmp_path / "images/dark/0.tif", np.full((6, 6), -9999, np.float32))
+    write = imports._manifest
+    monkeypatch.setattr(imports, "_manifest", lambda *_: 1 / 0)
+    for _ in range(2):  # what was found is kept for the import that goes on
+        with pytest.raises(ZeroDivisionError):
+            import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+    monkeypatch.setattr(imports, "_manifest", write)
+    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+    assert manifest.image.decoding.ranges == {"float32": (-9999.0, 1.0)}
+    assert [note for note in manifest.notes if "dark/0.tif)" in note and "1 of 10 images" in note]
+
+
 @pytest.mark.parametrize(("background", "level"), [((255, 255, 255), 255), ((0, 0, 0), 0)])
 def test_transparency_and_missing_ends_are_counted(tmp_path, background, level):
     icon = np.zeros((6, 6, 4), np.uint8)

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from raysft.data import samples
-from raysft.data.decoding import BEFORE, Decoding, Span, settle
+from raysft.data.decoding import BEFORE, Decoding, Span, settle, stretched
 from raysft.data.images import NO_END, NOTES, decode, open_rgb, size_of, span_of
 from raysft.data.samples import DARK, SATURATED, WITHOUT_VALUE
 from raysft.errors import DataError
@@ -234,9 +234,9 @@ def test_heic_without_its_plugin_says_what_to_install(monkeypatch):
 
 # --- what is noted ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}, {"optimize": True}])
+@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"optimize": True}])
 def test_only_the_end_marker_may_be_missing(options):
-    whole = pillow(RNG.integers(0, 256, (40, 50, 3), np.uint8), "JPEG", **options)
+    whole = pillow(np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8), "JPEG", **options)
     for torn in (whole[:-2], whole[:-1], whole[:-2] + bytes(100)):
         decoded = decode(torn)
         assert decoded.notes == (NO_END,)
@@ -245,6 +245,27 @@ def test_only_the_end_marker_may_be_missing(options):
         for padding in (b"", bytes(5000)):
             with pytest.raises(DataError, match="is not a readable image"):
                 decode(whole[:-missing] + padding)
+
+
+def a_scan_a_colour(array):
+    """A JPEG that is not progressive, with its three colours one after the other."""
+    greys = [pillow(np.ascontiguousarray(array[..., i]), "JPEG") for i in range(3)]
+    frame, scan = (greys[0].index(marker) for marker in (b"\xff\xc0\0\x0b", b"\xff\xda\0\x08"))
+    colours = b"".join(bytes([i, 0x11, 0]) for i in (1, 2, 3))
+    head = greys[0][:frame] + b"\xff\xc0\0\x11" + greys[0][frame + 4:frame + 9] + b"\3" + colours
+    scans = [b"\xff\xda\0\x08\1" + bytes([i + 1]) + grey[scan + 6:-2] for i, grey in enumerate(greys)]
+    return head + greys[0][frame + 13:scan] + b"".join(scans) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("whole", [pillow(SMOOTH, "JPEG", progressive=True), a_scan_a_colour(SMOOTH)],
+                         ids=["progressive", "colours"])
+def test_a_jpeg_of_several_scans_needs_its_end(whole):
+    assert decode(whole).notes == decode(whole + bytes(100)).notes == ()
+    assert np.array_equal(decode(whole).image, reference(whole))
+    for cut in range(100, len(whole) - 1):
+        for padding in (b"", bytes(99)):
+            with pytest.raises(DataError, match="is not a readable image"):
+                decode(whole[:cut] + padding)
 
 
 @pytest.mark.parametrize(("name", "note"), [
@@ -406,3 +427,21 @@ def test_dark_images_of_16_bits_with_no_known_range_are_noted(highest, how, note
     for array in (deep(0, highest, np.uint16), deep(0, highest, np.uint16, (9, 13, 3))):
         assert decode(tiff(array), "image", how).notes == notes
     assert decode(pillow(deep(0, highest, np.uint16), "PNG"), "image", how).notes == notes
+
+
+@pytest.mark.parametrize(("odd", "others"), [
+    (Span("uint16", 12, 65535, file="a\nb.tif"), Span("uint16", 10, 4095)),
+    (Span("float32", -9999, 1, file="a\nb.tif"), Span("float32", 0, 1))])
+def test_what_stretches_the_range_is_named(odd, others):
+    [line] = stretched([*[others] * 49, odd])
+    assert "1 of 50 images (a\\nb.tif)" in line
+    assert f"most others from {others.low} to {others.high}" in line
+    [line] = stretched([*[others] * 99, *[odd] * 5])
+    assert "5 of 104 images (a\\nb.tif, a\\nb.tif, a\\nb.tif and 2 more)" in line
+
+
+def test_images_of_like_ranges_stretch_none():
+    assert stretched([Span("uint16", 0, high) for high in np.linspace(400, 4095, 50)]) == []
+    assert stretched([Span("uint16", 0, 10), Span("uint16", 0, 4095)]) == []  # two say nothing about most
+    assert stretched([]) == []
+    assert stretched([*[Span("uint16", 0, 10)] * 50, *[Span("float32", 0, 1e6)] * 50]) == []
