@@ -32,6 +32,8 @@ _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MIN, _MAX = 258, 262, 274, 277, 28
 _EXTRA, _FORMAT, _SMIN, _SMAX, _NODATA = 338, 339, 340, 341, 42113
 _PREMULTIPLIED = 1  # of ExtraSamples: alpha that the colours were multiplied with
 _DARK = 1 / 8  # of the range of 16 bits: an image that stays below was likely made with 13 bits or fewer
+_SUB, _UP, _AVERAGE, _PAETH = 1, 2, 3, 4  # filters of PNG
+_BAND = 512  # lines at once
 _OUTSIDE = 0.01  # of the samples of an image may be brighter or darker than the range: saturated, not of another kind
 
 
@@ -264,7 +266,7 @@ def png_samples(content: bytes) -> np.ndarray:
     _check_size(height, width, channels, size)
     lines = np.frombuffer(_inflated(b"".join(_idat(content)), size), np.uint8).reshape(height, -1)
     plain = _unfiltered(lines[:, 0], lines[:, 1:].reshape(height, width, channels * 2))
-    return plain.reshape(height, width, channels, 2).astype(np.uint16) @ np.array([256, 1], np.uint16)
+    return plain.view(">u2").astype(np.uint16)
 
 
 def _inflated(packed: bytes, size: int) -> bytes:
@@ -295,20 +297,55 @@ def _idat(content: bytes) -> list[bytes]:
 
 
 def _unfiltered(kinds: np.ndarray, filtered: np.ndarray) -> np.ndarray:
-    """(height, width, bytes a pixel) uint8: PNG's filters undone. kinds: (height,), the filter of each line.
+    """(height, width, bytes a pixel) uint8: PNG's filters undone. kinds: (height,), the filter of each line."""
+    if kinds.max(initial=0) > _PAETH:
+        raise ValueError("a line has no filter of PNG")
+    done = np.empty_like(filtered)
+    above = np.zeros(filtered.shape[1:], np.uint8)
+    for first in range(0, len(kinds), _BAND):
+        band = slice(first, first + _BAND)
+        undo = _by_line if kinds[band].max() <= _UP else _by_diagonal
+        undo(kinds[band], filtered[band], above, done[band])
+        above = done[band][-1]
+    return done
 
-    A pixel depends on those left of it and above it, so that all pixels of a diagonal can be had at once.
+
+def _by_line(kinds: np.ndarray, filtered: np.ndarray, above: np.ndarray, done: np.ndarray) -> None:
+    """Undo filters that look to one side only, a line at a time; bytes wrap around as they shall."""
+    for kind, line, out in zip(kinds, filtered, done, strict=True):
+        if kind == _SUB:
+            np.cumsum(line, axis=0, dtype=np.uint8, out=out)
+        else:
+            np.add(line, above if kind == _UP else 0, out=out)
+        above = out
+
+
+def _by_diagonal(kinds: np.ndarray, filtered: np.ndarray, above: np.ndarray, done: np.ndarray) -> None:
+    """Undo any filters: a pixel depends on those left of it and above it, so that a diagonal can be had at once.
+
+    Diagonals are the rows of `skewed`, (width + height, height + 1, bytes a pixel): its first column is the line above.
     """
     height, width, size = filtered.shape
-    done = np.zeros((height + 1, width + 1, size), np.int16)  # with a line above and a column to the left, of zeros
-    for diagonal in range(height + width - 1):
-        row = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
-        column = diagonal - row
-        left, above, corner = done[row + 1, column], done[row, column + 1], done[row, column]
-        guess = np.choose(kinds[row, None], [np.zeros_like(left), left, above, (left + above) >> 1,
-                                             _paeth(left, above, corner)])
-        done[row + 1, column + 1] = (filtered[row, column] + guess) & 255
-    return done[1:, 1:].astype(np.uint8)
+    skewed = np.zeros((width + height, height + 1, size), np.int16)
+    skewed[:width, 0] = above
+    for row in range(height):
+        skewed[row + 1:row + 1 + width, row + 1] = filtered[row]
+    sub, up, average, paeth = (np.where(kinds == kind, 255, 0).astype(np.int16)[:, None]
+                               for kind in (_SUB, _UP, _AVERAGE, _PAETH))
+    for at in range(1, width + height):
+        first, last = max(0, at - width), min(height, at)  # the rows that the diagonal crosses
+        rows = slice(first, last)
+        left, over = skewed[at - 1, 1:][rows], skewed[at - 1, :-1][rows]
+        corner = skewed[at - 2, :-1][rows] if at > 1 else np.zeros_like(over)
+        guess = left & sub[rows]
+        guess |= over & up[rows]
+        guess |= ((left + over) >> 1) & average[rows]
+        guess |= _paeth(left, over, corner) & paeth[rows]
+        pixels = skewed[at, 1:][rows]
+        pixels += guess
+        pixels &= 255
+    for row in range(height):
+        done[row] = skewed[row + 1:row + 1 + width, row + 1]
 
 
 def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:

@@ -37,18 +37,19 @@ def tiff(array, **options):
     return written.getvalue()
 
 
-def png16(array):
-    """A PNG of 16 bits with every filter in turn, as libpng writes it."""
+def png16(array, filters=(0, 1, 2, 3, 4)):
+    """A PNG of 16 bits with the filters in turn, as libpng writes it."""
     height, width, channels = array.shape
     plain = array.astype(">u2").tobytes()
     size, step = width * channels * 2, channels * 2
     above, lines = bytes(size), []
     for y in range(height):
-        line, out = plain[y * size:(y + 1) * size], bytearray([y % 5])
+        line, kind = plain[y * size:(y + 1) * size], filters[y % len(filters)]
+        out = bytearray([kind])
         for i in range(size):
             a, b, c = line[i - step] if i >= step else 0, above[i], above[i - step] if i >= step else 0
             paeth = min((a, b, c), key=lambda v: abs(a + b - c - v))
-            out.append((line[i] - [0, a, b, (a + b) // 2, paeth][y % 5]) % 256)
+            out.append((line[i] - [0, a, b, (a + b) // 2, paeth][kind]) % 256)
         above = line
         lines.append(bytes(out))
 
@@ -445,3 +446,22 @@ def test_images_of_like_ranges_stretch_none():
     assert stretched([Span("uint16", 0, 10), Span("uint16", 0, 4095)]) == []  # two say nothing about most
     assert stretched([]) == []
     assert stretched([*[Span("uint16", 0, 10)] * 50, *[Span("float32", 0, 1e6)] * 50]) == []
+
+
+@pytest.mark.parametrize("filters", [(0,), (1,), (2,), (3,), (4,), (2, 1, 0), (4, 2, 3, 1, 0)])
+@pytest.mark.parametrize("shape", [(9, 13, 3), (1, 1, 3), (1, 9, 2), (9, 1, 4), (21, 5, 3)])
+def test_png_filters_are_undone(filters, shape, monkeypatch):
+    monkeypatch.setattr(samples, "_BAND", 4)
+    array = RNG.integers(0, 65536, shape).astype(np.uint16)
+    assert np.array_equal(samples.png_samples(png16(array, filters)), array)
+
+
+def test_a_png_filter_that_is_none_is_refused():
+    with pytest.raises(DataError, match="no filter of PNG"):
+        open_rgb(png_of(2, 2, bytes(13) + b"\5" + bytes(12)))
+
+
+def test_lines_that_look_to_one_side_only_are_undone_without_diagonals(monkeypatch):
+    monkeypatch.setattr(samples, "_by_diagonal", None)  # which takes many times as long
+    array = RNG.integers(0, 65536, (9, 13, 3)).astype(np.uint16)
+    assert np.array_equal(samples.png_samples(png16(array, (1, 2, 0, 1))), array)
