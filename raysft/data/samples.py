@@ -23,6 +23,9 @@ from raysft.errors import DataError
 
 MOST_SAMPLES = 4  # a pixel: colours and alpha
 MOST_PIXELS = 2 * 89_478_485  # Pillow's limit, which a program may have raised or taken away for 8-bit images
+_DEFLATE = (8, 32946)  # values of TIFF's Compression
+_DEFLATE_MOST = 1032  # times what is packed may be unpacked
+_UNHARMFUL = 1 << 26  # bytes of one strip or tile, whatever the header says
 _RGB16 = 6  # bytes a pixel: what an image of so many pixels may take in memory
 
 SATURATED, WITHOUT_VALUE, DARK = "saturated", "without_value", "dark"
@@ -129,6 +132,19 @@ def _check_size(height: int, width: int, samples: int, size: int) -> None:
                                            "many")
 
 
+def _check_deflated(packed: bytes, size: int) -> None:
+    """Refuse a strip or tile that unpacks to much more than the `size` bytes that it shall hold."""
+    most = max(2 * size, _UNHARMFUL)
+    if len(packed) * _DEFLATE_MOST <= most:
+        return
+    unpacking, rest, seen = zlib.decompressobj(), packed, 0
+    while rest and not unpacking.eof:
+        seen += len(unpacking.decompress(rest, 1 << 20))
+        rest = unpacking.unconsumed_tail
+        if seen > most:
+            raise ValueError("more pixels than its header says")
+
+
 # --- TIFF ------------------------------------------------------------------------------------------------------------
 
 def _of_tiff(image: TiffImageFile, content: bytes) -> Samples | None:
@@ -156,6 +172,9 @@ def of_tiff_file(content: bytes) -> Samples:
         itemsize = page.dtype.itemsize if page.dtype is not None else 1
         piece = math.prod(page.chunks) * itemsize  # a strip or tile, which may be larger than the image
         _check_size(page.imagelength, page.imagewidth, page.samplesperpixel, max(page.nbytes, piece))
+        if page.compression in _DEFLATE:
+            for at, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+                _check_deflated(content[at:at + size], piece)
         values = _last_axis_samples(page.asarray(), page.axes)
         tags = {tag.code: tag.value for tag in page.tags}
         photometric, orientation = tags.get(_PHOTOMETRIC), int(tags.get(_ORIENTATION, 1))

@@ -465,3 +465,12 @@ def test_lines_that_look_to_one_side_only_are_undone_without_diagonals(monkeypat
     monkeypatch.setattr(samples, "_by_diagonal", None)  # which takes many times as long
     array = RNG.integers(0, 65536, (9, 13, 3)).astype(np.uint16)
     assert np.array_equal(samples.png_samples(png16(array, (1, 2, 0, 1))), array)
+
+
+def test_a_strip_of_a_tiff_that_unpacks_to_too_much_is_refused():
+    content = bytearray(tiff(np.zeros((64, 64, 3), np.uint16), photometric="rgb", compression="zlib", rowsperstrip=64))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        at, size = (file.pages.first.tags[code].valueoffset for code in (273, 279))
+    bomb = zlib.compress(bytes(100 << 20))
+    content[at:at + 4], content[size:size + 4] = (struct.pack("<I", value) for value in (len(content), len(bomb)))
+    assert peak_of_refusal(bytes(content) + bomb, "more pixels than its header") < 1 << 24
