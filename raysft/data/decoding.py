@@ -7,6 +7,7 @@ when it is imported; a range for each image would make a dark image and a bright
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,11 +50,28 @@ def decoding_of(stored: dict[str, Any] | None) -> Decoding:
     """What dataset.json or model.json says; one of before says nothing. Raises KeyError, TypeError or ValueError."""
     if stored is None:
         return BEFORE
-    ranges = {kind: (float(low), float(high)) for kind, (low, high) in stored["ranges"].items()}
-    if stored["background"] is None:
-        return Decoding(None, ranges, stored["profiles"])
-    red, green, blue = stored["background"]
-    return Decoding((int(red), int(green), int(blue)), ranges, stored["profiles"])
+    ranges, background, profiles = stored["ranges"], stored["background"], stored["profiles"]
+    if not isinstance(ranges, dict) or not all(map(_is_range, ranges.values())):
+        raise ValueError(f"ranges is {ranges!r:.80}, not a black and a greater white for each kind of sample")
+    if background is not None and not _is_colour(background):
+        raise ValueError(f"background is {background!r:.80}, not three integers from 0 to 255")
+    if not isinstance(profiles, bool):
+        raise TypeError(f"profiles is {profiles!r:.80}, not true or false")
+    return Decoding(None if background is None else (background[0], background[1], background[2]),
+                    {kind: (float(low), float(high)) for kind, (low, high) in ranges.items()}, profiles)
+
+
+def is_number(value: Any) -> bool:
+    """Whether something of a JSON file is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,12 @@ def read_plain(source: Any, **options: Any) -> pa.Table:
 
     Nothing is unpickled here: that happens when the first value of such a column is looked at.
     """
-    table = pq.read_table(source, **options)
+    try:
+        table = pq.read_table(source, **options)
+    except (pa.ArrowException, OSError):
+        raise
+    except Exception as error:  # of the code that Ray registers, which makes a type of what the file says of it
+        raise pa.ArrowInvalid(f"a column has a type of its own, which cannot be read ({error!r:.80})") from None
     for column in table.schema:
         if _is_extended(column.type):
             raise pa.ArrowInvalid(f"its column {column.name!r:.80} has a type of its own, which could run code")

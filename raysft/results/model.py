@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from raysft.data.decoding import Decoding, decoding_of
+from raysft.data.decoding import Decoding, decoding_of, is_number
 from raysft.data.preparation import Preparation
 from raysft.errors import ModelError, UserError
 from raysft.storage import (
@@ -23,6 +24,9 @@ from raysft.train.architecture import foreign_module
 
 FORMAT = 4  # 2: images may be resized for the network; 3: checksums; 4: how files are decoded
 WEIGHTS, CARD, README = "model.safetensors", "model.json", "README.md"
+AGAIN = "restore it from a copy, or train again"
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+MOST_PIXELS = 2**26  # of an image; as float32 they take 0.8 GB
 
 
 @dataclass(frozen=True)
@@ -70,19 +74,60 @@ def read_card(folder: Place) -> ModelCard:
     path = folder / CARD
     try:
         stored = read_json(path)
+        if not isinstance(stored, dict) or type(stored["format"]) is not int:
+            raise TypeError("it is not a table with a format")
         if stored["format"] > FORMAT:
-            raise UserError(str(path), f"has format {stored['format']}, this raysft reads up to {FORMAT}",
+            raise UserError(str(path), f"has format {stored['format']!r:.80}, this raysft reads up to {FORMAT}",
                             "use a newer raysft")
-        if not isinstance(stored["architecture"], str):
-            raise TypeError(f"architecture is {stored['architecture']!r:.80}")
-        return ModelCard(stored["architecture"], tuple(stored["classes"]), stored["height"], stored["width"],
-                         tuple(stored["mean"]), tuple(stored["std"]), stored["scores"], stored["provenance"],
-                         stored["image_size"], stored["interpolation"], stored["weights_sha256"],
-                         stored.get("resampling", "bilinear"), decoding_of(stored.get("decoding")), stored["format"])
+        return _card(stored)
     except FileNotFoundError:
         raise UserError(str(folder), f"is not a model: it has no {CARD}", "give RUN/model") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(str(path), f"cannot be read ({error!r})") from None
+    except KeyError as error:
+        raise UserError(str(path), f"cannot be read (it does not say {error})", AGAIN) from None
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(str(path), f"cannot be read ({error})", AGAIN) from None
+
+
+def _card(stored: dict[str, Any]) -> ModelCard:
+    """A card as JSON holds it; raises KeyError, TypeError or ValueError, in words, for what no raysft has written."""
+    def said(name: str, holds: Callable[[Any], bool], what: str, *default: Any) -> Any:
+        value = stored.get(name, *default) if default else stored[name]
+        if not holds(value):
+            raise ValueError(f"{name} is {value!r:.80}, not {what}")
+        return value
+
+    kernel = " | ".join(INTERPOLATIONS)
+    card = ModelCard(
+        said("architecture", _is_text, "a name"),
+        tuple(said("classes", lambda v: isinstance(v, list) and v != [] and all(map(_is_text, v)), "a list of names")),
+        said("height", _is_side, "pixels"), said("width", _is_side, "pixels"),
+        tuple(said("mean", _are_three, "three numbers")),
+        tuple(said("std", lambda v: _are_three(v) and min(v) > 0, "three numbers above 0")),
+        said("scores", lambda v: isinstance(v, dict), "a table"),
+        said("provenance", lambda v: isinstance(v, dict), "a table"),
+        said("image_size", lambda v: v is None or _is_side(v), "pixels"),
+        said("interpolation", _is_kernel, kernel), said("weights_sha256", lambda v: isinstance(v, str), "a checksum"),
+        said("resampling", _is_kernel, kernel, "bilinear"), decoding_of(stored.get("decoding")), stored["format"])
+    for height, width in ((card.height, card.width), (card.image_size or 1, card.image_size or 1)):
+        if height * width > MOST_PIXELS:
+            raise ValueError(f"images of {height} × {width} pixels are more than {MOST_PIXELS:,} pixels")
+    return card
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _are_three(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
+
+
+def _is_kernel(value: Any) -> bool:
+    return isinstance(value, str) and value in INTERPOLATIONS
 
 
 def model_folder(path: Place) -> Place:

@@ -123,6 +123,26 @@ def test_a_size_that_no_network_has_is_one_line(sent, call, size):  # noqa: F811
     assert (answer.status, len(answer.lines)) == (2, 1), answer.err
 
 
+@pytest.mark.parametrize("change", [
+    {"height": "32"}, {"height": -1}, {"width": 0}, {"height": 32.0}, {"height": 60000, "width": 60000},
+    {"height": True}, {"mean": [0.5]}, {"mean": "abc"}, {"mean": [0.5, None, 0.5]}, {"std": [0, 0, 0]},
+    {"std": [float("nan")] * 3}, {"image_size": 0}, {"classes": []}, {"classes": "ab"}, {"classes": ["a", 1]},
+    {"resampling": 5}, {"resampling": "lanczos"}, {"interpolation": []}, {"scores": None}, {"provenance": []},
+    {"weights_sha256": None}, {"format": "4"}, {"format": None}, {"decoding": []},
+    {"decoding": {"background": None, "ranges": {}}},
+    *({"decoding": {"background": None, "ranges": {}, "profiles": True} | change} for change in (
+        {"ranges": []}, {"ranges": None}, {"ranges": {"uint16": [5, 5]}}, {"ranges": {"uint16": [float("nan"), 1]}},
+        {"ranges": {"uint16": 5}}, {"background": [300, -1, 2]}, {"background": "abc"}, {"profiles": "no"}))],
+    ids=str)
+def test_a_card_that_no_raysft_has_written_is_one_line(sent, call, change):  # noqa: F811
+    stored = read_json(sent / "model.json")
+    (sent / "model.json").write_text(json.dumps(stored | change))
+    answer = call("predict", ".", "photos/ant/000.png")
+    assert (answer.status, len(answer.lines)) == (2, 1), answer.err
+    assert "model.json: cannot be read (" in answer.lines[0]
+    assert "Error" not in answer.lines[0]
+
+
 def test_a_network_of_a_person_s_own_is_what_no_library_has():
     known = ("resnet18", "timm:resnet18", "raysft.train.smallnet:small_cnn")
     assert [foreign_module(name) for name in known] == [None] * 3
@@ -216,3 +236,15 @@ def test_a_nested_type_of_its_own_is_found(tmp_path, marker):
     pq.write_table(pa.table({"x": pa.array(np.arange(1)), "y": inside}), tmp_path / "n.parquet")
     with pytest.raises(pa.ArrowInvalid, match="'y' has a type of its own"):
         read_plain(tmp_path / "n.parquet")
+
+
+def test_a_tensor_type_that_ray_cannot_make_is_refused_like_any_other(tmp_path):
+    import ray.data  # noqa: F401  # registers its types
+
+    from raysft.data.parquet import read_plain
+
+    kind = {b"ARROW:extension:name": b"ray.data.arrow_tensor", b"ARROW:extension:metadata": b"not JSON"}
+    field = pa.field("image", pa.list_(pa.uint8()), metadata=kind)
+    pq.write_table(pa.table([pa.array([[1]], field.type)], schema=pa.schema([field])), tmp_path / "t.parquet")
+    with pytest.raises(pa.ArrowInvalid, match="has a type of its own"):
+        read_plain(tmp_path / "t.parquet")
