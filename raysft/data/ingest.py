@@ -255,6 +255,11 @@ class Kept:
         self.rows = rows
         self.pixels = math.prod(rows.images.shape[1:-1])  # 1 where features are kept in place of images
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its images."""
+        return self.rows.images.shape[1], self.rows.images.shape[2]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -292,6 +297,7 @@ class Streamed:
     def __init__(self, source: SplitSource, window_bytes: int = WINDOW_BYTES) -> None:
         self.source = source
         self.pixels = source.height * source.width
+        self.size = source.height, source.width
         self.window_rows = max(1, window_bytes // (source.height * source.width * 3))
 
     def __len__(self) -> int:

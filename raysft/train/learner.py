@@ -18,6 +18,7 @@ from raysft.train.optim import build_optimizer, parameter_groups, set_learning_r
 from raysft.train.precision import compute_type
 from raysft.train.scope import frozen_names, train_only, training_mode
 from raysft.train.team import Team
+from raysft.train.tryout import takes_one
 
 
 class Learner:
@@ -41,6 +42,7 @@ class Learner:
         self.on_features = self.head_alone = False
         self._parallel: nn.Module | None = None
         self._over_batch = False
+        self._takes_one: bool | None = None
         if train.compile:
             self.net.compile()
 
@@ -60,7 +62,7 @@ class Learner:
             train_only(self.net, self.backbone if head_alone else self.frozen)
             self._parallel = self.team.parallel(self.part(self.net))
         training_mode(self.net, self.head, head_alone)
-        self._over_batch = normalises_over_batch(self.part(self.net))
+        self._over_batch, self._takes_one = normalises_over_batch(self.part(self.net)), None
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor, size: int, rate: float,
              ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,16 +73,21 @@ class Learner:
         assert self._parallel is not None
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        number = self._parts(len(inputs))
+        number = self._parts(len(inputs), inputs.shape[1:])
         parts = list(zip(inputs.tensor_split(number), targets.tensor_split(number), strict=True))
         found = [self._part(part, target, size, last=i == len(parts) - 1) for i, (part, target) in enumerate(parts)]
         self._update()
         return torch.stack([loss for loss, _ in found]).sum(), torch.cat([outputs for _, outputs in found])
 
-    def _parts(self, rows: int) -> int:
-        """Parts that a share of `rows` is cut into, each of two rows or more where the network normalises over them."""
-        wanted = self.recipe.accumulate
-        return max(1, min(wanted, rows // LEAST_ROWS)) if self._over_batch else wanted
+    def _parts(self, rows: int, shape: Sequence[int]) -> int:
+        """Parts that a share of `rows` is cut into, each of two or more where one row of `shape` cannot be normalised.
+        """
+        wanted = max(1, min(self.recipe.accumulate, rows))  # an empty part has no statistics
+        if not self._over_batch or rows // wanted >= LEAST_ROWS:
+            return wanted
+        if self._takes_one is None:
+            self._takes_one = wanted > 1 and takes_one(self.part(self.net), shape)
+        return wanted if self._takes_one else max(1, min(wanted, rows // LEAST_ROWS))
 
     def _part(self, inputs: torch.Tensor, targets: torch.Tensor, size: int,
               last: bool) -> tuple[torch.Tensor, torch.Tensor]:

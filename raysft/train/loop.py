@@ -99,7 +99,9 @@ def run_trial(recipe: Recipe, net: nn.Module, splits: Splits, team: Team, report
     `report(history, last)` is called on rank 0 after every epoch and says whether to go on. Raises Diverged when the
     loss is not finite any more.
     """
-    check_batches(net, recipe.head, recipe.train, len(splits.train), recipe.workers)
+    side = recipe.preparation.image_size
+    check_batches(net, recipe.head, recipe.train, len(splits.train), recipe.workers,
+                  (side, side) if side else splits.train.size)
     learner = Learner(net, recipe.head, recipe.train, recipe.class_rows, team)
     standing = _taken_up(recipe, learner, len(splits.train))
     # Whoever wrote the checkpoint may have died before the last epoch could be reported.

@@ -9,6 +9,7 @@ from raysft.errors import JobError
 from raysft.job.batches import LEAST_ROWS, fewest_rows
 from raysft.job.recipe import Train
 from raysft.train.scope import frozen_names, train_only, training_mode
+from raysft.train.tryout import takes_one
 
 
 def normalises_over_batch(net: nn.Module) -> bool:
@@ -17,10 +18,12 @@ def normalises_over_batch(net: nn.Module) -> bool:
                for module in net.modules())
 
 
-def check_batches(net: nn.Module, head: str, train: Train, rows: int, workers: int) -> None:
+def check_batches(net: nn.Module, head: str, train: Train, rows: int, workers: int, size: tuple[int, int]) -> None:
     """Raise JobError where a worker would have a single image to train batch normalisation on.
 
-    rows: of the training split; workers: the most that the job may have. `net` is left in training mode.
+    A share of one is refused always, a part of a share where the network really cannot train on it.
+    rows: of the training split; workers: the most that the job may have; size: (height, width) of images as the network
+    sees them. `net` is left in training mode.
     """
     if not _trains_on_batches(net, head, train):
         return
@@ -31,15 +34,17 @@ def check_batches(net: nn.Module, head: str, train: Train, rows: int, workers: i
         raise JobError(f"train.batch_size: {train.batch_size}", f"leaves one of {workers} workers a single image a "
                        f"step, {why}", f"{todo}, or freeze the backbone")
     share = train.batch_size // workers
-    if train.accumulate > 1 and share // train.accumulate < LEAST_ROWS:
+    if train.accumulate > 1 and share // train.accumulate < LEAST_ROWS and not takes_one(net, (3, *size)):
         raise JobError(f"train.accumulate: {train.accumulate}", f"cuts the {share} images of a worker into parts of a "
                        f"single one, {why}", f"give at most {share // LEAST_ROWS}")
 
 
-def can_halve(net: nn.Module, head: str, train: Train, workers: int) -> bool:
-    """Whether the parts of a worker's share of a batch can be half of what they are."""
-    least = LEAST_ROWS if _trains_on_batches(net, head, train) else 1
-    return train.batch_size // workers // (2 * train.accumulate) >= least
+def can_halve(net: nn.Module, head: str, train: Train, workers: int, size: tuple[int, int]) -> bool:
+    """Whether the parts of a worker's share of a batch can be half of what they are; `size` as for `check_batches`."""
+    rows = train.batch_size // workers // (2 * train.accumulate)
+    if rows != 1:
+        return rows >= LEAST_ROWS
+    return not _trains_on_batches(net, head, train) or takes_one(net, (3, *size))
 
 
 def _trains_on_batches(net: nn.Module, head: str, train: Train) -> bool:

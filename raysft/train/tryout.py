@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,35 @@ def try_network(net: nn.Module, name: str, classes: int, height: int, width: int
                          "give a network that makes a number for each class")
 
 
+def takes_one(net: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether `net`, in the mode it is in, makes something of one input of `shape`; it is not changed.
+
+    Batch normalisation in training does where it has several values a channel of it, as of an image that is not small.
+    """
+    for device in ("meta", "cpu"):
+        try:
+            with _unchanged(net), torch.no_grad():
+                functional_call(_Plain(net), {f"net.{name}": value for name, value in _copies(net, device).items()},
+                                (torch.zeros(1, *shape, device=device),))
+            return True
+        except Exception as error:  # whatever a network does with what it cannot take
+            if "Expected more than 1 value per channel" in str(error):  # no values would change that
+                return False
+    return False
+
+
+class _Plain(nn.Module):
+    """A network as it is before it is compiled."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.training = net.training
+        self.net = net
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.net.forward(inputs)
+
+
 def _takes(net: nn.Module, size: int) -> bool:
     with suppress(Exception):  # as above
         _forward(net, size, size, "meta")
@@ -64,10 +94,13 @@ def _forward(net: nn.Module, height: int, width: int, device: str) -> object:
     with _unchanged(net), torch.no_grad():
         for training in (True, False):
             net.train(training)
-            state = {name: value.detach().to(device) if device == "meta" else value.detach().clone()
-                     for name, value in (*net.named_parameters(), *net.named_buffers())}
-            outputs = functional_call(net, state, (images,))
+            outputs = functional_call(net, _copies(net, device), (images,))
     return outputs
+
+
+def _copies(net: nn.Module, device: str) -> dict[str, torch.Tensor]:
+    return {name: value.detach().to(device, copy=True)
+            for name, value in (*net.named_parameters(), *net.named_buffers())}
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class Worker:
             network = self._network(model, seed)
             for train in self.setup.recipes:
                 check_batches(network.net, network.head, train, sum(self.setup.class_rows),
-                              self.setup.resources.most_workers)
+                              self.setup.resources.most_workers, self._size(model))
         except TrialError:
             return  # a trial's own, which tells it
         except UserError:
@@ -117,7 +117,8 @@ class Worker:
 
     def _can_halve(self, task: Task) -> bool:
         network = self.networks.get((task.model, task.seed))
-        return network is None or can_halve(network.net, network.head, task.train, self.setup.resources.most_workers)
+        return network is None or can_halve(network.net, network.head, task.train, self.setup.resources.most_workers,
+                                            self._size(task.model))
 
     def _give_up(self, task: Task, turn: int, error: str, trace: str, cause: Cause) -> int:
         """Tell why before the others find this member gone, leave the group, wait for all to have left it.
@@ -187,8 +188,7 @@ class Worker:
         """The network of `spec` as trials start with it; made once, but for the last few only kept."""
         if (spec, seed) not in self.networks:
             made = build_network(spec, self.setup.classes, seed)
-            size = spec.image_size or self.setup.usual_size
-            try_network(made.net, spec.name, self.setup.classes, *((size, size) if size else self.setup.decoded))
+            try_network(made.net, spec.name, self.setup.classes, *self._size(spec))
             while len(self.networks) >= NETWORKS_KEPT:
                 self.networks.pop(next(iter(self.networks)))
             self.networks[spec, seed] = made
@@ -197,6 +197,11 @@ class Worker:
                         **asdict(self._preparation(spec, made))}
                 ray.get(self.queue.built.remote(told))
         return self.networks[spec, seed]
+
+    def _size(self, spec: Model) -> tuple[int, int]:
+        """(height, width) of images as the network sees them."""
+        side = spec.image_size or self.setup.usual_size
+        return (side, side) if side else self.setup.decoded
 
     def _preparation(self, spec: Model, network: Network) -> Preparation:
         """What images go through: as the job says, else as the weights say, else by the data's own mean and std."""

@@ -1,11 +1,13 @@
 """Batch normalisation is never trained on one row: batches are dealt so, and what cannot be is refused."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
 from raysft.data.ingest import Kept, Rows
 from raysft.data.preparation import Preparation
@@ -16,6 +18,7 @@ from raysft.train.learner import Learner
 from raysft.train.loop import Recipe, Splits, run_trial
 from raysft.train.normalise import can_halve, check_batches, normalises_over_batch
 from raysft.train.team import Team
+from raysft.train.tryout import takes_one
 from tests.tiny import tiny
 
 HOW = Preparation((0.5,) * 3, (0.25,) * 3)
@@ -31,7 +34,7 @@ class Normalising(nn.Sequential):
         self.dies_at: int | None = None
 
     def forward(self, images):
-        if self.training:
+        if self.training and not images.is_meta:  # where it is only tried
             if len(self.seen) == self.dies_at:
                 raise InterruptedError
             self.seen.append(len(images))
@@ -77,7 +80,7 @@ def test_parts_of_a_share_have_two_rows_or_more():
 def test_networks_without_it_are_cut_as_ever():
     learner = Learner(tiny(3), "4", Train(accumulate=4, batch_size=8), (1, 1, 1), ALONE)
     learner.enter(head_alone=False, on_features=False)
-    assert learner._parts(5) == 4
+    assert learner._parts(5, (3, 8, 8)) == 4
 
 
 @pytest.mark.parametrize(("train", "n", "workers", "expected"), [
@@ -88,28 +91,53 @@ def test_networks_without_it_are_cut_as_ever():
 ])
 def test_what_cannot_be_is_refused(tmp_path, train, n, workers, expected):
     with pytest.raises(JobError, match=expected):
-        check_batches(Normalising(), "3", Train.model_validate(train), n, workers)
+        check_batches(Normalising(), "3", Train.model_validate(train), n, workers, (8, 8))
     with pytest.raises(JobError, match=expected):
         trial(tmp_path, Normalising(), n, workers, **train)
 
 
 @pytest.mark.parametrize("train", [{"freeze": "backbone"}, {"head_epochs": 2}, {"freeze": ["0.", "1."]}])
 def test_a_frozen_one_needs_no_batch(train):
-    check_batches(Normalising(), "3", Train.model_validate({"epochs": 2, "batch_size": 1} | train), 9, 1)
+    check_batches(Normalising(), "3", Train.model_validate({"epochs": 2, "batch_size": 1} | train), 9, 1, (8, 8))
 
 
 def test_a_network_without_it_needs_no_batch():
-    check_batches(tiny(3), "4", Train(batch_size=1), 9, 1)
+    check_batches(tiny(3), "4", Train(batch_size=1), 9, 1, (8, 8))
     assert not normalises_over_batch(nn.Sequential(nn.InstanceNorm2d(3), nn.GroupNorm(1, 3)))
     assert normalises_over_batch(nn.BatchNorm1d(3, track_running_stats=False).eval())
 
 
 def test_a_micro_batch_is_halved_down_to_two_rows():
     train = Train(batch_size=8)
-    assert can_halve(Normalising(), "3", train, 2)
-    assert not can_halve(Normalising(), "3", train.model_copy(update={"accumulate": 2}), 2)
-    assert can_halve(tiny(3), "4", train.model_copy(update={"accumulate": 2}), 2)
-    assert not can_halve(tiny(3), "4", train.model_copy(update={"accumulate": 4}), 2)
+    assert can_halve(Normalising(), "3", train, 2, (8, 8))
+    assert not can_halve(Normalising(), "3", train.model_copy(update={"accumulate": 2}), 2, (8, 8))
+    assert can_halve(tiny(3), "4", train.model_copy(update={"accumulate": 2}), 2, (8, 8))
+    assert not can_halve(tiny(3), "4", train.model_copy(update={"accumulate": 4}), 2, (8, 8))
+
+
+def test_parts_of_one_image_are_trained_on_where_it_has_several_values_a_channel(tmp_path):
+    train, net = Train(batch_size=8, accumulate=8), resnet18(num_classes=3)
+    before = copy.deepcopy(net.state_dict())
+    check_batches(net, "fc", train, 9, 1, (64, 64))
+    assert can_halve(net, "fc", train.model_copy(update={"accumulate": 4}), 1, (64, 64))
+    assert not can_halve(net, "fc", train, 1, (64, 64))
+    assert not can_halve(net, "fc", train.model_copy(update={"accumulate": 4}), 1, (32, 32))
+    with pytest.raises(JobError, match=r"train\.accumulate: 8: cuts the 8 images.*a single one"):
+        check_batches(net, "fc", train, 9, 1, (32, 32))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    for size, parts in (64, 8), (32, 4):
+        learner = Learner(net, "fc", train, (1, 1, 1), ALONE)
+        learner.enter(head_alone=False, on_features=False)
+        assert learner._parts(8, (3, size, size)) == parts
+        assert learner._parts(3, (3, size, size)) == (3 if parts == 8 else 1)
+    learner.step(torch.randn(8, 3, 64, 64), torch.zeros(8, dtype=torch.int64), 8, 0.1)
+
+
+def test_a_compiled_network_is_tried_as_it_was_before():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net.compile(backend=lambda *given: 1 / 0)
+    assert takes_one(net, (3, 8, 8))
+    assert not takes_one(net, (3, 3, 3))
 
 
 def test_a_trial_resumed_for_other_workers_trains_on_every_row_once_an_epoch(tmp_path):
