@@ -4,6 +4,8 @@ import argparse
 import os
 import pathlib
 import pickle
+from collections import defaultdict, deque
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -143,6 +145,64 @@ def test_a_whole_network_is_refused_in_one_line(tmp_path, source, zipped):
     assert "ResNet" in line
     if zipped:
         assert "is a whole pickled network (torchvision.models.resnet.ResNet)" in line
+
+
+class Config(dict):
+    """As yacs and EasyDict have them: a dictionary with attributes of its own."""
+
+
+class Listed(list):
+    pass
+
+
+def a_config() -> Config:
+    made = Config(lr=0.1, inner=Config(a=[1]))
+    made.__dict__["frozen"] = True
+    return made
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("beside", [
+    a_config(), Listed([1, 2]), Listed([3]), deque([1, 2], 5), defaultdict(list, a=[1]), defaultdict(dict, a={}),
+    Fraction(1, 3), frozenset([1]), range(3), int], ids=lambda value: getattr(value, "__name__", type(value).__name__))
+def test_what_people_put_beside_weights_is_read_over(tmp_path, source, beside, zipped):
+    content = {"config": beside, "model": source.state_dict()}
+    assert load(tmp_path / "w.pt", content, _use_new_zipfile_serialization=zipped).loaded.loaded == 120
+
+
+def test_weights_in_a_dictionary_of_another_class_are_found(tmp_path, source):
+    assert load(tmp_path / "w.pt", Config(model=Config(source.state_dict()))).loaded.loaded == 120
+
+
+def test_a_whole_network_by_a_name_is_told(tmp_path, source):
+    with pytest.raises(ModelError, match=r"holds a whole pickled network \(torchvision.models.resnet.ResNet\)"):
+        load(tmp_path / "w.pt", {"epoch": 3, "model": source, "optimizer": {"state": {}}, "ema": None})
+
+
+def test_a_safetensors_file_is_known_by_its_content(tmp_path, source):
+    save_file(source.state_dict(), tmp_path / "s")
+    (tmp_path / "s").rename(tmp_path / "w.pt")
+    assert build_network(Model(name="resnet18", weights=str(tmp_path / "w.pt")), 3, 0).loaded.loaded == 120
+    torch.save(source.state_dict(), tmp_path / "t")
+    (tmp_path / "t").rename(tmp_path / "w.safetensors")
+    assert build_network(Model(name="resnet18", weights=str(tmp_path / "w.safetensors")), 3, 0).loaded.loaded == 120
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("cut", "it is cut off or damaged"), ("script", "it is a TorchScript archive"), ("empty", "it is cut off"),
+    ("page", "it is not a torch file, or damaged")])
+def test_what_is_no_torch_file_is_one_short_line(tmp_path, source, kind, expected):
+    file = tmp_path / "w.pt"
+    torch.save(source.state_dict(), file)
+    if kind == "script":
+        torch.jit.script(nn.Linear(2, 2)).save(file)
+    else:
+        file.write_bytes({"cut": file.read_bytes()[:9999], "empty": b"", "page": b"<html>"}[kind])
+    with pytest.raises(ModelError, match=expected) as refused:
+        build_network(Model(name="resnet18", weights=str(file)), 3, 0)
+    assert "weights_only" not in str(refused.value)
+    assert len(str(refused.value)) < 200 + len(str(file))
 
 
 class Calls:
