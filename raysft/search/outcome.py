@@ -49,18 +49,17 @@ def results_of_run(run: Run, board: Sequence[TrialRecord], scored: Scored | None
             best["confirmed"] = confirmed
     return {"run": run.folder.name, "status": "done" if best else "failed", "metric": run.metric,
             "mode": metric_mode(run.metric), "best": best, "trials": [record.row(run.metric) for record in board],
-            "doubts": doubts_of(run, board, val_rows) + ([] if scored is None else _doubt_of_test(scored)),
+            "doubts": doubts_of(run, board, val_rows, scored),
             "timing": timing}
 
 
-def _doubt_of_test(scored: Scored) -> list[str]:
-    """What speaks against the model by its test score; the second column of what was judged is the label."""
-    return doubt_of_test(scored.scores, np.bincount(scored.judged[:, 1].astype(np.int64)).tolist())
-
-
-def doubts_of(run: Run, board: Sequence[TrialRecord], val_rows: Sequence[int]) -> list[str]:
-    """What speaks against the result of a run; see `raysft.results.chance`."""
-    return doubts([record.history for record in board if record.history], run.metric, val_rows)
+def doubts_of(run: Run, board: Sequence[TrialRecord], val_rows: Sequence[int], scored: Scored | None) -> list[str]:
+    """What speaks against the result of a run and its model; see `raysft.results.chance`."""
+    found = doubts([record.history for record in board if record.history], run.metric, val_rows)
+    if scored is None:
+        return found
+    test_rows = np.bincount(scored.judged[:, 1].astype(np.int64)).tolist()  # the second column is the label
+    return found + doubt_of_test(scored.scores, test_rows)
 
 
 def confirmation(best: TrialRecord, repeats: Sequence[TrialRecord], metric: str, seed: int) -> dict[str, Any] | None:
@@ -111,5 +110,5 @@ def readme_of(run: Run, manifest: Manifest, sources: Mapping[SplitName, SplitSou
     known = Known(run.job, run.metric, {name: len(source.ids) for name, source in sources.items()},
                   sources["train"].class_rows, manifest.skipped, [record.row(run.metric) for record in board], weights,
                   confirmed, recall, (*manifest.notes, *files_lines(manifest.counts)),
-                  doubts_of(run, board, sources["val"].class_rows))
+                  doubts_of(run, board, sources["val"].class_rows, scored))
     return model_readme(card, known)

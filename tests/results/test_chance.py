@@ -2,14 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from raysft.console import result_lines
+from raysft.data.ingest import split_sources
+from raysft.data.preparation import Preparation
+from raysft.data.shards import read_manifest
+from raysft.job.recipe import Train
+from raysft.job.spec import Model
 from raysft.results.chance import at_chance, binomial_tail, doubt_of_test, doubts
 from raysft.results.report import write_report
 from raysft.results.run import TrialRecord
+from raysft.search.outcome import Scored, card_of, readme_of, results_of_run
 from raysft.storage import read_json, write_json
+from raysft.train.queue import Task
 from tests.results.made import config, make_run
 
 
@@ -117,3 +125,20 @@ def test_results_of_an_older_raysft_are_read(tmp_path):
     write_json(run.folder / "results.json", results)
     assert not [line for line in result_lines(results) if line.startswith("doubt")]
     assert "Doubtful" not in write_report(run.folder).read_text()
+
+
+def test_a_doubt_about_the_test_score_is_in_the_results_and_in_the_model_card(tmp_path):
+    run, record = at_chance_run(tmp_path), TrialRecord("t0", config("sgd", 0.1), "finished", [], 0.0, 1.0)
+    manifest = read_manifest(tmp_path / "D")
+    judged = np.array([[i, i % 2, 0, 0.6, 0.4] for i in range(40)], float)
+    epoch = {"epoch": 1, "val_accuracy": 0.95}
+    record.history.append(epoch | {"train_loss": 1.0, "val_loss": 1.0, "seconds": 1.0, "train_seconds": 1.0,
+                                   "data_wait_seconds": 0.0, "images": 20})
+    scored = Scored(record, epoch, Task("train", "t0", "", Model(), Train(), 7),
+                    {"test_accuracy": 0.5, "test_balanced_accuracy": 0.5},
+                    Preparation((0.5,) * 3, (0.25,) * 3), judged)
+    sources = split_sources(tmp_path / "D", manifest, 4, None, 0)
+    (doubt,) = results_of_run(run, [record], scored, None, {}, [10, 10])["doubts"]
+    assert doubt.startswith("the model has 20 of 40 test images right")
+    card = card_of(run, manifest, sources["test"], scored)
+    assert f"**Doubtful: {doubt}.**" in readme_of(run, manifest, sources, [record], None, card, scored)
