@@ -154,10 +154,11 @@ def resampling_of(spec: ImageSpec, size: tuple[int, int], interpolations: Set[st
     """
     if spec.encoding == "raw" and spec.shape[:2] == size:
         return "bilinear"
-    if len(interpolations) > 1:
+    kernels = {each or "bilinear" for each in interpolations}  # null is that where images are decoded
+    if len(kernels) > 1:
         raise DataError("model.interpolation", "differs between trials, but images of these sizes are scaled once for "
                         "all of them", "name one in model.interpolation, and none in search.space")
-    return next(iter(interpolations), None) or "bilinear"
+    return next(iter(kernels), "bilinear")
 
 
 def usual_size(spec: ImageSpec) -> int | None:

@@ -14,10 +14,11 @@ from raysft.data.ingest import (
     choose_rows,
     decide,
     read_split,
+    resampling_of,
     split_sources,
     stream_tables,
 )
-from raysft.data.shards import read_manifest
+from raysft.data.shards import ImageSpec, read_manifest
 from raysft.errors import DataError
 from raysft.job.batches import batch_sizes
 from tests.conftest import make_images
@@ -141,6 +142,13 @@ def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolati
     assert np.array_equal(found[interpolation][0], expected)
     with pytest.raises(DataError, match="differs between trials"):
         split_sources(tmp_path / "D", manifest, 2, None, 0, {16}, {None, interpolation})
+
+
+def test_no_interpolation_is_bilinear_where_mixed_sizes_are_decoded():
+    spec = ImageSpec("encoded", None, None)
+    assert resampling_of(spec, (16, 16), {None, "bilinear"}) == "bilinear"
+    with pytest.raises(DataError, match="differs between trials"):
+        resampling_of(spec, (16, 16), {None, "bilinear", "nearest"})
 
 
 def test_the_budget_decides_and_says_why(sources):
