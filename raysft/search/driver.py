@@ -43,7 +43,7 @@ from raysft.tracking import Tracking
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
 from raysft.train.setup import Setup, absolute
-from raysft.train.slots import SlotThread, look_at_nodes, start_coordinator
+from raysft.train.slots import SlotThread, look_at_nodes, own_start_seconds, start_coordinator
 
 POLL_SECONDS = 1.0
 WIND_DOWN_SECONDS = 60.0
@@ -255,9 +255,10 @@ class _Conductor:
         for slot in [slot for slot in self.slots if not slot.is_alive()]:
             self._take_in(0)
             self._lose(slot, f"({_cause(slot.error)})" if slot.error else "before the trials were done")
+        patience = max(START_SECONDS, own_start_seconds())
         for slot in [slot for slot in self.slots if slot.number not in self.arrived]:
-            if slot.started is not None and time.monotonic() - slot.started > START_SECONDS:
-                self._lose(slot, f"(none of its processes has started within {START_SECONDS:g} seconds{last_lines()})")
+            if slot.started is not None and time.monotonic() - slot.started > patience:
+                self._lose(slot, f"(none of its processes has started within {patience:g} seconds{last_lines()})")
 
     def _lose(self, slot: SlotThread, cause: str) -> None:
         if slot not in self.slots:  # what was taken in has told so already

@@ -30,6 +30,16 @@ LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEAL
 ELASTIC_LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 _GIVEN = frozenset(LIMITS) & os.environ.keys()  # a person's own
 
+
+def own_start_seconds() -> float:
+    """How long a person lets Ray Train wait for the workers of a slot; 0 where none has said."""
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    try:
+        return float(os.environ[name]) if name in _GIVEN else 0.0
+    except ValueError:
+        return 0.0  # Ray Train itself says that it is no number
+
+
 # How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a failure costs: the
 # start of the workers, and the time since the last checkpoint.
 GROW_SECONDS = 60.0

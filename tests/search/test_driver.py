@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from raysft.results.run import Run, job_of
 from raysft.search import driver
 from raysft.search.driver import execute
 from raysft.storage import read_json
+from raysft.train import slots
 from raysft.train.queue import MAX_ATTEMPTS
 from raysft.train.team import COLLECTIVE_TIMEOUT
 from tests.conftest import make_images
@@ -98,6 +100,20 @@ def test_a_slot_of_which_no_process_starts_ends_the_run(go, monkeypatch):
     monkeypatch.setattr(driver, "START_SECONDS", 0.0)
     with pytest.raises(RunError, match=r"slot 0: its worker group ended \(none of its processes has started"):
         go()
+
+
+def test_a_person_s_own_longer_limit_for_the_start_is_kept(monkeypatch):
+    run, lost = driver._Conductor.__new__(driver._Conductor), []
+    run.job = SimpleNamespace(resources=SimpleNamespace(elastic=False))
+    run.slots = [SimpleNamespace(number=0, started=time.monotonic() - 200, is_alive=lambda: True)]
+    run.arrived, run._lose = set(), lambda slot, cause: lost.append(cause)
+    monkeypatch.setattr(slots, "_GIVEN", {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"})
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    run._check_slots()
+    assert not lost
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    run._check_slots()
+    assert "within 180 seconds" in lost[0]
 
 
 def test_a_machine_that_breaks_in_a_run_that_has_trained_costs_its_slot_and_not_the_run():
