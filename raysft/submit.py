@@ -20,7 +20,7 @@ from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.job.spec import colour_of
 from raysft.owner import Owner, heard_ago
 from raysft.results.places import absolute, places_of, refuse_storage
-from raysft.results.run import INFO, LOG, Run, find_run, is_alive, read_json, standing
+from raysft.results.run import INFO, LOG, Run, find_run, is_alive, is_going_on, read_json, standing
 from raysft.storage import Place, place
 
 WHERE = "this machine"
@@ -89,6 +89,9 @@ def stop_here(name: str, output: Output) -> None:
     folder = find_run(name)
     info = read_json(folder / INFO)
     if not is_alive(folder, info):
+        if is_going_on(info) and standing(folder, info) != "lost":
+            raise UserError(name, f"runs on {info.get('host')} as far as is known: its run.json is of an older raysft",
+                            "call `raysft stop` on that machine")
         output.line(f"{name} is not running: {standing(folder, info)}")
         return
     owner = Owner.of(info)

@@ -130,6 +130,17 @@ def test_the_run_of_an_older_raysft_is_never_signalled(run, stranger, capfd):
     assert Run.reopen(run.folder).known
 
 
+def test_the_run_of_an_older_raysft_on_another_host_is_running_as_far_as_is_known(run):
+    info = read_json(run.folder / INFO)
+    del info["owner"]
+    write_json(run.folder / INFO, info | {"status": "running", "host": "elsewhere"})
+    assert status_of(str(run.folder))["status"] == "running"
+    with pytest.raises(UserError, match="runs on elsewhere as far as is known"):
+        stop_here(str(run.folder), Output())
+    write_json(run.folder / INFO, info | {"status": "running", "pid": 2**22})
+    assert status_of(str(run.folder))["status"] == "lost"
+
+
 def test_resuming_in_vain_leaves_the_run(tmp_path):
     begun = Run.create(Job(storage=str(tmp_path / "runs")), "r")
     begun.save(status="stopped")

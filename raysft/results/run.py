@@ -310,8 +310,12 @@ def results_of(name: str) -> dict[str, Any]:
 
 
 def standing(folder: Place, info: Mapping[str, Any]) -> str:
-    """The status of a run: what its run.json says, or "lost" where its process died without a word."""
-    return "lost" if is_going_on(info) and not is_alive(folder, info) else str(info["status"])
+    """The status of a run: what its run.json says, or "lost" where its process died without a word.
+
+    Of one that an older raysft runs on another host nothing more can be known.
+    """
+    known = Owner.of(info) is not None or info.get("host") == platform.node()
+    return "lost" if known and is_going_on(info) and not is_alive(folder, info) else str(info["status"])
 
 
 def is_alive(folder: Place, info: Mapping[str, Any]) -> bool:
