@@ -144,7 +144,7 @@ WRONG_JOBS = {
     "empty class": (_empty_class, "cow: has no images"),
     "single class": (_single_class, "has a single class (ant)"),
     "other classes": (_other_test_classes, "has classes that the training images lack: dog; it lacks bee"),
-    "newer format": (_newer_format, "has format 99, this raysft reads up to 2"),
+    "newer format": (_newer_format, "has format 99, this raysft reads up to 3"),
     "too many workers": (lambda root: {"resources": {"workers": 999}, "train": {"batch_size": 1000}},
                          "a trial of 999 workers needs 999 CPUs, the cluster has"),
     "no GPU": (lambda root: {"resources": {"workers": 16, "gpus_per_worker": 1}}, "a trial of 16 workers needs"),
