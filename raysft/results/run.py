@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from raysft.job.load import validate_job
 from raysft.job.spec import order
 from raysft.owner import SILENT_SECONDS, Owner, beating, heard_ago
 from raysft.results.places import find_files, weights_sha256, with_places
+from raysft.results.revision import git_revision
 from raysft.storage import (
     Place,
     is_full,
@@ -418,16 +418,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def git_revision() -> str | None:
-    """Commit of the working folder, with -dirty where it was changed; None outside a repository."""
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-                              capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def _now() -> str:
