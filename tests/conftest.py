@@ -123,6 +123,12 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYSFT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _own_search_path(monkeypatch):
+    """Commands that run in this process may add the current folder; the next test must not find modules there."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own, of one megabyte."""
