@@ -78,7 +78,7 @@ class Folders:
         """
         root = _folder(root)
         layout = layout_of(root, {unicodedata.normalize("NFC", name) for name in classes})
-        if layout.splits == {"train": root} or set(layout.splits) == {"train"}:
+        if set(layout.splits) == {"train"}:
             split = "train"
         if split not in layout.splits:
             raise DataError(readable(root), f"has no split {split}", f"it has {', '.join(layout.splits)}")
@@ -127,8 +127,9 @@ def _folder(path: Path) -> Path:
 def _with_test(layout: Layout, given: Path) -> Layout:
     """`layout` with the test images in a folder that a person named, in place of what it has."""
     inner, notes = unwrapped(given)
-    if set(layout_of(inner).splits) != {"train"}:
-        raise DataError(readable(inner), f"holds splits itself ({', '.join(layout_of(inner).splits)})",
+    splits = layout_of(inner).splits
+    if set(splits) != {"train"}:
+        raise DataError(readable(inner), f"holds splits itself ({', '.join(splits)})",
                         "give the folder of its test images")
     own = layout.splits.get("test")
     if inner == layout.splits["train"]:
@@ -205,7 +206,7 @@ def _missing(root: Path, split: SplitName, classes: Sequence[str], files: ByClas
 
 def names_text(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(readable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _labelled(files: ByClass, classes: Sequence[str]) -> Labelled:

@@ -164,8 +164,7 @@ def _recognised(root: Path, folders: Sequence[Path], evaluated: bool) -> dict[Sp
         alone = len(members) + len(flat) == len(folders) and not words
         if ("train" in kinds and (len(kinds) > 1 or alone)) or (evaluated and alone):
             _refuse_twins(root, members)
-            order: tuple[SplitName, ...] = ("train", "val", "test")
-            return {split: folder for wanted in order for split, folder in members if split == wanted}
+            return {split: folder for wanted in SPLIT_NAMES for split, folder in members if split == wanted}
         if alone and len(members) > 1:
             raise DataError(readable(root), f"has no folder to train on beside {_listed([f for _, f in members])}",
                             "name it train")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from raysft.data.images import EXTENSIONS, HEAD_BYTES, can_decode, sniff
+from raysft.data.kinds import by_kind
 from raysft.data.names import readable
 from raysft.errors import DataError
 
@@ -61,6 +62,11 @@ class Counts:
         """Count an image as left out after all: it turned out to be damaged."""
         self.used -= 1
         self._note(path, UNREADABLE)
+
+    @property
+    def held(self) -> str:
+        """What files there are where none is an image, to be put behind "holds no image"; nothing of no files."""
+        return f": its {self.seen:,} files are {by_kind(self.left_out)}" if self.seen else ""
 
     def _note(self, path: PurePath, kind: str) -> None:
         self.left_out[kind] = self.left_out.get(kind, 0) + 1

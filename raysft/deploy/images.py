@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from raysft.data.decoding import conflict
 from raysft.data.images import EXTENSIONS, HEAD_BYTES, fit, open_rgb, sniff, stored_rgb
-from raysft.data.kinds import by_kind
 from raysft.data.shards import MANIFEST, ImageSpec, ShardFile, columns, read_manifest, read_table
 from raysft.data.walk import BROKEN_LINK, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
 from raysft.errors import DataError
@@ -152,9 +151,8 @@ def _of_folder(folder: Place) -> Source:
     counts = Counts(str(folder))
     found = sorted(_local(folder, counts) if isinstance(folder, Path) else _remote(folder, counts))
     if not found:
-        held = f": its {counts.seen:,} files are {by_kind(counts.left_out)}" if counts.seen else ""
-        raise DataError(readable(str(folder)), f"holds no image{held}", "give a folder of images, or a data set of "
-                        "shards")
+        raise DataError(readable(str(folder)), f"holds no image{counts.held}",
+                        "give a folder of images, or a data set of shards")
     names, size = tuple(name for name, *_ in found), _chunk_size(len(found))
     chunks: list[Chunk] = [Files(folder, names[start:start + size]) for start in range(0, len(names), size)]
     return Source(tuple(chunks), _digest(found), labelled=False, left_out=counts.left_out)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysft.data.decoding import Decoding
-from raysft.data.folders import by_kind
 from raysft.data.images import Decoded, decode
 from raysft.data.walk import BROKEN_LINK, HIDDEN, Counts, Entry, image_files, is_skipped, readable
 from raysft.errors import DataError, UserError
@@ -76,8 +75,7 @@ def _images_of(word: str, counted: list[Counts]) -> Iterator[Given]:
 
 def _or_error(found: list[Path], counts: Counts, what: str) -> Iterator[Given]:
     if not found:
-        held = f": its {counts.seen:,} files are {by_kind(counts.left_out)}" if counts.seen else ""
-        raise DataError(counts.folder, what + held, "give images, or a folder of images")
+        raise DataError(counts.folder, what + counts.held, "give images, or a folder of images")
     return (Given(str(path), path) for path in found)
 
 
