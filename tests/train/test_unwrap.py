@@ -213,8 +213,9 @@ class Calls:
         return self.called
 
 
-@pytest.mark.parametrize("evil", [Calls(print, "it ran"), Calls(eval, "print('it ran')"), Calls(pickle.loads, b"N."),
-                                  Calls(os.system, "echo it ran")], ids=["print", "eval", "loads", "system"])
+@pytest.mark.parametrize("evil", [Calls(exec, "print('it ran')"), Calls(eval, "print('it ran')"),
+                                  Calls(pickle.loads, b"N."), Calls(os.system, "echo it ran")],
+                         ids=["exec", "eval", "loads", "system"])
 def test_what_would_call_something_is_refused(tmp_path, source, evil, capfd):
     for zipped in (True, False):
         with pytest.raises(ModelError, match="cannot be read") as refused:
