@@ -12,6 +12,7 @@ test: $(STAMP)  ## install what is needed, then run all tests
 	$(BIN)/python -m pytest
 
 check: $(STAMP)  ## linter and type checker
+	$(BIN)/ruff format --check raysft tests
 	$(BIN)/ruff check raysft tests
 	$(BIN)/mypy
 

@@ -1,4 +1,6 @@
-"""`python -m raysft`, which puts the current folder before the libraries: it is moved behind them first."""
+"""`python -m raysft`, which puts the current folder before the libraries: it is moved behind them
+first.
+"""
 
 from raysft.search_path import current_folder_last
 

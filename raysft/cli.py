@@ -28,20 +28,35 @@ def _import_from_here(trusted: bool) -> bool:
     return trusted
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Fine-tune a pretrained model on your own labelled data, from one job file.\n\n"
-                       "Example: [bold]raysft submit jobs/quickstart.yaml[/bold]")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune a pretrained model on your own labelled data, from one job file.\n\n"
+    "Example: [bold]raysft submit jobs/quickstart.yaml[/bold]",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets of shards, and look at them.")
 app.add_typer(data_app, name="data")
 
 JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="KEY=VALUE", help="Override a key of the job file, e.g. --set train.epochs=2. Repeatable.",
-    show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the job file, e.g. --set train.epochs=2. Repeatable.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
-RunName = Annotated[str, typer.Argument(help="A run: its name, or its directory where it ran on this machine.",
-                                        show_default=False)]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        help="A run: its name, or its directory where it ran on this machine.", show_default=False
+    ),
+]
 
 
 def _address(context: typer.Context, parameter: typer.CallbackParam, given: str | None) -> Any:
@@ -55,31 +70,66 @@ def _address(context: typer.Context, parameter: typer.CallbackParam, given: str 
     return address_of(given, from_environment)
 
 
-Address = Annotated[Any, typer.Option(
-    "--address", envvar="RAY_ADDRESS", metavar="URL", parser=str, callback=_address, show_default=False,
-    help="The cluster's dashboard, such as http://127.0.0.1:8265; auto: of the Ray of this machine; local, or without "
-    "it: this machine, without a cluster.")]
-ModelPath = Annotated[str, typer.Argument(help="A delivered model (RUN/model) or its run.", show_default=False)]
-TrustCode = Annotated[bool, typer.Option(
-    "--trust-code", help="Run the code of a model's own module, found in PYTHONPATH, among the installed packages, or "
-    "last in the current folder. Only for models of people you trust.", callback=_import_from_here)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)]
+Address = Annotated[
+    Any,
+    typer.Option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        metavar="URL",
+        parser=str,
+        callback=_address,
+        show_default=False,
+        help="The cluster's dashboard, such as http://127.0.0.1:8265; auto: of the Ray of this "
+        "machine; local, or without "
+        "it: this machine, without a cluster.",
+    ),
+]
+ModelPath = Annotated[
+    str, typer.Argument(help="A delivered model (RUN/model) or its run.", show_default=False)
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the code of a model's own module, found in PYTHONPATH, among the installed "
+        "packages, or "
+        "last in the current folder. Only for models of people you trust.",
+        callback=_import_from_here,
+    ),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)
+]
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     if version:
         _output().line(f"raysft {__version__}")
         raise typer.Exit
 
 
-@app.command(epilog="Example: raysft submit jobs/resnet18_tune.yaml --set train.epochs=2 --name try-1")
-def submit(job_file: JobFile, overrides: Overrides = None, address: Address = None,
-           name: Annotated[str | None, typer.Option(help="Name of the run; default: the job's name and the time.",
-                                                    show_default=False)] = None,
-           detach: Annotated[bool, typer.Option("--detach", help="On a cluster: print the run's name and leave it to "
-                                                                 "itself.")] = False,
-           debug: Debug = False) -> None:
+@app.command(
+    epilog="Example: raysft submit jobs/resnet18_tune.yaml --set train.epochs=2 --name try-1"
+)
+def submit(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the run; default: the job's name and the time.", show_default=False
+        ),
+    ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="On a cluster: print the run's name and leave it to itself."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Run a job: search, train, score the best model on test, deliver it."""
     if address:
         from raysft.remote import submit_to
@@ -89,16 +139,31 @@ def submit(job_file: JobFile, overrides: Overrides = None, address: Address = No
     from raysft.submit import submit_here
 
     if detach:
-        raise UserError("--detach", "needs a cluster", "give --address, or start the command in the background")
+        raise UserError(
+            "--detach", "needs a cluster", "give --address, or start the command in the background"
+        )
     submit_here(job_file, overrides or [], name, _output())
 
 
 @app.command(epilog="Example: raysft plan jobs/resnet18_tune.yaml --set resources.workers=2")
-def plan(job_file: JobFile, overrides: Overrides = None, address: Address = None,
-         measure: Annotated[bool, typer.Option("--measure", help="Train a few steps, and tell the hours and, with "
-                                                                 "cluster.price_per_hour, the cost.")] = False,
-         as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show what a job would run, on what, how often. Nothing starts, unless steps are to be measured."""
+def plan(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Train a few steps, and tell the hours and, with "
+            "cluster.price_per_hour, the cost.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a job would run, on what, how often. Nothing starts, unless steps are to be
+    measured.
+    """
     if address:
         from raysft.remote import plan_on
 
@@ -116,8 +181,12 @@ def plan(job_file: JobFile, overrides: Overrides = None, address: Address = None
 
 
 @app.command(name="list", epilog="Example: raysft list --storage runs")
-def list_runs(storage: Annotated[str, typer.Option(help="The folder of run directories.")] = "runs",
-              address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def list_runs(
+    storage: Annotated[str, typer.Option(help="The folder of run directories.")] = "runs",
+    address: Address = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """List the runs in a folder or of a cluster, newest last."""
     from raysft.console import table_of
 
@@ -135,10 +204,18 @@ def list_runs(storage: Annotated[str, typer.Option(help="The folder of run direc
 
 
 @app.command(epilog="Example: raysft status quickstart-20261124-101500 --watch")
-def status(run: RunName, address: Address = None,
-           watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until the run has ended; with --json a "
-                                                                     "document a line.")] = False,
-           as_json: AsJson = False, debug: Debug = False) -> None:
+def status(
+    run: RunName,
+    address: Address = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", "-w", help="Go on until the run has ended; with --json a document a line."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
     """Show how far a run is, trial by trial."""
     from raysft.console import config_text, metric_text, score_text, table_of
 
@@ -161,8 +238,16 @@ def status(run: RunName, address: Address = None,
         return
     metric = document.get("metric", "val_accuracy")
     score = metric_text(metric)
-    rows = [{"trial": t["trial"], "status": t["status"], "epochs": t["epochs"],
-             score: score_text(t.get(metric)), "config": config_text(t["config"])} for t in document["trials"]]
+    rows = [
+        {
+            "trial": t["trial"],
+            "status": t["status"],
+            "epochs": t["epochs"],
+            score: score_text(t.get(metric)),
+            "config": config_text(t["config"]),
+        }
+        for t in document["trials"]
+    ]
     _output().line(f"{document['run']}: {document['status']}, started {document['started']}")
     _output().show(table_of(rows, ("trial", "status", "epochs", score, "config")))
     for error in document.get("errors", []):
@@ -170,7 +255,9 @@ def status(run: RunName, address: Address = None,
 
 
 @app.command(epilog="Example: raysft results quickstart-20261124-101500 --json")
-def results(run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def results(
+    run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
     """Show the leaderboard of a run and the test score of its model."""
     from raysft.console import leaderboard_table, result_lines
 
@@ -191,11 +278,23 @@ def results(run: RunName, address: Address = None, as_json: AsJson = False, debu
 
 
 @app.command(epilog="Example: raysft report quickstart-20261124-101500 --out report.html")
-def report(run: RunName,
-           out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Where to write it; default: "
-                                                   "report.html in the run's directory.", show_default=False)] = None,
-           as_json: AsJson = False, debug: Debug = False) -> None:
-    """Write the report of a run: one HTML file with its figures, charts and worst mistakes, readable offline."""
+def report(
+    run: RunName,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Where to write it; default: report.html in the run's directory.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write the report of a run: one HTML file with its figures, charts and worst mistakes,
+    readable offline.
+    """
     from raysft.results.report import figures, write_report
     from raysft.results.run import find_run
     from raysft.storage import place
@@ -208,9 +307,14 @@ def report(run: RunName,
 
 
 @app.command(epilog="Example: raysft logs quickstart-20261124-101500 --follow")
-def logs(run: RunName, address: Address = None,
-         follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
-         debug: Debug = False) -> None:
+def logs(
+    run: RunName,
+    address: Address = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Show what a run and Ray have printed."""
     if address:
         from raysft.remote import show_logs
@@ -236,17 +340,37 @@ def stop(run: RunName, address: Address = None, debug: Debug = False) -> None:
 
 
 @app.command(epilog="Example: raysft resume quickstart-20261124-101500 --workers 4")
-def resume(run: RunName, address: Address = None,
-           workers: Annotated[str | None, typer.Option(
-               help="Go on with another resources.workers: N, or LEAST,MOST. The metrics stay those of the job.",
-               show_default=False)] = None,
-           overrides: Annotated[list[str] | None, typer.Option(
-               "--set", metavar="KEY=VALUE", show_default=False, help="Where its files are by now, if they were moved "
-               "and do not lie beside the run: data.path, data.test_path, model.weights, on a cluster storage. "
-               "Repeatable.")] = None,
-           detach: Annotated[bool, typer.Option("--detach", help="On a cluster: do not follow it.")] = False,
-           debug: Debug = False) -> None:
-    """Take up a run that was stopped or died: ended trials stay as they are, others go on from their checkpoints."""
+def resume(
+    run: RunName,
+    address: Address = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with another resources.workers: N, or LEAST,MOST. The metrics stay those "
+            "of the job.",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            show_default=False,
+            help="Where its files are by now, if they were moved "
+            "and do not lie beside the run: data.path, data.test_path, model.weights, on a "
+            "cluster storage. "
+            "Repeatable.",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="On a cluster: do not follow it.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Take up a run that was stopped or died: ended trials stay as they are, others go on from
+    their checkpoints.
+    """
     if address:
         from raysft.remote import resume_on
 
@@ -258,12 +382,20 @@ def resume(run: RunName, address: Address = None,
 
 
 @app.command(epilog="Example: raysft evaluate runs/NAME/model my/test-images")
-def evaluate(model: ModelPath,
-             data: Annotated[str, typer.Argument(help="A data set of shards, or a folder CLASS/IMAGE.",
-                                                  show_default=False)],
-             split: Annotated[str, typer.Option(help="The split of a data set of shards.")] = "test",
-             trust_code: TrustCode = False, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Score a delivered model on labelled images: the whole, each class, and what was taken for what."""
+def evaluate(
+    model: ModelPath,
+    data: Annotated[
+        str,
+        typer.Argument(help="A data set of shards, or a folder CLASS/IMAGE.", show_default=False),
+    ],
+    split: Annotated[str, typer.Option(help="The split of a data set of shards.")] = "test",
+    trust_code: TrustCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Score a delivered model on labelled images: the whole, each class, and what was taken for
+    what.
+    """
     from raysft.console import show_scores
     from raysft.results.predict import Classifier
     from raysft.storage import place
@@ -275,22 +407,46 @@ def evaluate(model: ModelPath,
         show_scores(scores, _output())
 
 
-@app.command(epilog="Examples: raysft predict runs/NAME/model cat.jpg dog.png --json\n\n"
-                    "raysft predict runs/NAME/model photos --out predictions.parquet")
-def predict(model: ModelPath,
-            images: Annotated[list[str], typer.Argument(help="Image files, folders, patterns such as 'photos/*.jpg', "
-                                                             "- for an image on standard input; with --out one "
-                                                             "folder of images or one data set.", show_default=False)],
-            out: Annotated[str | None, typer.Option(help="Predict all images of a folder or a data set, with a row "
-                                                         "for each in this Parquet file. Interrupted, it goes on when "
-                                                         "called again.", show_default=False)] = None,
-            split: Annotated[str | None, typer.Option(help="With --out: the split of a data set; default: all.",
-                                                      show_default=False)] = None,
-            probabilities: Annotated[bool, typer.Option("--probabilities", help="With --out: the probability of every "
-                                                                                "class too.")] = False,
-            trust_code: TrustCode = False, address: Address = None, as_json: AsJson = False,
-            debug: Debug = False) -> None:
-    """Classify images with a delivered model: some, or with --out any number of them. Exit 1 if one cannot be read."""
+@app.command(
+    epilog="Examples: raysft predict runs/NAME/model cat.jpg dog.png --json\n\n"
+    "raysft predict runs/NAME/model photos --out predictions.parquet"
+)
+def predict(
+    model: ModelPath,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders, patterns such as 'photos/*.jpg', "
+            "- for an image on standard input; with --out one "
+            "folder of images or one data set.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Predict all images of a folder or a data set, with a row "
+            "for each in this Parquet file. Interrupted, it goes on when "
+            "called again.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="With --out: the split of a data set; default: all.", show_default=False),
+    ] = None,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="With --out: the probability of every class too."),
+    ] = False,
+    trust_code: TrustCode = False,
+    address: Address = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Classify images with a delivered model: some, or with --out any number of them. Exit 1 if one
+    cannot be read.
+    """
     if out is not None:
         _predict_all(model, images, out, split, probabilities, trust_code, address, as_json)
         return
@@ -301,26 +457,42 @@ def predict(model: ModelPath,
 
     given, counted = images_given(images)
     classifier = Classifier(place(model), trust_code=trust_code)
-    if show_answers(classifier.answers(given), counted, as_json, _output(), classifier.card.decoding):
+    if show_answers(
+        classifier.answers(given), counted, as_json, _output(), classifier.card.decoding
+    ):
         raise typer.Exit(1)
 
 
-def _predict_all(model: str, sources: list[str], out: str, split: str | None, shares: bool, trust_code: bool,
-                 address: Any, as_json: bool) -> None:
+def _predict_all(
+    model: str,
+    sources: list[str],
+    out: str,
+    split: str | None,
+    shares: bool,
+    trust_code: bool,
+    address: Any,
+    as_json: bool,
+) -> None:
     from dataclasses import asdict
 
     from raysft.console import show_predicted
 
     if len(sources) != 1:
-        raise UserError(" ".join(sources), "are several", "give one folder of images or one data set with --out")
+        raise UserError(
+            " ".join(sources), "are several", "give one folder of images or one data set with --out"
+        )
     if address:
         from raysft.remote import predict_on
 
-        predicted = predict_on(address, model, sources[0], out, split, shares, trust_code, not as_json, _output())
+        predicted = predict_on(
+            address, model, sources[0], out, split, shares, trust_code, not as_json, _output()
+        )
     else:
         from raysft.submit import predict_here
 
-        predicted = predict_here(model, sources[0], out, split, shares, trust_code, not as_json, _output())
+        predicted = predict_here(
+            model, sources[0], out, split, shares, trust_code, not as_json, _output()
+        )
     if as_json:
         _output().json(asdict(predicted))
     else:
@@ -328,48 +500,98 @@ def _predict_all(model: str, sources: list[str], out: str, split: str | None, sh
 
 
 @app.command(epilog="Example: raysft serve runs/NAME/model --port 8000 --replicas 2")
-def serve(model: ModelPath,
-          host: Annotated[str, typer.Option(help="Where to listen; others than this machine reach it at 0.0.0.0, "
-                                                 "without authentication.")] = "127.0.0.1",
-          port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
-          replicas: Annotated[int, typer.Option(help="Processes that predict; they share this machine's CPUs.",
-                                                min=1)] = 1,
-          max_batch: Annotated[int, typer.Option(help="Images of any requests that are predicted together.",
-                                                 min=1)] = 32,
-          batch_wait_ms: Annotated[float, typer.Option(help="How long an image waits for others.", min=0)] = 5.0,
-          max_megapixels: Annotated[int, typer.Option(help="Of an image.", min=1)] = 50,
-          max_body_mb: Annotated[int, typer.Option(help="Of a request.", min=1)] = 16,
-          max_images: Annotated[int, typer.Option(help="Of a request.", min=1)] = 64,
-          queue: Annotated[int, typer.Option(help="Requests accepted and not yet answered; more get 503.",
-                                             min=1)] = 256,
-          gpus_per_replica: Annotated[float, typer.Option(help="0: CPUs predict. A fraction shares a GPU.",
-                                                          min=0, max=1)] = 0.0,
-          trust_code: TrustCode = False, debug: Debug = False) -> None:
+def serve(
+    model: ModelPath,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Where to listen; others than this machine reach it at 0.0.0.0, "
+            "without authentication."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    replicas: Annotated[
+        int, typer.Option(help="Processes that predict; they share this machine's CPUs.", min=1)
+    ] = 1,
+    max_batch: Annotated[
+        int, typer.Option(help="Images of any requests that are predicted together.", min=1)
+    ] = 32,
+    batch_wait_ms: Annotated[
+        float, typer.Option(help="How long an image waits for others.", min=0)
+    ] = 5.0,
+    max_megapixels: Annotated[int, typer.Option(help="Of an image.", min=1)] = 50,
+    max_body_mb: Annotated[int, typer.Option(help="Of a request.", min=1)] = 16,
+    max_images: Annotated[int, typer.Option(help="Of a request.", min=1)] = 64,
+    queue: Annotated[
+        int, typer.Option(help="Requests accepted and not yet answered; more get 503.", min=1)
+    ] = 256,
+    gpus_per_replica: Annotated[
+        float, typer.Option(help="0: CPUs predict. A fraction shares a GPU.", min=0, max=1)
+    ] = 0.0,
+    trust_code: TrustCode = False,
+    debug: Debug = False,
+) -> None:
     """Serve a delivered model over HTTP on this machine until Ctrl-C."""
     from raysft.deploy.serve import serve_here
     from raysft.deploy.settings import Settings
 
-    serve_here(model, Settings(host, port, replicas, max_batch, batch_wait_ms, max_megapixels, max_body_mb, max_images,
-                               queue, gpus_per_replica, trust_code), _output())
+    serve_here(
+        model,
+        Settings(
+            host,
+            port,
+            replicas,
+            max_batch,
+            batch_wait_ms,
+            max_megapixels,
+            max_body_mb,
+            max_images,
+            queue,
+            gpus_per_replica,
+            trust_code,
+        ),
+        _output(),
+    )
 
 
 @app.command(epilog="Example: raysft export runs/NAME/model --format onnx")
-def export(model: ModelPath,
-           kind: Annotated[str, typer.Option("--format", help="safetensors | torch-export | onnx", show_default=False)],
-           out: Annotated[str | None, typer.Option(help="The folder to make; default: beside the model.",
-                                                   show_default=False)] = None,
-           data: Annotated[str | None, typer.Option(help="What it is scored on: a data set of shards, or a folder "
-                                                         "CLASS/IMAGE; default: what the model was trained on.",
-                                                    show_default=False)] = None,
-           trust_code: TrustCode = False, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Make a file of a delivered model for other runtimes; it is scored in its own and has to answer alike."""
+def export(
+    model: ModelPath,
+    kind: Annotated[
+        str, typer.Option("--format", help="safetensors | torch-export | onnx", show_default=False)
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(help="The folder to make; default: beside the model.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What it is scored on: a data set of shards, or a folder "
+            "CLASS/IMAGE; default: what the model was trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    trust_code: TrustCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make a file of a delivered model for other runtimes; it is scored in its own and has to
+    answer alike.
+    """
     from raysft.console import Watcher, export_lines
     from raysft.deploy.export import export as make
     from raysft.storage import place
 
     with Watcher(_output(), "", shown=not as_json) as watcher:
-        made = make(place(model), kind, place(out) if out else None, place(data) if data else None, watcher.progress,
-                    trust_code)
+        made = make(
+            place(model),
+            kind,
+            place(out) if out else None,
+            place(data) if data else None,
+            watcher.progress,
+            trust_code,
+        )
     if as_json:
         _output().json(made)
         return
@@ -377,11 +599,20 @@ def export(model: ModelPath,
         _output().line(line)
 
 
-@app.command(epilog="Example: raysft doctor --address http://127.0.0.1:8265 --storage s3://bucket/runs")
-def doctor(address: Address = None,
-           storage: Annotated[str, typer.Option(help="Where runs will go: a folder or URI that every node reaches.")]
-           = "runs", as_json: AsJson = False, debug: Debug = False) -> None:
-    """Examine a cluster: nodes, versions, storage from every node, the network between them. Exit 1 if any is wrong."""
+@app.command(
+    epilog="Example: raysft doctor --address http://127.0.0.1:8265 --storage s3://bucket/runs"
+)
+def doctor(
+    address: Address = None,
+    storage: Annotated[
+        str, typer.Option(help="Where runs will go: a folder or URI that every node reaches.")
+    ] = "runs",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Examine a cluster: nodes, versions, storage from every node, the network between them. Exit 1
+    if any is wrong.
+    """
     from raysft.console import table_of
 
     if address:
@@ -398,11 +629,17 @@ def doctor(address: Address = None,
 
 
 @app.command(epilog="Example: raysft connect cluster/gpu.yaml")
-def connect(cluster_file: Annotated[Path, typer.Argument(help="The file that `ray up` started the cluster from.",
-                                                         show_default=False)],
-            port: Annotated[int, typer.Option(help="The port on this machine.", min=1, max=65535)] = 8265,
-            debug: Debug = False) -> None:
-    """Open an SSH tunnel to a cluster's dashboard, print the address to use, and keep it open until Ctrl-C."""
+def connect(
+    cluster_file: Annotated[
+        Path,
+        typer.Argument(help="The file that `ray up` started the cluster from.", show_default=False),
+    ],
+    port: Annotated[int, typer.Option(help="The port on this machine.", min=1, max=65535)] = 8265,
+    debug: Debug = False,
+) -> None:
+    """Open an SSH tunnel to a cluster's dashboard, print the address to use, and keep it open until
+    Ctrl-C.
+    """
     from raysft.cluster.tunnel import tunnel
 
     with tunnel(cluster_file, port) as (address, wait):
@@ -412,8 +649,11 @@ def connect(cluster_file: Annotated[Path, typer.Argument(help="The file that `ra
 
 
 @app.command(epilog="Example: raysft schema > raysft.schema.json")
-def schema(table: Annotated[bool, typer.Option("--table", help="Print a Markdown table of the fields instead.")] = False
-           ) -> None:
+def schema(
+    table: Annotated[
+        bool, typer.Option("--table", help="Print a Markdown table of the fields instead.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of the job file, for editors that complete and check it."""
     from raysft.job import json_schema, markdown
 
@@ -423,31 +663,58 @@ def schema(table: Annotated[bool, typer.Option("--table", help="Print a Markdown
         _output().json(json_schema())
 
 
-@data_app.command("import", epilog="Example: raysft data import imagefolder photos/train --test photos/test --out D")
-def data_import(kind: Annotated[str, typer.Argument(help="imagefolder | cifar10 | digits", show_default=False)],
-                path: Annotated[str | None, typer.Argument(help="Where it lies; not needed for digits and cifar10.",
-                                                           show_default=False)] = None,
-                out: Annotated[str, typer.Option(help="The folder to make, or a URI (s3://…, gs://…).",
-                                                 show_default=False)] = ...,  # type: ignore
-                test: Annotated[str | None, typer.Option(help="imagefolder: the folder of test images.",
-                                                         show_default=False)] = None,
-                on_bad_image: Annotated[str, typer.Option(help="fail | skip")] = "fail",
-                background: Annotated[str, typer.Option(help="The colour behind transparent pixels: white | black | "
-                                                             "grey | #rrggbb")] = "white",
-                as_json: AsJson = False, debug: Debug = False) -> None:
-    """Make a data set of shards from images. An interrupted import goes on where it was when started again."""
+@data_app.command(
+    "import",
+    epilog="Example: raysft data import imagefolder photos/train --test photos/test --out D",
+)
+def data_import(
+    kind: Annotated[str, typer.Argument(help="imagefolder | cifar10 | digits", show_default=False)],
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            help="Where it lies; not needed for digits and cifar10.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="The folder to make, or a URI (s3://…, gs://…).", show_default=False)
+    ] = ...,  # type: ignore
+    test: Annotated[
+        str | None, typer.Option(help="imagefolder: the folder of test images.", show_default=False)
+    ] = None,
+    on_bad_image: Annotated[str, typer.Option(help="fail | skip")] = "fail",
+    background: Annotated[
+        str,
+        typer.Option(help="The colour behind transparent pixels: white | black | grey | #rrggbb"),
+    ] = "white",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make a data set of shards from images. An interrupted import goes on where it was when
+    started again.
+    """
     from raysft.submit import import_here
 
     import_here(kind, path, out, test, on_bad_image, background, as_json, _output())
 
 
 @data_app.command("show", epilog="Examples: raysft data show D --json\n\nraysft data show photos")
-def data_show(folder: Annotated[str, typer.Argument(help="A data set of shards, or a folder of images to be imported.",
-                                                    show_default=False)],
-              test: Annotated[str | None, typer.Option(help="For a folder of images: the folder of test images.",
-                                                       show_default=False)] = None,
-              as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show what a data set holds, or how a folder of images would be read; which files are left out, and why."""
+def data_show(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="A data set of shards, or a folder of images to be imported.", show_default=False
+        ),
+    ],
+    test: Annotated[
+        str | None,
+        typer.Option(help="For a folder of images: the folder of test images.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a data set holds, or how a folder of images would be read; which files are left
+    out, and why.
+    """
     from raysft.show import show_data
 
     show_data(folder, test, as_json, _output())
@@ -460,7 +727,9 @@ def _numbers(text: str | None) -> int | list[int] | None:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--workers {text}", "is not a number of workers", "give N, or LEAST,MOST") from None
+        raise UserError(
+            f"--workers {text}", "is not a number of workers", "give N, or LEAST,MOST"
+        ) from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -485,7 +754,9 @@ def _output() -> Any:
 
 
 def main() -> None:
-    """Run the command line; every error raysft raises on purpose becomes one red line and its exit status here."""
+    """Run the command line; every error raysft raises on purpose becomes one red line and its exit
+    status here.
+    """
     current_folder_last()
     interrupts.listen()
     status: Any = 0

@@ -1,4 +1,6 @@
-"""What a person sees: the plan, progress, trials, the leaderboard, errors. Nothing else in raysft prints."""
+"""What a person sees: the plan, progress, trials, the leaderboard, errors. Nothing else in raysft
+prints.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +37,9 @@ STARTING = "starting Ray and the workers"
 
 
 class Output:
-    """Standard output and error as they were when the command began, whatever is done to them later."""
+    """Standard output and error as they were when the command began, whatever is done to them
+    later.
+    """
 
     def __init__(self) -> None:
         self._out_fd, self._err_fd = os.dup(1), os.dup(2)
@@ -55,20 +66,30 @@ class Output:
 
     def trace(self, error: BaseException) -> None:
         """The traceback of an error to standard error."""
-        self.err.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+        self.err.print(
+            "".join(traceback.format_exception(error)),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def warning(self, text: str) -> None:
         """One yellow line to standard error."""
-        self.err.print(without_controls(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self.err.print(
+            without_controls(text), style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
     def live(self) -> Live:
         """A place on a terminal that shows one thing in place of the one before."""
-        return Live(console=self.out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        return Live(
+            console=self.out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
 
     def send_others_to(self, log: Path) -> None:
         """Send what everyone else prints from now on, also from native code, to a log file.
 
-        There is no way back: Ray's threads have something to say up to the last moment of the process.
+        There is no way back: Ray's threads have something to say up to the last moment of the
+        process.
         """
         sys.stdout.flush()
         sys.stderr.flush()
@@ -80,12 +101,20 @@ class Output:
 
 def _console(descriptor: int) -> Console:
     stream = os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="replace", buffering=1)
-    # Nothing is markup: rich would make an emoji of a class that is named :smile:, also in a document.
-    return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, markup=False, emoji=False)
+    # Nothing is markup: rich would make an emoji of a class that is named :smile:, also in a
+    # document.
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL,
+        markup=False,
+        emoji=False,
+    )
 
 
 class Rows(Table):
-    """A plain table: its cells are text, whatever they hold. Markup stays as it is, a line break is shown as one."""
+    """A plain table: its cells are text, whatever they hold. Markup stays as it is, a line break is
+    shown as one.
+    """
 
     def __init__(self) -> None:
         super().__init__(box=None, pad_edge=False, header_style="bold")
@@ -100,18 +129,33 @@ class Rows(Table):
 
 
 def without_controls(text: str) -> str:
-    """Text that cannot do anything to a terminal: of control characters it has line breaks and tabs alone."""
+    """Text that cannot do anything to a terminal: of control characters it has line breaks and tabs
+    alone.
+    """
     return "".join(char if char in "\n\t" else readable(char) for char in text)
 
 
 class Watcher:
-    """A run on the console: a bar where there is a terminal, one line a finished trial everywhere."""
+    """A run on the console: a bar where there is a terminal, one line a finished trial
+    everywhere.
+    """
 
     def __init__(self, output: Output, metric: str, shown: bool = True) -> None:
         self.output, self.metric, self.shown = output, metric, shown
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self.bar = Progress(*columns, console=output.out, transient=True, redirect_stdout=False, redirect_stderr=False,
-                            disable=not (shown and output.out.is_terminal))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self.bar = Progress(
+            *columns,
+            console=output.out,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not (shown and output.out.is_terminal),
+        )
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Watcher:
@@ -146,8 +190,10 @@ class Watcher:
         score = f"{self.metric} {best[self.metric]:.4f}" if best else record.error
         width = len(str(total))
         epochs = count_text(len(record.history), "epoch")
-        self.output.line(f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}  {score}  {epochs}  "
-                         f"{record.seconds:.1f} s  {config_text(record.config)}")
+        self.output.line(
+            f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}  {score}  {epochs}  "
+            f"{record.seconds:.1f} s  {config_text(record.config)}"
+        )
 
     def standing(self, document: dict[str, Any], records: Sequence[Any]) -> None:
         """Nothing: the bar has told it."""
@@ -158,7 +204,8 @@ class Watcher:
         self.bar.update(self._tasks[what], completed=done)
 
 
-# --- a plan ----------------------------------------------------------------------------------------------------------
+# --- a plan ------------------------------------------------------------------------------------
+
 
 def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str) -> list[str]:
     """The plan of a job, one fact a line."""
@@ -169,18 +216,27 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
     if job.search is not None:
         stop, whole = job.search.scheduler.name, plan.trials * job.train.epochs
         how = f" proposed by {job.search.algorithm}" if job.search.algorithm != "random" else ""
-        early = {"asha": f", asha trains {plan.epochs:,} of {count_text(whole, 'epoch')}",
-                 "median": ", median may end them early"}.get(stop, "")
-        again = f"; the best again with {count_text(job.search.confirm, 'other seed')}" if job.search.confirm else ""
+        early = {
+            "asha": f", asha trains {plan.epochs:,} of {count_text(whole, 'epoch')}",
+            "median": ", median may end them early",
+        }.get(stop, "")
+        again = (
+            f"; the best again with {count_text(job.search.confirm, 'other seed')}"
+            if job.search.confirm
+            else ""
+        )
         searched = f"{how}, by {job.search.metric}{early}{again}"
     return [
         f"job      {job.name} on {where}",
-        f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, {plan.val_rows:,} val, "
+        f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, "
+        f"{plan.val_rows:,} val, "
         f"{plan.test_rows:,} test images in {plan.classes} classes",
         *(f"         {note}" for note in outline.notes),
         f"classes  {first_names(outline.classes)}",
-        f"model    {job.model.name}{_code(job)}, weights {job.model.weights}, new head of {plan.classes} classes",
-        f"train    {epochs} of {count_text(plan.steps_per_epoch, 'step')}, batch {job.train.batch_size} "
+        f"model    {job.model.name}{_code(job)}, weights {job.model.weights}, new head of "
+        f"{plan.classes} classes",
+        f"train    {epochs} of {count_text(plan.steps_per_epoch, 'step')}, batch "
+        f"{job.train.batch_size} "
         f"(at most {plan.batch_per_worker} a worker)",
         f"search   {count_text(plan.trials, 'trial')}, {plan.teams} at a time{searched}",
         f"workers  {slots}; {job.resources.cpus_per_worker} CPU{gpus} a worker",
@@ -195,7 +251,9 @@ def first_names(names: Sequence[str], most: int = 10) -> str:
 
 
 def _code(job: Job) -> str:
-    """What a job file runs that a person has written, which holds for one that was sent to them too."""
+    """What a job file runs that a person has written, which holds for one that was sent to them
+    too.
+    """
     module = foreign_module(job.model.name)
     return "" if module is None else f" (runs the code of the module {module})"
 
@@ -206,18 +264,33 @@ def _workers_text(slot: Slot) -> str:
 
 def plan_json(job: Job, outline: Outline, plan: Plan, results: str) -> dict[str, Any]:
     """The plan as a document."""
-    return {"job": job.name, "rows": {"train": plan.train_rows, "val": plan.val_rows, "test": plan.test_rows},
-            "classes": plan.classes, "class_names": list(outline.classes), "notes": list(outline.notes),
-            "trials": plan.trials, "trials_at_a_time": plan.teams,
-            "slots": [{"teams": s.teams, "workers": s.workers} | ({"least_workers": s.least} if s.least else {})
-                      for s in plan.slots],
-            "steps_per_epoch": plan.steps_per_epoch, "epochs": job.train.epochs,
-            "epochs_of_all_trials": plan.epochs, "batch_per_worker": plan.batch_per_worker, "results": results}
+    return {
+        "job": job.name,
+        "rows": {"train": plan.train_rows, "val": plan.val_rows, "test": plan.test_rows},
+        "classes": plan.classes,
+        "class_names": list(outline.classes),
+        "notes": list(outline.notes),
+        "trials": plan.trials,
+        "trials_at_a_time": plan.teams,
+        "slots": [
+            {"teams": s.teams, "workers": s.workers}
+            | ({"least_workers": s.least} if s.least else {})
+            for s in plan.slots
+        ],
+        "steps_per_epoch": plan.steps_per_epoch,
+        "epochs": job.train.epochs,
+        "epochs_of_all_trials": plan.epochs,
+        "batch_per_worker": plan.batch_per_worker,
+        "results": results,
+    }
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------
 
-def show_outcome(results: dict[str, Any], folder: str, output: Output, run: str | None = None) -> None:
+
+def show_outcome(
+    results: dict[str, Any], folder: str, output: Output, run: str | None = None
+) -> None:
     """The leaderboard, the outcome, where its report is, and the commands a person will want next.
 
     run: how the run is named in a command; None: by its folder.
@@ -229,8 +302,11 @@ def show_outcome(results: dict[str, Any], folder: str, output: Output, run: str 
     output.line(f"report   {folder}/report.html")
     output.line()
     trust = " --trust-code" if (results["best"] or {}).get("module") is not None else ""
-    for command in (f"results {run or folder}", f"evaluate{trust} {folder}/model DATA",
-                    f"predict{trust} {folder}/model IMAGE…"):
+    for command in (
+        f"results {run or folder}",
+        f"evaluate{trust} {folder}/model DATA",
+        f"predict{trust} {folder}/model IMAGE…",
+    ):
         output.line(f"  raysft {command}")
 
 
@@ -238,14 +314,27 @@ def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
     """The best trials of a results.json."""
     metrics = list(dict.fromkeys([results["metric"], "val_accuracy", "val_loss"]))
     table = Rows()
-    for name, justify in (("", "right"), ("trial", "left"), ("status", "left"),
-                          *((metric_text(m), "right") for m in metrics), ("epochs", "right"), ("seconds", "right"),
-                          ("config", "left")):
+    for name, justify in (
+        ("", "right"),
+        ("trial", "left"),
+        ("status", "left"),
+        *((metric_text(m), "right") for m in metrics),
+        ("epochs", "right"),
+        ("seconds", "right"),
+        ("config", "left"),
+    ):
         table.add_column(name, justify=justify, overflow="fold")
     for place, row in enumerate(results["trials"][:most], 1):
         scores = [score_text(row.get(metric)) for metric in metrics]
-        table.add_row(str(place), row["trial"], row["status"], *scores, str(row["epochs"]), f"{row['seconds']:.1f}",
-                      config_text(row["config"]))
+        table.add_row(
+            str(place),
+            row["trial"],
+            row["status"],
+            *scores,
+            str(row["epochs"]),
+            f"{row['seconds']:.1f}",
+            config_text(row["config"]),
+        )
     return table
 
 
@@ -259,14 +348,20 @@ def result_lines(results: dict[str, Any]) -> list[str]:
         scores = ", ".join(f"{metric_text(m, short=False)} {best[m]:.4f}" for m in shown)
         lines.append(f"best     {best['trial']}, epoch {best['epoch']}: {scores}")
         if (again := best.get("confirmed")) is not None:
-            lines.append(f"confirm  {metric_text(again['metric'], short=False)} {again['mean']:.4f} ± "
-                         f"{again['std']:.4f} over {count_text(len(again['seeds']), 'seed')}")
-    lines += [f"doubt    {doubt}" for doubt in results.get("doubts", ())]  # those of older runs have none
+            lines.append(
+                f"confirm  {metric_text(again['metric'], short=False)} {again['mean']:.4f} ± "
+                f"{again['std']:.4f} over {count_text(len(again['seeds']), 'seed')}"
+            )
+    lines += [
+        f"doubt    {doubt}" for doubt in results.get("doubts", ())
+    ]  # those of older runs have none
     rate = f", {timing['images_per_s']:,.0f} images/s" if timing["images_per_s"] else ""
     waited = timing["data_wait_fraction"]
     wait = f", {100 * waited:.1f} % of it waiting for data" if waited is not None else ""
-    lines.append(f"time     {timing['total_s']:.1f} s: start {timing['startup_s']:.1f}, training "
-                 f"{timing['train_s']:.1f}{rate}{wait}")
+    lines.append(
+        f"time     {timing['total_s']:.1f} s: start {timing['startup_s']:.1f}, training "
+        f"{timing['train_s']:.1f}{rate}{wait}"
+    )
     return lines
 
 
@@ -277,15 +372,24 @@ def metric_text(metric: str, short: bool = True) -> str:
 
 
 def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
-    """What `raysft evaluate` found: the whole, then each class, then the confusion matrix where it can be read."""
-    whole = ", ".join(f"{metric_text(k, short=False)} {v:.4f}" for k, v in scores.items() if isinstance(v, float))
+    """What `raysft evaluate` found: the whole, then each class, then the confusion matrix where it
+    can be read.
+    """
+    whole = ", ".join(
+        f"{metric_text(k, short=False)} {v:.4f}" for k, v in scores.items() if isinstance(v, float)
+    )
     output.line(f"{whole} on {scores['images']:,} images")
     for note in scores["notes"]:
         output.line(note)
     output.line()
     classes = [row | {"class": clipped(row["class"])} for row in scores["classes"]]
-    output.show(table_of(classes, ("class", "precision", "recall", "f1", "support"),
-                         lambda v: f"{v:.4f}" if isinstance(v, float) else str(v)))
+    output.show(
+        table_of(
+            classes,
+            ("class", "precision", "recall", "f1", "support"),
+            lambda v: f"{v:.4f}" if isinstance(v, float) else str(v),
+        )
+    )
     names = [row["class"] for row in scores["classes"]]
     if len(names) <= most:
         output.line()
@@ -300,9 +404,18 @@ def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
 
 def show_predicted(predicted: Any, output: Output) -> None:
     """What `raysft predict --out` came to."""
-    found = [{"class": clipped(name), "images": images} for name, images in predicted.classes.items() if images]
-    output.show(table_of(sorted(found, key=lambda row: -row["images"])[:20], ("class", "images"),
-                         lambda v: f"{v:,}" if isinstance(v, int) else v))
+    found = [
+        {"class": clipped(name), "images": images}
+        for name, images in predicted.classes.items()
+        if images
+    ]
+    output.show(
+        table_of(
+            sorted(found, key=lambda row: -row["images"])[:20],
+            ("class", "images"),
+            lambda v: f"{v:,}" if isinstance(v, int) else v,
+        )
+    )
     bad = f", {count_text(predicted.errors, 'bad image')} with an error" if predicted.errors else ""
     left_out = f"; left out {by_kind(predicted.left_out)}" if predicted.left_out else ""
     rate = f", {predicted.images_per_s:,.0f} images/s" if predicted.images_per_s else ""
@@ -313,12 +426,17 @@ def export_lines(made: dict[str, Any]) -> list[str]:
     """What was exported, and how it compares with its model."""
     checked = made["checked"]
     size = sum(file["bytes"] for file in made["files"].values()) / 1e6
-    ends = [f"{end['type']} ({', '.join(map(str, end['shape']))})" for end in (made["input"], made["output"])]
+    ends = [
+        f"{end['type']} ({', '.join(map(str, end['shape']))})"
+        for end in (made["input"], made["output"])
+    ]
     return [
         f"export   {made['path']}/{made['file']}, {size:.1f} MB: {' to '.join(ends)}",
         f"checked  {checked['images']:,} {checked['split']} images of {checked['data']}: accuracy "
-        f"{checked['accuracy']:.4f}, the model's {checked['model_accuracy']:.4f}; probabilities differ by up to "
-        f"{checked['largest_difference']:.1g}, {checked['tolerance']:g} is allowed; {checked['seconds']:.1f} s",
+        f"{checked['accuracy']:.4f}, the model's {checked['model_accuracy']:.4f}; probabilities "
+        "differ by up to "
+        f"{checked['largest_difference']:.1g}, {checked['tolerance']:g} is allowed; "
+        f"{checked['seconds']:.1f} s",
     ]
 
 
@@ -334,7 +452,9 @@ def config_text(config: dict[str, Any]) -> str:
     return " ".join(words) or "as in the job"
 
 
-def table_of(rows: Sequence[dict[str, Any]], columns: Sequence[str], format: Callable[[Any], str] = str) -> Table:
+def table_of(
+    rows: Sequence[dict[str, Any]], columns: Sequence[str], format: Callable[[Any], str] = str
+) -> Table:
     """A plain table of some keys of each row."""
     table = Rows()
     for column in columns:

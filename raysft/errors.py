@@ -90,7 +90,11 @@ class StorageFull(RunError):
     """No room for what a run writes; it can be taken up again when there is some."""
 
     def __init__(self, where: str) -> None:
-        super().__init__(where, "no space is left to write to", "make some, then take the run up with `raysft resume`")
+        super().__init__(
+            where,
+            "no space is left to write to",
+            "make some, then take the run up with `raysft resume`",
+        )
 
     def __reduce__(self) -> tuple[type[StorageFull], tuple[str]]:
         return type(self), (self.where,)
@@ -105,6 +109,8 @@ class Diverged(TrialError):
 
 
 def in_words(error: BaseException, line: int = 0) -> str:
-    """Kind and one line of an error of someone else: its first line, or its last (-1) where Ray carried it over."""
+    """Kind and one line of an error of someone else: its first line, or its last (-1) where Ray
+    carried it over.
+    """
     lines = [text for text in str(error).splitlines() if text.strip()]
     return f"{type(error).__name__}: {lines[line].strip()}" if lines else type(error).__name__

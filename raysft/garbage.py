@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import modules without garbage collections on the way, and have what they made never looked at again.
+    """Import modules without garbage collections on the way, and have what they made never looked
+    at again.
 
-    Of the many objects that an import makes none is garbage, and the collector walks over all of them again and again:
-    a fifth of the time it takes to import torch and torchvision.
+    Of the many objects that an import makes none is garbage, and the collector walks over all of
+    them again and again: a fifth of the time it takes to import torch and torchvision.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,4 +1,6 @@
-"""What a job needs that can be looked at before anything starts: its data, its weights, what it is tracked with."""
+"""What a job needs that can be looked at before anything starts: its data, its weights, what it is
+tracked with.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from raysft.job.spec import Tracking
 
 
 def outline_of(job: Job) -> Outline:
-    """What is known of a job's data before it is read; raises UserError for what is not there, or cannot be."""
+    """What is known of a job's data before it is read; raises UserError for what is not there, or
+    cannot be.
+    """
     from raysft.data.imports import cache_folder
     from raysft.data.sources import outline
     from raysft.search.space import check_configurations
@@ -29,17 +33,29 @@ def outline_of(job: Job) -> Outline:
 
 def check_tracking(tracking: Tracking) -> None:
     """Raise UserError where a package or a key is missing that a job is to be tracked with."""
-    wanted = {"tensorboard": tracking.tensorboard, "mlflow": tracking.mlflow, "wandb": tracking.wandb}
+    wanted = {
+        "tensorboard": tracking.tensorboard,
+        "mlflow": tracking.mlflow,
+        "wandb": tracking.wandb,
+    }
     for package, value in wanted.items():
         found = find_spec(package) if value else None
-        if value and (found is None or found.origin is None):  # a folder of that name is taken for a package
+        if value and (
+            found is None or found.origin is None
+        ):  # a folder of that name is taken for a package
             extra = "" if package == "tensorboard" else f"`pip install 'raysft[{package}]'`"
-            raise UserError(f"tracking.{package}", f"the package {package} is not installed",
-                            extra or "`pip install tensorboard`, or set it to false")
+            raise UserError(
+                f"tracking.{package}",
+                f"the package {package} is not installed",
+                extra or "`pip install tensorboard`, or set it to false",
+            )
     mode = tracking.wandb_mode or os.environ.get("WANDB_MODE", "online")
     if tracking.wandb and mode == "online" and not _has_wandb_key():
-        raise UserError("tracking.wandb", "there is no key for Weights & Biases",
-                        "set WANDB_API_KEY, or tracking.wandb_mode: offline")
+        raise UserError(
+            "tracking.wandb",
+            "there is no key for Weights & Biases",
+            "set WANDB_API_KEY, or tracking.wandb_mode: offline",
+        )
 
 
 def _has_wandb_key() -> bool:

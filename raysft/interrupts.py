@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM as KeyboardInterrupt, raised again until the clean-up has begun.
 
-Python drops an exception that is raised inside `__del__` or a callback of the garbage collector, and libraries here and
-there catch all of them. A run whose one interrupt went that way would go on as if nothing had been asked.
+Python drops an exception that is raised inside `__del__` or a callback of the garbage collector,
+and libraries here and there catch all of them. A run whose one interrupt went that way would go on
+as if nothing had been asked.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ AGAIN_SECONDS = 2.0
 
 
 def listen() -> None:
-    """Make Ctrl-C, SIGTERM (how Ray stops a job) and the timer of this module interrupt the main thread.
+    """Make Ctrl-C, SIGTERM (how Ray stops a job) and the timer of this module interrupt the main
+    thread.
 
-    To be called again after what sets handlers of its own, as `ray.init` does. Does nothing in another thread.
+    To be called again after what sets handlers of its own, as `ray.init` does. Does nothing in
+    another thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background job stays deaf to Ctrl-C
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    ):  # a shell's background job stays deaf to Ctrl-C
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
@@ -41,7 +46,9 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:

@@ -1,9 +1,11 @@
-"""Whose a run is: the process that runs it, known so that no other is ever taken for it, and a sign that it lives.
+"""Whose a run is: the process that runs it, known so that no other is ever taken for it, and a sign
+that it lives.
 
-A process number alone says little: in containers every run is process 1, and a number is given again once it is free.
-The owner is a number with the moment that process began, the boot it began in, and the namespace that counts it. Where
-all of these are this machine's own, whether it lives is known; from anywhere else (another host, another container) it
-is told by a file in the run's folder that its owner touches every few seconds.
+A process number alone says little: in containers every run is process 1, and a number is given
+again once it is free. The owner is a number with the moment that process began, the boot it began
+in, and the namespace that counts it. Where all of these are this machine's own, whether it lives is
+known; from anywhere else (another host, another container) it is told by a file in the run's folder
+that its owner touches every few seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from raysft.storage import Place, changed_at, clock_of, remove_file, touch
 
 HEARTBEAT = "alive"
 BEAT_SECONDS, REMOTE_BEAT_SECONDS = 10.0, 30.0
-SILENT_SECONDS = 120.0  # a few beats, and what a network disk may take to show a change to another host
+SILENT_SECONDS = (
+    120.0  # a few beats, and what a network disk may take to show a change to another host
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class Owner:
     """Where its number counts: containers on one machine have one each."""
     pid: int
     began: float
-    """When it started: clock ticks since the boot on Linux, where no clock change moves them; else seconds of the
-    epoch."""
+    """When it started: clock ticks since the boot on Linux, where no clock change moves them; else
+    seconds of the epoch.
+    """
 
     @classmethod
     def this(cls) -> Owner:
@@ -60,7 +65,9 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether its number means something here: the same machine since the same boot, the same container."""
+        """Whether its number means something here: the same machine since the same boot, the same
+        container.
+        """
         return (self.host, self.boot, self.namespace) == _machine()
 
     @property
@@ -69,10 +76,15 @@ class Owner:
         return _began(self.pid) == self.began and not _is_dead(self.pid)
 
     def signal(self, number: int) -> bool:
-        """Send a signal to this process and surely to no other; returns whether it was there to be sent one."""
+        """Send a signal to this process and surely to no other; returns whether it was there to be
+        sent one.
+        """
         if not self.is_here:
             return False
-        with suppress(OSError), _held(self.pid) as send:  # from here on its number is not given to another
+        with (
+            suppress(OSError),
+            _held(self.pid) as send,
+        ):  # from here on its number is not given to another
             if self.lives:
                 send(number)
                 return True
@@ -84,7 +96,9 @@ class Owner:
 
 @contextmanager
 def _held(pid: int) -> Iterator[Any]:
-    """A way to signal one process that cannot reach a later one of the same number, where the system has one."""
+    """A way to signal one process that cannot reach a later one of the same number, where the
+    system has one.
+    """
     if not hasattr(os, "pidfd_open"):
         yield lambda number: os.kill(pid, number)
         return
@@ -106,8 +120,11 @@ def _machine() -> tuple[str, str | None, str | None]:
 def _began(pid: int) -> float | None:
     """When a process started; None where there is none of that number."""
     try:
-        # The name, in brackets, may hold anything; the start is the 20th word after it, in ticks since the boot.
-        return float(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+        # The name, in brackets, may hold anything; the start is the 20th word after it, in ticks
+        # since the boot.
+        return float(
+            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        )
     except OSError:
         with suppress(psutil.Error):
             return None if Path("/proc/self/stat").exists() else psutil.Process(pid).create_time()
@@ -122,13 +139,15 @@ def _is_dead(pid: int) -> bool:
         return True
 
 
-# --- from elsewhere --------------------------------------------------------------------------------------------------
+# --- from elsewhere ----------------------------------------------------------------------------
+
 
 def heard_ago(folder: Place, record: str, exact: bool = False) -> float | None:
     """Seconds since the owner of a run gave its last sign of life; None where it never did.
 
     record: the file of the folder that the owner writes first; that counts, too.
-    exact: by the clock of the storage itself, which has to be written to for it, and not by this machine's.
+    exact: by the clock of the storage itself, which has to be written to for it, and not by this
+    machine's.
     """
     signs = [at for file in (HEARTBEAT, record) if (at := changed_at(folder / file)) is not None]
     now = clock_of(folder) if exact else time.time()
@@ -158,5 +177,7 @@ def beating(folder: Place) -> Iterator[None]:
 
 
 def _beat(folder: Place) -> None:
-    with suppress(OSError):  # storage that is away for a moment; whoever asks meanwhile hears for how long
+    with suppress(
+        OSError
+    ):  # storage that is away for a moment; whoever asks meanwhile hears for how long
         touch(folder / HEARTBEAT)

@@ -19,8 +19,14 @@ from raysft.results.places import places_of, refuse_storage, with_places
 from raysft.results.run import Run, new_name, with_workers
 
 
-def submit_to(address: Address, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool,
-              output: Output) -> None:
+def submit_to(
+    address: Address,
+    job_file: Path,
+    overrides: Sequence[str],
+    name: str | None,
+    detach: bool,
+    output: Output,
+) -> None:
     """Run a job on a cluster, and follow it unless told not to."""
     job = load_job(job_file, overrides)
     name = name or new_name(job)
@@ -30,8 +36,14 @@ def submit_to(address: Address, job_file: Path, overrides: Sequence[str], name: 
     _go(cluster, name, run_id, detach, output)
 
 
-def resume_on(address: Address, name: str, workers: int | list[int] | None, overrides: Sequence[str], detach: bool,
-              output: Output) -> None:
+def resume_on(
+    address: Address,
+    name: str,
+    workers: int | list[int] | None,
+    overrides: Sequence[str],
+    detach: bool,
+    output: Output,
+) -> None:
     """Resume a run that stopped or failed, from its directory in the cluster's storage.
 
     name: of the run, or its directory there, which a cluster needs that does not know the run.
@@ -44,14 +56,18 @@ def resume_on(address: Address, name: str, workers: int | list[int] | None, over
     if not attempts and "/" not in folder:
         cluster.run(name)  # says that there is none
     if attempts and attempts[0].status in ("starting", "running"):
-        raise UserError(name, f"is {attempts[0].status}", f"follow it with `raysft logs {name} --follow`")
+        raise UserError(
+            name, f"is {attempts[0].status}", f"follow it with `raysft logs {name} --follow`"
+        )
     if attempts and attempts[0].status == "done":
         raise UserError(name, "is done", f"see `raysft results {name}`")
     if "/" in folder:
         refuse_storage(places)
         run_id = cluster.resume_folder(folder, workers, places)
     else:
-        run_id = cluster.submit(_moved(_job_of(cluster, name, attempts), places, workers), name, True, places)
+        run_id = cluster.submit(
+            _moved(_job_of(cluster, name, attempts), places, workers), name, True, places
+        )
     _go(cluster, name, run_id, detach, output)
 
 
@@ -60,12 +76,18 @@ def _job_of(cluster: Cluster, name: str, attempts: Sequence[ClusterRun]) -> Job:
     for attempt in attempts:
         if (job := summary(cluster.messages(attempt)).job) is not None:
             return load_text(job, name)
-    raise UserError(name, "had not begun, there is nothing to resume", "submit it again under another name, or give "
-                    "its directory, where it had begun on another cluster")
+    raise UserError(
+        name,
+        "had not begun, there is nothing to resume",
+        "submit it again under another name, or give "
+        "its directory, where it had begun on another cluster",
+    )
 
 
 def _moved(job: Job, places: dict[str, str], workers: int | list[int] | None) -> Job:
-    """A job with other workers and storage; the latter is taken out of the places that are left to say there."""
+    """A job with other workers and storage; the latter is taken out of the places that are left to
+    say there.
+    """
     storage = {key: places.pop(key) for key in ("storage",) if key in places}
     return with_places(with_workers(job, workers), storage, "--set")
 
@@ -74,7 +96,9 @@ def _go(cluster: Cluster, name: str, run_id: str, detach: bool, output: Output) 
     if detach:
         output.line(name)
         return
-    output.line(f"run      {name} on the cluster at {cluster.address}; it goes on without this terminal")
+    output.line(
+        f"run      {name} on the cluster at {cluster.address}; it goes on without this terminal"
+    )
     follow(cluster, name, run_id, output)
 
 
@@ -89,15 +113,20 @@ def follow(cluster: Cluster, name: str, run_id: str, output: Output) -> None:
                     seen.take(message)
                     _show(message, seen, watcher)
     except KeyboardInterrupt:
-        output.warning(f"no longer following {name}, which goes on: `raysft logs {name} --follow` shows the rest, "
-                       f"`raysft stop {name}` ends it")
+        output.warning(
+            f"no longer following {name}, which goes on: `raysft logs {name} --follow` shows the "
+            "rest, "
+            f"`raysft stop {name}` ends it"
+        )
         raise
     _end(cluster, name, run_id, seen, output)
 
 
 def losses(output: Output) -> Callable[[str], None]:
     """What says that a connection broke."""
-    return lambda why: output.warning(f"connection lost ({why}); trying again for up to {minutes(GIVE_UP_SECONDS)}")
+    return lambda why: output.warning(
+        f"connection lost ({why}); trying again for up to {minutes(GIVE_UP_SECONDS)}"
+    )
 
 
 def _show(message: Message, seen: Seen, watcher: Watcher) -> None:
@@ -113,7 +142,9 @@ def _show(message: Message, seen: Seen, watcher: Watcher) -> None:
     elif message.kind == "epochs":
         watcher.epochs(payload["done"], payload["total"], [])
     elif message.kind == "trial":
-        watcher.trial_ended(seen.trials[payload["record"]["trial"]], payload["ended"], payload["total"])
+        watcher.trial_ended(
+            seen.trials[payload["record"]["trial"]], payload["ended"], payload["total"]
+        )
 
 
 def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -> None:
@@ -129,12 +160,20 @@ def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -
     raise cluster.failure(run_id)
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- looking -----------------------------------------------------------------------------------
+
 
 def run_rows(address: Address) -> list[dict[str, Any]]:
     """The runs of a cluster, oldest first."""
-    return [{"run": run.name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended)}
-            for run in Cluster(address).runs()]
+    return [
+        {
+            "run": run.name,
+            "status": run.status,
+            "started": _clock(run.started),
+            "ended": _clock(run.ended),
+        }
+        for run in Cluster(address).runs()
+    ]
 
 
 def run_status(address: Address, name: str) -> dict[str, Any]:
@@ -146,15 +185,27 @@ def run_status(address: Address, name: str) -> dict[str, Any]:
 
 def status_document(run: ClusterRun, seen: Seen) -> dict[str, Any]:
     """How far a run is by its events, in the form of a run directory's status."""
-    trials = [record.row(seen.metric) | {"history": record.history} for record in seen.trials.values()]
+    trials = [
+        record.row(seen.metric) | {"history": record.history} for record in seen.trials.values()
+    ]
     done, total = seen.epochs
-    return {"run": run.name, "status": run.status, "started": _clock(run.started), "ended": _clock(run.ended),
-            "folder": seen.folder, "metric": seen.metric, "epochs": {"done": done, "total": total},
-            "progress": seen.progress, "trials": trials, "errors": [str(error) for error in seen.errors]}
+    return {
+        "run": run.name,
+        "status": run.status,
+        "started": _clock(run.started),
+        "ended": _clock(run.ended),
+        "folder": seen.folder,
+        "metric": seen.metric,
+        "epochs": {"done": done, "total": total},
+        "progress": seen.progress,
+        "trials": trials,
+        "errors": [str(error) for error in seen.errors],
+    }
 
 
-def plan_on(address: Address, job_file: Path, overrides: Sequence[str], timed: bool, output: Output
-            ) -> dict[str, Any]:
+def plan_on(
+    address: Address, job_file: Path, overrides: Sequence[str], timed: bool, output: Output
+) -> dict[str, Any]:
     """What a job would run on a cluster: its plan as a document and as lines."""
     job = load_job(job_file, overrides)
     command = "raysft.cluster.planner job.yaml" + (" --measure" if timed else "")
@@ -167,17 +218,40 @@ def examine(address: Address, storage: str, output: Output) -> list[dict[str, An
     return Cluster(address).ask(command, {}, "doctor", losses(output))["findings"]
 
 
-def predict_on(address: Address, model: str, source: str, out: str, split: str | None, shares: bool, trust_code: bool,
-               shown: bool, output: Output) -> Any:
-    """Predict a whole folder or data set on a cluster; all paths are those of its nodes. Returns a `Predicted`."""
+def predict_on(
+    address: Address,
+    model: str,
+    source: str,
+    out: str,
+    split: str | None,
+    shares: bool,
+    trust_code: bool,
+    shown: bool,
+    output: Output,
+) -> Any:
+    """Predict a whole folder or data set on a cluster; all paths are those of its nodes. Returns a
+    `Predicted`.
+    """
     from raysft.deploy.bulk import Predicted
 
-    request = {"model": model, "source": source, "out": out, "split": split, "probabilities": shares,
-               "trust_code": trust_code}
+    request = {
+        "model": model,
+        "source": source,
+        "out": out,
+        "split": split,
+        "probabilities": shares,
+        "trust_code": trust_code,
+    }
     with Watcher(output, "", shown=shown) as watcher:
-        return Predicted(**Cluster(address).ask("raysft.cluster.predictor predict.json",
-                                                {"predict.json": json.dumps(request)}, "predicted",
-                                                losses(output), watcher.progress))
+        return Predicted(
+            **Cluster(address).ask(
+                "raysft.cluster.predictor predict.json",
+                {"predict.json": json.dumps(request)},
+                "predicted",
+                losses(output),
+                watcher.progress,
+            )
+        )
 
 
 def run_results(address: Address, name: str) -> dict[str, Any]:
@@ -186,12 +260,16 @@ def run_results(address: Address, name: str) -> dict[str, Any]:
     run = cluster.run(name)
     results = summary(cluster.messages(run)).results
     if results is None:
-        raise UserError(name, f"has no results: its status is {run.status}", f"see `raysft status {name}`")
+        raise UserError(
+            name, f"has no results: its status is {run.status}", f"see `raysft status {name}`"
+        )
     return results
 
 
 def show_logs(address: Address, name: str, following: bool, output: Output) -> None:
-    """What a run of a cluster has written; `following` shows the rest as it comes, and ends as the run does."""
+    """What a run of a cluster has written; `following` shows the rest as it comes, and ends as the
+    run does.
+    """
     cluster = Cluster(address)
     run = cluster.run(name)
     if following:
@@ -216,7 +294,11 @@ def _told(line: str) -> str:
     message = decode(line)
     if message is None:
         return line
-    words = " ".join(f"{key}={value}" for key, value in message.payload.items() if not isinstance(value, (dict, list)))
+    words = " ".join(
+        f"{key}={value}"
+        for key, value in message.payload.items()
+        if not isinstance(value, (dict, list))
+    )
     return f"raysft: {message.kind} {words}".rstrip()
 
 

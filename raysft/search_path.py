@@ -1,7 +1,8 @@
 """Where modules are looked for: the current folder comes after the libraries, never before them.
 
-A file there that is named like a module (queue.py, types.py, torch.py) would be imported in its place, by this process
-and by every process of Ray. What a person keeps there is found all the same, as long as no library has its name.
+A file there that is named like a module (queue.py, types.py, torch.py) would be imported in its
+place, by this process and by every process of Ray. What a person keeps there is found all the same,
+as long as no library has its name.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ def current_folder_last() -> None:
         sys.path[:] = [*kept, os.getcwd()]
     given = os.environ.get("PYTHONPATH")
     if given is not None:
-        # They are told of the current folder where they need it; an empty entry is the current folder, too.
-        os.environ["PYTHONPATH"] = os.pathsep.join(e for e in given.split(os.pathsep) if e and not _is_current(e))
+        # They are told of the current folder where they need it; an empty entry is the current
+        # folder, too.
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            e for e in given.split(os.pathsep) if e and not _is_current(e)
+        )
 
 
 def _is_current(entry: str) -> bool:
@@ -40,7 +44,8 @@ def _is_current(entry: str) -> bool:
 def from_nowhere(folder: Path) -> Iterator[None]:
     """Let `ray.init` see an empty folder as the current one, and no script.
 
-    Ray puts both the current folder and that of the script before everything else in its workers' search path.
+    Ray puts both the current folder and that of the script before everything else in its workers'
+    search path.
     """
     folder.mkdir()
     before, script = os.getcwd(), sys.argv[0]

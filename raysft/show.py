@@ -1,4 +1,5 @@
-"""`raysft data show`: what a data set holds, or how a folder of images would be read; which files are left out.
+"""`raysft data show`: what a data set holds, or how a folder of images would be read; which files
+are left out.
 
 And `raysft predict`: the answers for images that a person gave.
 """
@@ -30,28 +31,51 @@ MOST_ROWS = 20  # of a table of folders
 
 
 def show_data(folder: str, test: str | None, as_json: bool, output: Output) -> None:
-    """What a data set of shards holds, or how a folder of images would be read; raises DataError."""
+    """What a data set of shards holds, or how a folder of images would be read; raises
+    DataError.
+    """
     where = place(folder)
-    if test is None and (isinstance(where, Remote) or (where / MANIFEST).is_file() or not _has_folders(where)):
+    if test is None and (
+        isinstance(where, Remote) or (where / MANIFEST).is_file() or not _has_folders(where)
+    ):
         show_dataset(folder, as_json, output)
         return
     if isinstance(where, Remote):
-        raise UserError(f"--test {test}", "is for a folder of images, which is on a disk", "leave it out")
+        raise UserError(
+            f"--test {test}", "is for a folder of images, which is on a disk", "leave it out"
+        )
     show_folder(where, Path(test) if test else None, as_json, output)
 
 
 def show_dataset(folder: str, as_json: bool, output: Output) -> None:
     """What a data set of shards holds, as a table or a document."""
     manifest = read_manifest(place(folder))
-    splits = [{"split": name, "images": split.rows, "shards": len(split.files)}
-              for name, split in manifest.splits.items()]
+    splits = [
+        {"split": name, "images": split.rows, "shards": len(split.files)}
+        for name, split in manifest.splits.items()
+    ]
     if as_json:
-        output.json({"path": str(folder), "classes": manifest.classes, "splits": splits, "mean": manifest.mean,
-                     "std": manifest.std, "skipped": manifest.skipped, "encoding": manifest.image.encoding,
-                     "fingerprint": manifest.fingerprint, "format": manifest.format, "notes": manifest.notes,
-                     "files": [asdict(each) for each in manifest.counts]})
+        output.json(
+            {
+                "path": str(folder),
+                "classes": manifest.classes,
+                "splits": splits,
+                "mean": manifest.mean,
+                "std": manifest.std,
+                "skipped": manifest.skipped,
+                "encoding": manifest.image.encoding,
+                "fingerprint": manifest.fingerprint,
+                "format": manifest.format,
+                "notes": manifest.notes,
+                "files": [asdict(each) for each in manifest.counts],
+            }
+        )
         return
-    size = f"{manifest.image.width}×{manifest.image.height} pixels" if manifest.image.width else "mixed sizes"
+    size = (
+        f"{manifest.image.width}×{manifest.image.height} pixels"
+        if manifest.image.width
+        else "mixed sizes"
+    )
     skipped = f", {manifest.skipped} unreadable images left out" if manifest.skipped else ""
     names = first_names(manifest.classes)
     output.line(f"{readable(folder)}: {len(manifest.classes)} classes ({names}), {size}{skipped}")
@@ -62,16 +86,31 @@ def show_dataset(folder: str, as_json: bool, output: Output) -> None:
 
 
 def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) -> None:
-    """How a folder of images would be read: classes, splits, and every kind of file that is left out."""
+    """How a folder of images would be read: classes, splits, and every kind of file that is left
+    out.
+    """
     found = Folders.of(folder, test)
-    rows = {split: np.bincount([label for _, label in files], minlength=len(found.classes))
-            for split, files in found.splits.items()}
-    by_class = [{"class": name, **{split: int(n[label]) for split, n in rows.items()}}
-                for label, name in enumerate(found.classes)]
+    rows = {
+        split: np.bincount([label for _, label in files], minlength=len(found.classes))
+        for split, files in found.splits.items()
+    }
+    by_class = [
+        {"class": name, **{split: int(n[label]) for split, n in rows.items()}}
+        for label, name in enumerate(found.classes)
+    ]
     if as_json:
-        output.json({"path": str(folder), "classes": found.classes, "images": by_class, "notes": found.notes,
-                     "splits": [{"split": split, "images": len(files)} for split, files in found.splits.items()],
-                     "files": [asdict(each) for each in found.counts]})
+        output.json(
+            {
+                "path": str(folder),
+                "classes": found.classes,
+                "images": by_class,
+                "notes": found.notes,
+                "splits": [
+                    {"split": split, "images": len(files)} for split, files in found.splits.items()
+                ],
+                "files": [asdict(each) for each in found.counts],
+            }
+        )
         return
     output.line(f"{readable(folder)}: {len(found.classes)} classes ({first_names(found.classes)})")
     for line in (*found.notes, *files_lines(found.counts)):
@@ -84,12 +123,18 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
     _show_left_out(found.counts, output)
 
 
-def show_answers(answers: Iterable[Prediction | Failed], counted: Iterable[Counts], as_json: bool,
-                 output: Output, how: Decoding = Decoding()) -> int:
-    """A line for each image of `Classifier.answers` as soon as it is known, or one document; returns how many failed.
+def show_answers(
+    answers: Iterable[Prediction | Failed],
+    counted: Iterable[Counts],
+    as_json: bool,
+    output: Output,
+    how: Decoding = Decoding(),
+) -> int:
+    """A line for each image of `Classifier.answers` as soon as it is known, or one document;
+    returns how many failed.
 
-    What failed is said on standard error, or in the document; what folders left out, and what was special about
-    pixels, on standard error. how: the model reads images.
+    What failed is said on standard error, or in the document; what folders left out, and what was
+    special about pixels, on standard error. how: the model reads images.
     """
     failed, document = 0, []
     special: Counter[str] = Counter()
@@ -122,8 +167,15 @@ def _show_left_out(counts: Sequence[Counts], output: Output) -> None:
     some = [each for each in counts if each.left_out]
     if not some:
         return
-    rows = [{"folder": each.folder, "files": each.seen, "used": each.used, "left out": by_kind(each.left_out)}
-            for each in some]
+    rows = [
+        {
+            "folder": each.folder,
+            "files": each.seen,
+            "used": each.used,
+            "left out": by_kind(each.left_out),
+        }
+        for each in some
+    ]
     output.line()
     output.show(table_of(rows[:MOST_ROWS], ("folder", "files", "used", "left out"), _number))
     if len(rows) > MOST_ROWS:

@@ -1,7 +1,8 @@
-"""Folders that every node can reach: on a disk as `Path`, on an object store as `Remote`, with one small vocabulary.
+"""Folders that every node can reach: on a disk as `Path`, on an object store as `Remote`, with one
+small vocabulary.
 
-Files are written whole or not at all: beside and then renamed on a disk, in one request on an object store. Of a
-folder, the file that says it is complete is written last.
+Files are written whole or not at all: beside and then renamed on a disk, in one request on an
+object store. Of a folder, the file that says it is complete is written last.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ def is_full(error: BaseException) -> bool:
     The library of safetensors has no OSError of its own for it, and says it in words.
     """
     numbers = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+    return getattr(error, "errno", None) in numbers or any(
+        f"(os error {number})" in str(error) for number in numbers
+    )
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A place on an object store, for example s3://bucket/folder; has of `Path` what raysft uses."""
+    """A place on an object store, for example s3://bucket/folder; has of `Path` what raysft
+    uses.
+    """
 
     uri: str
 
@@ -79,7 +84,8 @@ class Remote:
     def read_bytes(self) -> bytes:
         """The whole file as it was at one moment; raises FileNotFoundError, OSError.
 
-        Arrow asks for the size first: of a file that is replaced before it is read, it would return a part.
+        Arrow asks for the size first: of a file that is replaced before it is read, it would return
+        a part.
         """
         info = self.fs.get_file_info(self.key)
         for _ in range(READ_ATTEMPTS):
@@ -118,8 +124,9 @@ def _file_system(uri: str) -> tuple[Any, str]:
         return FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(uri, f"is not a place that can be reached ({reason})", "give s3://…, gs://… or a folder"
-                        ) from None
+        raise UserError(
+            uri, f"is not a place that can be reached ({reason})", "give s3://…, gs://… or a folder"
+        ) from None
 
 
 def place(text: str | Path) -> Place:
@@ -163,7 +170,8 @@ def write_json(target: Place, document: Mapping[str, Any]) -> None:
 
 
 def overwrite_json(file: Path, document: Mapping[str, Any]) -> bool:
-    """As `write_json`, in the room that the file has already, for full disks; False where it is too small.
+    """As `write_json`, in the room that the file has already, for full disks; False where it is too
+    small.
 
     A reader at the same moment may find a file that is torn, as its checksum tells.
     """
@@ -204,7 +212,9 @@ def _checksum(document: dict[str, Any]) -> str:
 
 
 def make_folder(folder: Place) -> None:
-    """A new folder with its parents; raises FileExistsError where there is one. Object stores need none."""
+    """A new folder with its parents; raises FileExistsError where there is one. Object stores need
+    none.
+    """
     if isinstance(folder, Path):
         folder.mkdir(parents=True)
     elif any(True for _ in folder.iterdir()):
@@ -228,7 +238,9 @@ def remove_file(file: Place) -> None:
 
 
 def touch(file: Place) -> None:
-    """Have a file changed now, by the clock of the storage; made where it is not there. A full disk has room for it."""
+    """Have a file changed now, by the clock of the storage; made where it is not there. A full disk
+    has room for it.
+    """
     if isinstance(file, Path):
         file.touch()
     else:
@@ -236,7 +248,9 @@ def touch(file: Place) -> None:
 
 
 def changed_at(file: Place) -> float | None:
-    """When a file was changed, in seconds of the epoch by the clock of the storage; None where there is none."""
+    """When a file was changed, in seconds of the epoch by the clock of the storage; None where
+    there is none.
+    """
     if isinstance(file, Path):
         with suppress(OSError):
             return file.stat().st_mtime
@@ -246,7 +260,9 @@ def changed_at(file: Place) -> float | None:
 
 
 def clock_of(folder: Place) -> float:
-    """What time it is for the storage that a folder lies in, in seconds of the epoch; raises OSError."""
+    """What time it is for the storage that a folder lies in, in seconds of the epoch; raises
+    OSError.
+    """
     probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
     touch(probe)
     try:
@@ -292,7 +308,9 @@ def local_copy(file: Place) -> Iterator[Path]:
 
 @contextmanager
 def scratch_beside(folder: Place) -> Iterator[Path]:
-    """An empty local folder for what `put_folder` will move to `folder`: on the same disk where that is one."""
+    """An empty local folder for what `put_folder` will move to `folder`: on the same disk where
+    that is one.
+    """
     if isinstance(folder, Path):
         beside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)
@@ -300,7 +318,9 @@ def scratch_beside(folder: Place) -> Iterator[Path]:
         try:
             yield beside
         finally:
-            shutil.rmtree(beside, ignore_errors=True)  # nothing half-made stays where something went wrong
+            shutil.rmtree(
+                beside, ignore_errors=True
+            )  # nothing half-made stays where something went wrong
         return
     with tempfile.TemporaryDirectory(prefix="raysft-") as scratch:
         made = Path(scratch) / folder.name
@@ -310,11 +330,14 @@ def scratch_beside(folder: Place) -> Iterator[Path]:
 
 @contextmanager
 def locked(lock: Path) -> Iterator[None]:
-    """Let one process of this machine at a time hold the file `lock`, which is gone afterwards; raises OSError."""
+    """Let one process of this machine at a time hold the file `lock`, which is gone afterwards;
+    raises OSError.
+    """
     while True:
         file = lock.open("w")
         fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever held it before has removed it: another process may hold a new file of that name by now.
+        # Whoever held it before has removed it: another process may hold a new file of that name by
+        # now.
         with suppress(FileNotFoundError):
             if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
                 break
@@ -329,7 +352,9 @@ def locked(lock: Path) -> Iterator[None]:
 def sha256(file: Place) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
-    with file.open("rb") if isinstance(file, Path) else file.fs.open_input_stream(file.key) as stream:
+    with (
+        file.open("rb") if isinstance(file, Path) else file.fs.open_input_stream(file.key) as stream
+    ):
         while block := stream.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -38,16 +38,21 @@ class Ahead:
 
 
 def look_ahead(job_file: Path, overrides: Sequence[str]) -> Ahead:
-    """Load a job and plan it on this machine; raises UserError for whatever can be known to be wrong by now."""
+    """Load a job and plan it on this machine; raises UserError for whatever can be known to be
+    wrong by now.
+    """
     job = load_job(job_file, overrides)
     known = outline_of(job)
     node = this_node()
     return Ahead(job, known, make_plan(job, known, [node]), node)
 
 
-def plan_here(job_file: Path, overrides: Sequence[str], timed: bool,
-              output: Output) -> tuple[dict[str, Any], list[str]]:
-    """What a job would run on this machine, as a document and as lines; `timed` trains a few steps of it first."""
+def plan_here(
+    job_file: Path, overrides: Sequence[str], timed: bool, output: Output
+) -> tuple[dict[str, Any], list[str]]:
+    """What a job would run on this machine, as a document and as lines; `timed` trains a few steps
+    of it first.
+    """
     ahead = look_ahead(job_file, overrides)
     results = f"{ahead.job.storage}/{ahead.job.name}-TIME"
     document = plan_json(ahead.job, ahead.outline, ahead.plan, results)
@@ -59,7 +64,9 @@ def plan_here(job_file: Path, overrides: Sequence[str], timed: bool,
     with local_ray(ahead.node) as scratch:
         from raysft.search.measure import measure, measured_json
 
-        estimate = measure(ahead.job, ahead.plan, [ahead.node], place(ahead.job.storage), scratch, None)
+        estimate = measure(
+            ahead.job, ahead.plan, [ahead.node], place(ahead.job.storage), scratch, None
+        )
     return document | measured_json(estimate), [*lines, estimate.line()]
 
 
@@ -69,8 +76,11 @@ def submit_here(job_file: Path, overrides: Sequence[str], name: str | None, outp
     _run_to_the_end(ahead, Run.create(ahead.job, name), output)
 
 
-def resume_here(name: str, workers: int | list[int] | None, overrides: Sequence[str], output: Output) -> None:
-    """Resume a run of this machine that was stopped or died: finished trials stay, others go on from checkpoints.
+def resume_here(
+    name: str, workers: int | list[int] | None, overrides: Sequence[str], output: Output
+) -> None:
+    """Resume a run of this machine that was stopped or died: finished trials stay, others go on
+    from checkpoints.
 
     overrides: where its data and its weights are by now.
     """
@@ -90,32 +100,50 @@ def stop_here(name: str, output: Output) -> None:
     info = read_json(folder / INFO)
     if not is_alive(folder, info):
         if is_going_on(info) and standing(folder, info) != "lost":
-            raise UserError(name, f"runs on {info.get('host')} as far as is known: its run.json is of an older raysft",
-                            "call `raysft stop` on that machine")
+            raise UserError(
+                name,
+                f"runs on {info.get('host')} as far as is known: its run.json is of an older "
+                "raysft",
+                "call `raysft stop` on that machine",
+            )
         output.line(f"{name} is not running: {standing(folder, info)}")
         return
     owner = Owner.of(info)
     if owner is None:
-        raise UserError(name, f"is perhaps process {info['pid']} of this machine: its run.json is of an older raysft, "
-                        "which did not tell enough to be sure", "look at that process, and end it yourself")
+        raise UserError(
+            name,
+            f"is perhaps process {info['pid']} of this machine: its run.json is of an older "
+            "raysft, "
+            "which did not tell enough to be sure",
+            "look at that process, and end it yourself",
+        )
     if not owner.is_here:
-        raise UserError(name, f"runs elsewhere, as {owner}, or did until {heard_ago(folder, INFO) or 0:.0f} s ago",
-                        "call `raysft stop` on that machine, in that container")
+        raise UserError(
+            name,
+            f"runs elsewhere, as {owner}, or did until {heard_ago(folder, INFO) or 0:.0f} s ago",
+            "call `raysft stop` on that machine, in that container",
+        )
     owner.signal(signal.SIGTERM)  # started in the background, it may ignore Ctrl-C
     deadline = time.monotonic() + STOP_SECONDS
     while is_alive(folder, read_json(folder / INFO)):
         if time.monotonic() > deadline:
-            raise RunError(name, f"does not end within {STOP_SECONDS:g} seconds", f"end {owner} yourself")
+            raise RunError(
+                name, f"does not end within {STOP_SECONDS:g} seconds", f"end {owner} yourself"
+            )
         time.sleep(0.1)
     output.line(f"stopped {name}: `raysft resume {name}` takes it up again")
 
 
 def logs_here(name: str, following: bool, output: Output) -> None:
-    """What Ray and the libraries printed during a run; `following` goes on until the run has ended."""
+    """What Ray and the libraries printed during a run; `following` goes on until the run has
+    ended.
+    """
     folder = find_run(name)
     log = folder / LOG
     if not isinstance(log, Path) or not log.is_file():
-        raise UserError(str(folder), "has no log here", "it lies on the machine where the run was started")
+        raise UserError(
+            str(folder), "has no log here", "it lies on the machine where the run was started"
+        )
     with log.open(encoding="utf-8", errors="replace") as file:
         while True:
             running = is_alive(folder, read_json(folder / INFO))
@@ -140,8 +168,10 @@ def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
     folder = _short(run.folder)
     try:
         with run.recorded():
-            output.line("no cluster given: Ray starts on this machine "
-                        f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)")
+            output.line(
+                "no cluster given: Ray starts on this machine "
+                f"({ahead.node.cpus:g} CPUs, {ahead.node.gpus:g} GPUs)"
+            )
             for line in plan_lines(ahead.job, ahead.outline, ahead.plan, WHERE, folder):
                 output.line(line)
             results = _run(ahead, run, output)
@@ -167,14 +197,24 @@ def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
             return results
 
 
-def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_image: str, background: str,
-                as_json: bool, output: Output) -> None:
+def import_here(
+    kind: str,
+    path: str | None,
+    out: str,
+    test: str | None,
+    on_bad_image: str,
+    background: str,
+    as_json: bool,
+    output: Output,
+) -> None:
     """Import images on a Ray of this machine."""
     kinds, policies = ("imagefolder", "cifar10", "digits"), ("fail", "skip")
     if kind not in kinds:
         raise UserError(kind, "is not a kind of data", f"give {' | '.join(kinds)}")
     if on_bad_image not in policies:
-        raise UserError(f"--on-bad-image {on_bad_image}", "is not a policy", f"give {' | '.join(policies)}")
+        raise UserError(
+            f"--on-bad-image {on_bad_image}", "is not a policy", f"give {' | '.join(policies)}"
+        )
     policy: Literal["fail", "skip"] = "skip" if on_bad_image == "skip" else "fail"
     from raysft.data.imports import check_out, import_listing, listing_of
 
@@ -185,7 +225,9 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
     target = place(out)
     check_out(target)
     with Watcher(output, "", shown=not as_json) as watcher:
-        listing = listing_of(kind, path, test, watcher.progress, behind)  # what is wrong is known before Ray starts
+        listing = listing_of(
+            kind, path, test, watcher.progress, behind
+        )  # what is wrong is known before Ray starts
         with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
             output.send_others_to(Path(log.name))
         with local_ray(this_node()):
@@ -195,8 +237,16 @@ def import_here(kind: str, path: str | None, out: str, test: str | None, on_bad_
     show_dataset(out, as_json, output)
 
 
-def predict_here(model: str, source: str, out: str, split: str | None, shares: bool, trust_code: bool, shown: bool,
-                 output: Output) -> Any:
+def predict_here(
+    model: str,
+    source: str,
+    out: str,
+    split: str | None,
+    shares: bool,
+    trust_code: bool,
+    shown: bool,
+    output: Output,
+) -> Any:
     """Predict a whole folder or data set on a Ray of this machine; returns a `Predicted`."""
     from raysft.deploy.bulk import check_out, predict_all
     from raysft.deploy.images import source_of

@@ -1,6 +1,8 @@
-"""`raysft status --watch`: a run as it goes on, as a table on a terminal, as lines or as JSON elsewhere.
+"""`raysft status --watch`: a run as it goes on, as a table on a terminal, as lines or as JSON
+elsewhere.
 
-Documents come in, one about every second; what they show is worked out here, and only the console prints.
+Documents come in, one about every second; what they show is worked out here, and only the console
+prints.
 """
 
 from __future__ import annotations
@@ -20,13 +22,24 @@ from rich.text import Text
 
 from raysft import interrupts
 from raysft.cluster.address import Address
-from raysft.console import Output, Rows, config_text, count_text, metric_text, score_text, without_controls
+from raysft.console import (
+    Output,
+    Rows,
+    config_text,
+    count_text,
+    metric_text,
+    score_text,
+    without_controls,
+)
 from raysft.job.spec import order
 from raysft.results.run import GOING_ON, INFO, find_run, is_going_on, read_json, status_of
 
 Document = dict[str, Any]
 
-REFRESH_SECONDS, REMOTE_REFRESH_SECONDS = 1.0, 10.0  # a run on an object store tells where it stands every 10 s
+REFRESH_SECONDS, REMOTE_REFRESH_SECONDS = (
+    1.0,
+    10.0,
+)  # a run on an object store tells where it stands every 10 s
 SILENT_SECONDS = 60.0
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE = 16  # characters
@@ -66,10 +79,13 @@ def _as_lines(documents: Iterator[Document], output: Output) -> None:
         before = document
 
 
-# --- a run of this machine, or in storage that it reaches -------------------------------------------------------------
+# --- a run of this machine, or in storage that it reaches --------------------------------------
+
 
 def here(name: str) -> Iterator[Document]:
-    """What the directory of a run holds, again and again until it has ended; raises UserError where there is none."""
+    """What the directory of a run holds, again and again until it has ended; raises UserError where
+    there is none.
+    """
     folder = find_run(name)
     pause = REFRESH_SECONDS if isinstance(folder, Path) else REMOTE_REFRESH_SECONDS
     ended: dict[str, Document] = {}  # what these hold does not change any more
@@ -91,7 +107,8 @@ def _pause_until_news(folder: Any, status: str, seconds: float) -> None:
             return
 
 
-# --- a run of a cluster ----------------------------------------------------------------------------------------------
+# --- a run of a cluster ------------------------------------------------------------------------
+
 
 def on_cluster(address: Address, name: str, output: Output) -> Iterator[Document]:
     """What the events of a run of a cluster come to, every second until it has ended.
@@ -138,16 +155,23 @@ class _Follower(threading.Thread):
             self.done.set()
 
 
-# --- what it looks like ----------------------------------------------------------------------------------------------
+# --- what it looks like ------------------------------------------------------------------------
+
 
 def picture(document: Mapping[str, Any], now: float, height: int = 50) -> Group:
-    """A run at the moment `now` (seconds of the epoch): a line on the whole, its trials, its teams."""
+    """A run at the moment `now` (seconds of the epoch): a line on the whole, its trials, its
+    teams.
+    """
     teams = (document.get("progress") or {}).get("teams", []) if is_going_on(document) else []
     room = max(3, height - len(teams) - 8)
     shown, hidden = _in_order(document), 0
     if len(shown) > room:
         shown, hidden = shown[:room], len(shown) - room
-    parts: list[Any] = [Text(without_controls(headline(document, now))), "", trial_table(document, shown)]
+    parts: list[Any] = [
+        Text(without_controls(headline(document, now))),
+        "",
+        trial_table(document, shown),
+    ]
     if hidden:
         parts.append(f"… and {hidden} more")
     if teams:
@@ -158,7 +182,9 @@ def picture(document: Mapping[str, Any], now: float, height: int = 50) -> Group:
 def headline(document: Mapping[str, Any], now: float) -> str:
     """Run, status, how long it has been going, how long it still will, how far it is."""
     progress = document.get("progress") or {}
-    begun = _seconds([document.get("started"), *document.get("resumed", [])][-1])  # the time between is nobody's
+    begun = _seconds(
+        [document.get("started"), *document.get("resumed", [])][-1]
+    )  # the time between is nobody's
     words = [f"{document['run']}: {document['status']}"]
     if begun is not None:
         until = now if is_going_on(document) else _seconds(document.get("ended")) or now
@@ -167,7 +193,10 @@ def headline(document: Mapping[str, Any], now: float) -> str:
     if epochs and is_going_on(document):
         words.append(f"{epochs['done']:.1f} of {epochs['total']} epochs")
         if progress["left_s"] is not None:
-            words.append(f"{'at most' if progress['may_end_early'] else 'about'} {_span(progress['left_s'])} left")
+            words.append(
+                f"{'at most' if progress['may_end_early'] else 'about'} "
+                f"{_span(progress['left_s'])} left"
+            )
         silent = now - progress["at"]
         if silent > SILENT_SECONDS:
             words.append(f"last heard of {_span(silent)} ago")
@@ -184,41 +213,72 @@ def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
     metric = document.get("metric", "val_accuracy")
     progress = document.get("progress") or {}
     inside, each = progress.get("inside", {}), progress.get("epochs", {}).get("each")
-    curves = {trial["trial"]: [epoch[metric] for epoch in trial["history"] if metric in epoch]
-              for trial in document["trials"]}
+    curves = {
+        trial["trial"]: [epoch[metric] for epoch in trial["history"] if metric in epoch]
+        for trial in document["trials"]
+    }
     values = [value for curve in curves.values() for value in curve]
     table = Rows()
-    for name, right in (("trial", False), ("status", False), ("epochs", True), (metric_text(metric), True),
-                        ("curve", False), ("seconds", True), ("config", False)):
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "config", overflow="fold")
+    for name, right in (
+        ("trial", False),
+        ("status", False),
+        ("epochs", True),
+        (metric_text(metric), True),
+        ("curve", False),
+        ("seconds", True),
+        ("config", False),
+    ):
+        table.add_column(
+            name, justify="right" if right else "left", no_wrap=name != "config", overflow="fold"
+        )
     for trial in trials:
         running = trial["status"] == "running"
         done = len(trial["history"]) + (inside.get(trial["trial"], 0.0) if running else 0.0)
         epochs = f"{done:.1f}" if running else f"{done:g}"
-        table.add_row(trial["trial"], trial["status"], f"{epochs}/{each}" if each else epochs,
-                      score_text(trial.get(metric)), curve_text(curves[trial["trial"]], values),
-                      f"{trial['seconds']:.1f}", config_text(trial["config"]))
+        table.add_row(
+            trial["trial"],
+            trial["status"],
+            f"{epochs}/{each}" if each else epochs,
+            score_text(trial.get(metric)),
+            curve_text(curves[trial["trial"]], values),
+            f"{trial['seconds']:.1f}",
+            config_text(trial["config"]),
+        )
     return table
 
 
 def team_table(teams: Sequence[Mapping[str, Any]]) -> Table:
     """Teams, a row each: what it does, how fast."""
     table = Rows()
-    for name, right in (("slot", True), ("team", True), ("doing", False), ("images/s", True), ("data wait", True),
-                        ("GPU", True)):
+    for name, right in (
+        ("slot", True),
+        ("team", True),
+        ("doing", False),
+        ("images/s", True),
+        ("data wait", True),
+        ("GPU", True),
+    ):
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for team in teams:
         doing = team["doing"] + (f" {team['trial']}" if team["doing"] == "training" else "")
         if team["step"] is not None:
             doing += f", step {team['step']} of {team['steps']}"
         rate, wait, busy = team["images_per_s"], team["data_wait"], team["gpu"]
-        table.add_row(str(team["slot"]), str(team["team"]), doing, "-" if rate is None else f"{rate:,.0f}",
-                      "-" if wait is None else f"{100 * wait:.1f} %", "-" if busy is None else f"{busy:.0f} %")
+        table.add_row(
+            str(team["slot"]),
+            str(team["team"]),
+            doing,
+            "-" if rate is None else f"{rate:,.0f}",
+            "-" if wait is None else f"{100 * wait:.1f} %",
+            "-" if busy is None else f"{busy:.0f} %",
+        )
     return table
 
 
 def curve_text(curve: Sequence[float], all_values: Sequence[float]) -> str:
-    """A metric epoch by epoch as blocks between the lowest and the highest of all trials; the last ones of many."""
+    """A metric epoch by epoch as blocks between the lowest and the highest of all trials; the last
+    ones of many.
+    """
     if not curve:
         return ""
     low, high = min(all_values), max(all_values)
@@ -233,18 +293,30 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     metric = now.get("metric", "val_accuracy")
     known = {trial["trial"]: trial for trial in before.get("trials", [])}
     each = ((now.get("progress") or {}).get("epochs") or {}).get("each")
-    lines = [f"{now['run']}: {now['status']}"] if is_going_on(now) and now["status"] != before.get("status") else []
+    lines = (
+        [f"{now['run']}: {now['status']}"]
+        if is_going_on(now) and now["status"] != before.get("status")
+        else []
+    )
     for trial in now["trials"]:
         was = known.get(trial["trial"], {"status": "pending", "history": []})
         if _is_over(trial) and trial["status"] != was["status"]:
-            score = f"{metric_text(metric)} {trial[metric]:.4f}" if trial.get(metric) is not None else trial["error"]
-            lines.append(f"{trial['trial']}  {trial['status']}  {score}  "
-                         f"{count_text(len(trial['history']), 'epoch')}  {config_text(trial['config'])}")
+            score = (
+                f"{metric_text(metric)} {trial[metric]:.4f}"
+                if trial.get(metric) is not None
+                else trial["error"]
+            )
+            lines.append(
+                f"{trial['trial']}  {trial['status']}  {score}  "
+                f"{count_text(len(trial['history']), 'epoch')}  {config_text(trial['config'])}"
+            )
         elif len(trial["history"]) > len(was["history"]):
             last = trial["history"][-1]
             of = f" of {each}" if each else ""
-            lines.append(f"{trial['trial']}  epoch {last['epoch']}{of}  {metric_text(metric)} "
-                         f"{score_text(last.get(metric))}")
+            lines.append(
+                f"{trial['trial']}  epoch {last['epoch']}{of}  {metric_text(metric)} "
+                f"{score_text(last.get(metric))}"
+            )
     if not is_going_on(now) and now["status"] != before.get("status"):
         lines += [*now.get("errors", []), f"{now['run']}: {now['status']}"]
     return lines
@@ -255,7 +327,9 @@ def _is_over(trial: Mapping[str, Any]) -> bool:
 
 
 def _in_order(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Trials in training, then those that have paused or ended from best to worst, then those that wait."""
+    """Trials in training, then those that have paused or ended from best to worst, then those that
+    wait.
+    """
     metric = document.get("metric", "val_accuracy")
 
     def key(trial: Mapping[str, Any]) -> tuple[float, ...]:
@@ -276,4 +350,8 @@ def _span(seconds: float) -> str:
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    return (
+        f"{whole // 60} min {whole % 60} s"
+        if whole < 3600
+        else f"{whole // 3600} h {whole % 3600 // 60} min"
+    )

@@ -19,7 +19,8 @@ _STATUS = pytest.StashKey[int]()
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 
-# Started in the background, as a CI may do, a shell has its children ignore Ctrl-C, and theirs: tests send it to them.
+# Started in the background, as a CI may do, a shell has its children ignore Ctrl-C, and theirs:
+# tests send it to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -29,7 +30,9 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    """End without the libraries' own farewells: with threads of Ray and Arrow still there, some crash in them."""
+    """End without the libraries' own farewells: with threads of Ray and Arrow still there, some
+    crash in them.
+    """
     if _STATUS in config.stash:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -46,11 +49,19 @@ def _shared_ray():
 
 @pytest.fixture
 def ray_local(_shared_ray):
-    """The Ray of the session, started when first needed and again after a test that had to be alone."""
+    """The Ray of the session, started when first needed and again after a test that had to be
+    alone.
+    """
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False,
+        )
 
 
 @pytest.fixture
@@ -61,8 +72,12 @@ def no_ray():
     ray.shutdown()
 
 
-def make_images(root: Path, counts: dict[str, int], size=(8, 8), seed: int = 0, suffix: str = ".png") -> Path:
-    """ROOT/CLASS/IMAGE: each class one brightness with noise, so that a tiny network can tell them apart."""
+def make_images(
+    root: Path, counts: dict[str, int], size=(8, 8), seed: int = 0, suffix: str = ".png"
+) -> Path:
+    """ROOT/CLASS/IMAGE: each class one brightness with noise, so that a tiny network can tell them
+    apart.
+    """
     rng = np.random.default_rng(seed)
     for i, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
@@ -82,12 +97,17 @@ def processes_of(mark: str) -> list[psutil.Process]:
 
 
 def processes_of_ray(since: float) -> list[psutil.Process]:
-    """Processes of any Ray on this machine that began at `since` (seconds of the epoch) or later, by their titles.
+    """Processes of any Ray on this machine that began at `since` (seconds of the epoch) or later,
+    by their titles.
 
     Those that set a title overwrite their environment with it, and with that any mark.
     """
     named = re.compile(r"^ray::|(^|/)(raylet|gcs_server)$")
-    return [process for process in living() if process.create_time() >= since and named.search(_title(process))]
+    return [
+        process
+        for process in living()
+        if process.create_time() >= since and named.search(_title(process))
+    ]
 
 
 def living() -> Iterator[psutil.Process]:
@@ -125,7 +145,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _own_search_path(monkeypatch):
-    """Commands that run in this process may add the current folder; the next test must not find modules there."""
+    """Commands that run in this process may add the current folder; the next test must not find
+    modules there.
+    """
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 

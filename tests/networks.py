@@ -90,4 +90,6 @@ def only_looked_at(num_classes: int) -> nn.Module:
 
 
 def for_large_images(num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 6, 40), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, num_classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 40), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, num_classes)
+    )

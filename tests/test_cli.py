@@ -44,7 +44,10 @@ def call(capfd, monkeypatch):
         monkeypatch.setattr(cli, "_leave", sys.exit)
         monkeypatch.setattr(sys, "argv", ["raysft", *map(str, words)])
         capfd.readouterr()
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+        before = {
+            number: signal.getsignal(number)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+        }
         with pytest.raises(SystemExit) as left:
             cli.main()
         for number, handler in before.items():
@@ -64,32 +67,61 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def job_file(folder: Path, **sections) -> Path:
-    tree = {"name": "j", "train": {"epochs": 1, "batch_size": 16}, "data": {"source": "digits"},
-            "model": {"name": "tests.tiny:tiny", "weights": "none"}} | sections
+    tree = {
+        "name": "j",
+        "train": {"epochs": 1, "batch_size": 16},
+        "data": {"source": "digits"},
+        "model": {"name": "tests.tiny:tiny", "weights": "none"},
+    } | sections
     path = folder / "j.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
 
 
-# --- at once ---------------------------------------------------------------------------------------------------------
+# --- at once -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["submit", "--help"], 0), (["submit", "bad.yaml"], 2),
-                                               (["plan", "bad.yaml", "--set", "train.epoch=3"], 2)])
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["submit", "--help"], 0),
+        (["submit", "bad.yaml"], 2),
+        (["plan", "bad.yaml", "--set", "train.epoch=3"], 2),
+    ],
+)
 def test_help_and_a_rejected_job_answer_at_once(here, words, status):
     (here / "bad.yaml").write_text("train: {epochs: ten}\n")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-X", "importtime", RAYSFT, *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", RAYSFT, *words], capture_output=True, text=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == status
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0  # the limit of the requirement
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    )  # the limit of the requirement
+    imported = {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "raysft.cli" in imported
     assert not {"ray", "torch", "numpy", "pyarrow"} & imported
 
 
 def test_every_command_has_an_example(call):
     commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
-    assert {"submit", "plan", "list", "status", "results", "evaluate", "predict", "schema"} <= commands
+    assert {
+        "submit",
+        "plan",
+        "list",
+        "status",
+        "results",
+        "evaluate",
+        "predict",
+        "schema",
+    } <= commands
     for command in (*cli.app.registered_commands, *cli.data_app.registered_commands):
         assert "raysft" in (command.epilog or "")
 
@@ -108,7 +140,8 @@ def test_a_plan_starts_nothing(call, here):
     assert not list(here.iterdir())
 
 
-# --- wrong input -----------------------------------------------------------------------------------------------------
+# --- wrong input -------------------------------------------------------------------------------
+
 
 def _two_classes(root: Path) -> Path:
     return make_images(root / "images", {"ant": 6, "bee": 6})
@@ -120,7 +153,9 @@ def _empty_class(root: Path) -> dict:
 
 
 def _single_class(root: Path) -> dict:
-    return {"data": {"source": "imagefolder", "path": str(make_images(root / "images", {"ant": 6}))}}
+    return {
+        "data": {"source": "imagefolder", "path": str(make_images(root / "images", {"ant": 6}))}
+    }
 
 
 def _other_test_classes(root: Path) -> dict:
@@ -138,16 +173,33 @@ def _newer_format(root: Path) -> dict:
 WRONG_JOBS = {
     "unknown key": (lambda root: {"trian": {}}, "trian: is not a key; did you mean train?"),
     "wrong type": (lambda root: {"seed": "x"}, "seed: got 'x', must be a whole number"),
-    "out of range": (lambda root: {"train": {"epochs": 0}}, "train.epochs: got 0, must be greater than or equal to 1"),
-    "missing path": (lambda root: {"data": {"source": "imagefolder", "path": "nowhere"}}, "does not exist"),
-    "missing data set": (lambda root: {"data": {"source": "shards", "path": "nowhere"}}, "nowhere: is not a data set"),
+    "out of range": (
+        lambda root: {"train": {"epochs": 0}},
+        "train.epochs: got 0, must be greater than or equal to 1",
+    ),
+    "missing path": (
+        lambda root: {"data": {"source": "imagefolder", "path": "nowhere"}},
+        "does not exist",
+    ),
+    "missing data set": (
+        lambda root: {"data": {"source": "shards", "path": "nowhere"}},
+        "nowhere: is not a data set",
+    ),
     "empty class": (_empty_class, "cow: has no images"),
     "single class": (_single_class, "has a single class (ant)"),
-    "other classes": (_other_test_classes, "has classes that the training images lack: dog; it lacks bee"),
+    "other classes": (
+        _other_test_classes,
+        "has classes that the training images lack: dog; it lacks bee",
+    ),
     "newer format": (_newer_format, "has format 99, this raysft reads up to 3"),
-    "too many workers": (lambda root: {"resources": {"workers": 999}, "train": {"batch_size": 1000}},
-                         "a trial of 999 workers needs 999 CPUs, the cluster has"),
-    "no GPU": (lambda root: {"resources": {"workers": 16, "gpus_per_worker": 1}}, "a trial of 16 workers needs"),
+    "too many workers": (
+        lambda root: {"resources": {"workers": 999}, "train": {"batch_size": 1000}},
+        "a trial of 999 workers needs 999 CPUs, the cluster has",
+    ),
+    "no GPU": (
+        lambda root: {"resources": {"workers": 16, "gpus_per_worker": 1}},
+        "a trial of 16 workers needs",
+    ),
 }
 
 
@@ -172,7 +224,9 @@ def test_two_problems_are_two_lines(call, here, tmp_path):
 
 
 def test_a_download_without_a_network_says_where_to_put_the_file(call, here, tmp_path, monkeypatch):
-    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies that it was first used with
+    monkeypatch.setattr(
+        "urllib.request._opener", None
+    )  # it keeps the proxies that it was first used with
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
     answer = call("submit", job_file(tmp_path, data={"source": "cifar10"}))
@@ -183,18 +237,24 @@ def test_a_download_without_a_network_says_where_to_put_the_file(call, here, tmp
     assert not list(here.glob("runs/*"))
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["submit", "none.yaml"], "none.yaml: no such job file"),
-    (["submit", QUICKSTART, "--set", "x"], "is not KEY=VALUE"),
-    (["submit", QUICKSTART, "--name", "a/b"], "is not a plain name"),
-    (["results", "nothing"], "nothing: is not a run"),
-    (["evaluate", "nothing", "data"], "nothing: is not a model"),
-    (["predict", "nothing", "a.jpg"], "nothing: is not a model"),
-    (["data", "show", "nothing"], "nothing: is not a data set"),
-    (["data", "import", "video", "x", "--out", "D"], "video: is not a kind of data"),
-    (["data", "import", "digits", "--out", "D", "--on-bad-image", "hide"], "--on-bad-image hide: is not a policy"),
-    (["data", "import", "imagefolder", "nowhere", "--out", "D"], "nowhere: does not exist"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["submit", "none.yaml"], "none.yaml: no such job file"),
+        (["submit", QUICKSTART, "--set", "x"], "is not KEY=VALUE"),
+        (["submit", QUICKSTART, "--name", "a/b"], "is not a plain name"),
+        (["results", "nothing"], "nothing: is not a run"),
+        (["evaluate", "nothing", "data"], "nothing: is not a model"),
+        (["predict", "nothing", "a.jpg"], "nothing: is not a model"),
+        (["data", "show", "nothing"], "nothing: is not a data set"),
+        (["data", "import", "video", "x", "--out", "D"], "video: is not a kind of data"),
+        (
+            ["data", "import", "digits", "--out", "D", "--on-bad-image", "hide"],
+            "--on-bad-image hide: is not a policy",
+        ),
+        (["data", "import", "imagefolder", "nowhere", "--out", "D"], "nowhere: does not exist"),
+    ],
+)
 def test_a_wrong_call_is_one_line(call, here, words, expected):
     answer = call(*words)
     assert answer.status == 2
@@ -208,11 +268,14 @@ def test_debug_shows_the_traceback(call, here):
     assert "Traceback" not in call("results", "nothing").err
 
 
-# --- wrong input that shows once Ray reads the data ------------------------------------------------------------------
+# --- wrong input that shows once Ray reads the data --------------------------------------------
+
 
 def run(*words: object, cwd: Path, **environment: str) -> Answer:
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
-    done = subprocess.run([RAYSFT, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [RAYSFT, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=120
+    )
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
@@ -231,11 +294,16 @@ def _foreign_weights(root: Path) -> dict:
     return {"model": {"name": "tests.tiny:tiny", "weights": str(root / "w.safetensors")}}
 
 
-@pytest.mark.parametrize(("prepare", "expected"), [
-    (_truncated_image, "bee/003.png: is not a readable image"),
-    (_foreign_weights, "another architecture than tests.tiny:tiny: 1 of 4 tensors fit"),
-])
-def test_wrong_data_and_weights_are_one_line_and_nothing_written(no_ray, here, tmp_path, prepare, expected):
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (_truncated_image, "bee/003.png: is not a readable image"),
+        (_foreign_weights, "another architecture than tests.tiny:tiny: 1 of 4 tensors fit"),
+    ],
+)
+def test_wrong_data_and_weights_are_one_line_and_nothing_written(
+    no_ray, here, tmp_path, prepare, expected
+):
     answer = run("submit", job_file(tmp_path, **prepare(tmp_path)), cwd=here)
     assert answer.status == 2
     (line,) = answer.lines
@@ -243,7 +311,8 @@ def test_wrong_data_and_weights_are_one_line_and_nothing_written(no_ray, here, t
     assert not list(here.glob("runs/*"))
 
 
-# --- the quickstart --------------------------------------------------------------------------------------------------
+# --- the quickstart ----------------------------------------------------------------------------
+
 
 def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_path, monkeypatch):
     answer = run("submit", QUICKSTART, "--name", "first", cwd=here, COLUMNS="40")
@@ -264,7 +333,9 @@ def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_
     data = next(Path(os.environ["RAYSFT_CACHE"]).glob("datasets/digits-*"))
     scores = json.loads(call("evaluate", "runs/first", data, "--json").out)
     assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
-    assert [row["support"] for row in scores["classes"]] == [sum(row) for row in scores["confusion"]]
+    assert [row["support"] for row in scores["classes"]] == [
+        sum(row) for row in scores["confusion"]
+    ]
     shown = call("evaluate", "runs/first", data).out
     assert f"accuracy {scores['accuracy']:.4f}" in shown
     assert "by what they were taken for" in shown
@@ -272,10 +343,16 @@ def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_
     (found,) = json.loads(call("predict", "runs/first/model", image, "--json").out)
     assert found["class"] in map(str, range(10))
     assert 0 < found["probability"] <= 1
-    assert call("submit", QUICKSTART, "--name", "first").lines[0].endswith("is there already; give another --name")
+    assert (
+        call("submit", QUICKSTART, "--name", "first")
+        .lines[0]
+        .endswith("is there already; give another --name")
+    )
 
     for kind in ("safetensors", "torch-export", "onnx"):
-        checked = json.loads(call("export", "runs/first", "--format", kind, "--json").out)["checked"]
+        checked = json.loads(call("export", "runs/first", "--format", kind, "--json").out)[
+            "checked"
+        ]
         assert checked["data"] == str(data)
         assert checked["accuracy"] == checked["model_accuracy"] == pytest.approx(scores["accuracy"])
         assert checked["largest_difference"] <= checked["tolerance"]
@@ -283,8 +360,12 @@ def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_
 
 def test_in_a_terminal_nobody_but_raysft_speaks(no_ray, here):
     controller, terminal = pty.openpty()
-    process = subprocess.Popen([RAYSFT, "data", "import", "digits", "--out", "D"], cwd=here, stdout=terminal,
-                               stderr=terminal)
+    process = subprocess.Popen(
+        [RAYSFT, "data", "import", "digits", "--out", "D"],
+        cwd=here,
+        stdout=terminal,
+        stderr=terminal,
+    )
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # how the end of a terminal shows
@@ -297,7 +378,7 @@ def test_in_a_terminal_nobody_but_raysft_speaks(no_ray, here):
     assert said == {"import", "D:", "split", "train", "test"}
 
 
-# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+# --- Ctrl-C ------------------------------------------------------------------------------------
 
 SHORT = ["--set", "search.trials=3", "--set", "train.epochs=2", "--set", "data.limit=300"]
 
@@ -305,8 +386,15 @@ SHORT = ["--set", "search.trials=3", "--set", "train.epochs=2", "--set", "data.l
 def start_marked(here: Path, mark: str) -> subprocess.Popen:
     """A search of three trials in a session of its own, as a shell starts it."""
     env = os.environ | {MARK: mark, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen([RAYSFT, "submit", QUICKSTART, "--name", "r", *SHORT], cwd=here, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        [RAYSFT, "submit", QUICKSTART, "--name", "r", *SHORT],
+        cwd=here,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def await_line(process: subprocess.Popen, beginning: str) -> None:
@@ -315,7 +403,9 @@ def await_line(process: subprocess.Popen, beginning: str) -> None:
 
 
 def assert_nothing_is_left(mark: str, since: float) -> None:
-    """Within 15 seconds no process is there that was started with `mark`, nor one of a Ray that began `since` then."""
+    """Within 15 seconds no process is there that was started with `mark`, nor one of a Ray that
+    began `since` then.
+    """
     deadline = time.monotonic() + 15
     while (left := processes_of(mark) + processes_of_ray(since)) and time.monotonic() < deadline:
         psutil.wait_procs(left, timeout=0.2)
@@ -345,7 +435,9 @@ def _resumed_to_the_end(here: Path) -> None:
     assert "[3/3]" in answer.out
     results = json.loads((here / "runs/r/results.json").read_text())
     assert len(results["trials"]) == 3
-    assert json.loads((here / "runs/r/trials/t0/trial.json").read_text()) == first  # not trained again
+    assert (
+        json.loads((here / "runs/r/trials/t0/trial.json").read_text()) == first
+    )  # not trained again
     assert run("resume", "r", cwd=here).err.strip().endswith("is done; see `raysft results`")
 
 
@@ -354,10 +446,16 @@ def test_a_run_is_stopped_from_another_terminal_and_its_log_followed(no_ray, her
     begun = time.time()
     process = start_marked(here, mark)
     await_line(process, "data kept")
-    started = " ".join(" ".join(p.cmdline()) for p in psutil.Process(process.pid).children(recursive=True))
+    started = " ".join(
+        " ".join(p.cmdline()) for p in psutil.Process(process.pid).children(recursive=True)
+    )
     assert "raylet" in started
-    assert not re.search(r"dashboard/dashboard\.py|log_monitor\.py|monitor\.py", started)  # a run has no use for them
-    following = subprocess.Popen([RAYSFT, "logs", "r", "--follow"], cwd=here, text=True, stdout=subprocess.PIPE)
+    assert not re.search(
+        r"dashboard/dashboard\.py|log_monitor\.py|monitor\.py", started
+    )  # a run has no use for them
+    following = subprocess.Popen(
+        [RAYSFT, "logs", "r", "--follow"], cwd=here, text=True, stdout=subprocess.PIPE
+    )
     answer = run("stop", "r", cwd=here)
     assert answer.out == "stopped r: `raysft resume r` takes it up again\n"
     assert process.wait(30) == 130

@@ -1,4 +1,6 @@
-"""Runs on a real cluster, through its dashboard: submitted, followed, stopped, resumed; and what the client sends."""
+"""Runs on a real cluster, through its dashboard: submitted, followed, stopped, resumed; and what
+the client sends.
+"""
 
 import contextlib
 import json
@@ -35,7 +37,8 @@ ADDRESS = f"http://127.0.0.1:{PORT}"
 
 
 def environment(**more: str) -> dict[str, str]:
-    # The cluster's jobs call `python`; the repository is there for tests.tiny alone, raysft itself is sent.
+    # The cluster's jobs call `python`; the repository is there for tests.tiny alone, raysft itself
+    # is sent.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "COLUMNS": "120"} | more
 
@@ -56,12 +59,26 @@ def cluster(home, tmp_path_factory):
 
     ray.shutdown()
     begun = time.time()
-    scratch = Path("/tmp") / f"rc{os.getpid()}"  # Ray's sockets lie in it, and their paths must be short
-    env = environment(HOME=str(home), RAYSFT_TEST_MARK=scratch.name, RAY_metrics_report_interval_ms="1000")
-    command = [RAY, "start", "--head", f"--port={GCS}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
-               f"--dashboard-port={PORT}", "--dashboard-agent-listen-port=52965", f"--metrics-export-port={METRICS}",
-               "--disable-usage-stats",
-               f"--temp-dir={scratch}", "--block"]
+    scratch = (
+        Path("/tmp") / f"rc{os.getpid()}"
+    )  # Ray's sockets lie in it, and their paths must be short
+    env = environment(
+        HOME=str(home), RAYSFT_TEST_MARK=scratch.name, RAY_metrics_report_interval_ms="1000"
+    )
+    command = [
+        RAY,
+        "start",
+        "--head",
+        f"--port={GCS}",
+        "--num-cpus=2",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={PORT}",
+        "--dashboard-agent-listen-port=52965",
+        f"--metrics-export-port={METRICS}",
+        "--disable-usage-stats",
+        f"--temp-dir={scratch}",
+        "--block",
+    ]
     with (tmp_path_factory.mktemp("ray") / "log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
@@ -91,8 +108,14 @@ def call(home, tmp_path):
 
     def _call(*words: object, **more: str) -> subprocess.CompletedProcess:
         env = environment(HOME=str(home)) | more
-        return subprocess.run([RAYSFT, *map(str, words)], cwd=tmp_path / "here", env=env, capture_output=True,
-                              text=True, timeout=180)
+        return subprocess.run(
+            [RAYSFT, *map(str, words)],
+            cwd=tmp_path / "here",
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
 
     return _call
 
@@ -100,10 +123,15 @@ def call(home, tmp_path):
 @pytest.fixture
 def job(tmp_path) -> Path:
     images = make_images(tmp_path / "images", {"ant": 100, "bee": 100})
-    tree = {"name": "j", "data": {"source": "imagefolder", "path": str(images)}, "storage": str(tmp_path / "storage"),
-            "model": {"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
-            "train": {"epochs": 3, "batch_size": 50}, "search": {"trials": 2, "scheduler": {"name": "none"}},
-            "resources": {"workers": 2}}
+    tree = {
+        "name": "j",
+        "data": {"source": "imagefolder", "path": str(images)},
+        "storage": str(tmp_path / "storage"),
+        "model": {"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
+        "train": {"epochs": 3, "batch_size": 50},
+        "search": {"trials": 2, "scheduler": {"name": "none"}},
+        "resources": {"workers": 2},
+    }
     path = tmp_path / "j.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -169,7 +197,9 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert "[2/2]" in done.stdout
     assert "test accuracy" in done.stdout
 
-    assert list((tmp_path / "storage/datasets").glob("imagefolder-*/dataset.json"))  # where all nodes can read it
+    assert list(
+        (tmp_path / "storage/datasets").glob("imagefolder-*/dataset.json")
+    )  # where all nodes can read it
 
     results = json.loads(call("results", "first", "--address", cluster, "--json").stdout)
     assert results == read_json(tmp_path / "storage/first/results.json")
@@ -181,8 +211,15 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     again = call("submit", job, "--address", cluster, "--name", "first")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
 
-    words = ("predict", tmp_path / "storage/first", tmp_path / "images", "--out", tmp_path / "p.parquet", "--json",
-             "--trust-code")
+    words = (
+        "predict",
+        tmp_path / "storage/first",
+        tmp_path / "images",
+        "--out",
+        tmp_path / "p.parquet",
+        "--json",
+        "--trust-code",
+    )
     predicted = json.loads(call(*words, "--address", cluster).stdout)
     assert (predicted["images"], predicted["errors"]) == (200, 0)
     assert len(pq.read_table(tmp_path / "p.parquet")) == 200
@@ -191,14 +228,29 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert "is there already" in twice.stderr
 
 
-def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, call, job, home, tmp_path, proxy):
+def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(
+    cluster, call, job, home, tmp_path, proxy
+):
     def start(*words: str) -> subprocess.Popen:
-        return subprocess.Popen([RAYSFT, *words, "--address", f"http://127.0.0.1:{proxy.port}"], cwd=tmp_path,
-                                env=environment(HOME=str(home)), text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [RAYSFT, *words, "--address", f"http://127.0.0.1:{proxy.port}"],
+            cwd=tmp_path,
+            env=environment(HOME=str(home)),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
-    client = start("submit", str(job), "--name", "long", "--set", "train.epochs=400", "--set",
-                   "search.trials=1")
+    client = start(
+        "submit",
+        str(job),
+        "--name",
+        "long",
+        "--set",
+        "train.epochs=400",
+        "--set",
+        "search.trials=1",
+    )
     assert client.stdout is not None
     assert any(line.startswith("results ") for line in client.stdout)
     client.kill()
@@ -211,7 +263,9 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, cal
     proxy.open = True
     trial = tmp_path / "storage/long/trials/t0/trial.json"
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (trial.is_file() and json.loads(trial.read_text())["epochs"] > 2):
+    while time.monotonic() < deadline and not (
+        trial.is_file() and json.loads(trial.read_text())["epochs"] > 2
+    ):
         time.sleep(0.2)
 
     assert call("stop", "long", "--address", cluster).returncode == 0
@@ -228,19 +282,37 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(cluster, cal
     assert resumed.returncode == 0, resumed.stderr
     assert [resumed.stdout.count(line) for line in ("[1/1]", "test accuracy")] == [1, 1]
     after = json.loads(trial.read_text())
-    assert after["history"][:before["epochs"]] == before["history"]
+    assert after["history"][: before["epochs"]] == before["history"]
     assert after["epochs"] == before["epochs"] + 2
     assert after["status"] == "finished"
     assert call("resume", "long", "--address", cluster).stderr.startswith("error: long: is done")
 
 
-def test_a_run_is_watched_by_its_events_and_measured_by_prometheus(cluster, call, job, home, tmp_path):
-    submitted = call("submit", job, "--address", cluster, "--name", "seen", "--detach", "--set", "train.epochs=100000",
-                     "--set", "search.trials=1")
+def test_a_run_is_watched_by_its_events_and_measured_by_prometheus(
+    cluster, call, job, home, tmp_path
+):
+    submitted = call(
+        "submit",
+        job,
+        "--address",
+        cluster,
+        "--name",
+        "seen",
+        "--detach",
+        "--set",
+        "train.epochs=100000",
+        "--set",
+        "search.trials=1",
+    )
     assert submitted.stdout == "seen\n"
-    watching = subprocess.Popen([RAYSFT, "status", "seen", "--watch", "--json", "--address", cluster], cwd=tmp_path,
-                                env=environment(HOME=str(home)), text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+    watching = subprocess.Popen(
+        [RAYSFT, "status", "seen", "--watch", "--json", "--address", cluster],
+        cwd=tmp_path,
+        env=environment(HOME=str(home)),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert watching.stdout is not None
     assert any('"doing": "training"' in line and '"epoch": 2,' in line for line in watching.stdout)
     deadline, found = time.monotonic() + 60, dict[str, float]()
@@ -253,7 +325,9 @@ def test_a_run_is_watched_by_its_events_and_measured_by_prometheus(cluster, call
     assert 0 < found["best_metric"] <= 1
     assert found["images_per_second"] > 0
     assert 0 <= found["data_wait_fraction"] < 1
-    assert {key: value for key, value in found.items() if key.startswith("trials") and value} == {"trials running": 1}
+    assert {key: value for key, value in found.items() if key.startswith("trials") and value} == {
+        "trials running": 1
+    }
     assert "gpu_utilization" not in found  # there is none
 
     out, err = watching.communicate(timeout=60)
@@ -262,21 +336,34 @@ def test_a_run_is_watched_by_its_events_and_measured_by_prometheus(cluster, call
     assert documents[-1]["status"] == "stopped"
     (trial,) = documents[-1]["trials"]
     stored = json.loads((tmp_path / "storage/seen/trials/t0/trial.json").read_text())["history"]
-    assert trial["history"] == stored[:len(trial["history"])]
+    assert trial["history"] == stored[: len(trial["history"])]
     assert len(trial["history"]) > 1
 
 
 def scraped(run: str) -> dict[str, float]:
-    """raysft's gauges of a run on the node's metrics endpoint, those of trials with their status."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as page:
-        lines = re.findall(r'^ray_raysft_(\w+)\{(.*)\} (\S+)$', page.read().decode(), re.MULTILINE)
-        labels = [(name, dict(re.findall(r'(\w+)="([^"]*)"', tags)), float(value)) for name, tags, value in lines]
-        return {" ".join(filter(None, [name, tags.get("status")])): value for name, tags, value in labels
-                if tags["run"] == run}
+    """raysft's gauges of a run on the node's metrics endpoint, those of trials with their
+    status.
+    """
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as page,
+    ):
+        lines = re.findall(r"^ray_raysft_(\w+)\{(.*)\} (\S+)$", page.read().decode(), re.MULTILINE)
+        labels = [
+            (name, dict(re.findall(r'(\w+)="([^"]*)"', tags)), float(value))
+            for name, tags, value in lines
+        ]
+        return {
+            " ".join(filter(None, [name, tags.get("status")])): value
+            for name, tags, value in labels
+            if tags["run"] == run
+        }
     return {}
 
 
-def test_a_run_that_this_cluster_does_not_know_is_resumed_from_its_folder(cluster, call, job, tmp_path):
+def test_a_run_that_this_cluster_does_not_know_is_resumed_from_its_folder(
+    cluster, call, job, tmp_path
+):
     run = Run.create(load_job(job, ["search.trials=1", "train.epochs=1"]), "unknown")
     run.save(status="stopped")
     (tmp_path / "images").rename(tmp_path / "photos")
@@ -285,7 +372,16 @@ def test_a_run_that_this_cluster_does_not_know_is_resumed_from_its_folder(cluste
     assert refused.returncode == 2
     assert f"`raysft resume {run.folder} --set data.path=PATH` says where it is" in refused.stderr
     assert "had not begun" in call("resume", "unknown", "--address", cluster).stderr
-    done = call("resume", run.folder, "--workers", "1", "--set", f"data.path={tmp_path}/photos", "--address", cluster)
+    done = call(
+        "resume",
+        run.folder,
+        "--workers",
+        "1",
+        "--set",
+        f"data.path={tmp_path}/photos",
+        "--address",
+        cluster,
+    )
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
     assert "1 team of 1 worker" in done.stdout
@@ -295,10 +391,13 @@ def test_a_run_that_this_cluster_does_not_know_is_resumed_from_its_folder(cluste
 def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
     wrong = {
         "storage=/proc/none": "storage: /proc/none: cannot be used from node",
-        "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a cluster's job has not",
+        "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a "
+        "cluster's job has not",
     }
     for number, (override, expected) in enumerate(wrong.items()):
-        done = call("submit", job, "--address", cluster, "--name", f"wrong-{number}", "--set", override)
+        done = call(
+            "submit", job, "--address", cluster, "--name", f"wrong-{number}", "--set", override
+        )
         assert done.returncode == 2, done.stderr
         (line,) = done.stderr.splitlines()
         assert expected in line
@@ -306,19 +405,36 @@ def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
 
 
 def test_a_plan_on_the_cluster_and_what_would_not_fit(cluster, call, job, tmp_path):
-    planned = json.loads(call("plan", job, "--address", cluster, "--json", "--measure", "--set",
-                              "cluster.price_per_hour=2").stdout)
+    planned = json.loads(
+        call(
+            "plan",
+            job,
+            "--address",
+            cluster,
+            "--json",
+            "--measure",
+            "--set",
+            "cluster.price_per_hour=2",
+        ).stdout
+    )
     assert planned["slots"] == [{"teams": 1, "workers": 2}]
     assert len(planned["nodes"]) == 1
     assert planned["measured"]["images_per_s"] > 0
     assert planned["measured"]["cost"] == pytest.approx(2 * planned["measured"]["hours"])
-    assert [p.name for p in (tmp_path / "storage").iterdir()] == ["datasets"]  # nothing else is left of it
+    assert [p.name for p in (tmp_path / "storage").iterdir()] == [
+        "datasets"
+    ]  # nothing else is left of it
 
 
-
-@pytest.mark.parametrize(("storage", "nodes", "base", "expected"), [
-    ("s3://b/runs", 3, None, "s3://b/runs"), ("/mnt/runs", 3, "s3://b", "/mnt/runs"), ("runs", 3, "s3://b/", "s3://b/runs"),
-    ("runs", 1, None, str(Path.home() / "runs"))])
+@pytest.mark.parametrize(
+    ("storage", "nodes", "base", "expected"),
+    [
+        ("s3://b/runs", 3, None, "s3://b/runs"),
+        ("/mnt/runs", 3, "s3://b", "/mnt/runs"),
+        ("runs", 3, "s3://b/", "s3://b/runs"),
+        ("runs", 1, None, str(Path.home() / "runs")),
+    ],
+)
 def test_where_the_runs_of_a_cluster_go(monkeypatch, storage, nodes, base, expected):
     monkeypatch.delenv("RAYSFT_STORAGE", raising=False)
     if base:
@@ -343,28 +459,44 @@ def test_a_client_without_the_token_is_refused(cluster, call, tmp_path):
 def test_an_address_where_nothing_is_says_so(call):
     done = call("list", "--address", "http://127.0.0.1:9")
     assert done.returncode == 2
-    assert done.stderr == ("error: http://127.0.0.1:9: cannot be reached; is the cluster up, and the tunnel "
-                           "(`raysft connect`) open?\n")
-    assert "is not the address of a dashboard" in call("list", "--address", "ray://127.0.0.1:10001").stderr
+    assert done.stderr == (
+        "error: http://127.0.0.1:9: cannot be reached; is the cluster up, and the tunnel "
+        "(`raysft connect`) open?\n"
+    )
+    assert (
+        "is not the address of a dashboard"
+        in call("list", "--address", "ray://127.0.0.1:10001").stderr
+    )
 
 
 def test_a_run_waits_for_the_nodes_of_an_autoscaler(home, job, tmp_path, monkeypatch):
-    """Two raylets on this machine; the second, with the CPUs, comes when the run has asked for it."""
+    """Two raylets on this machine; the second, with the CPUs, comes when the run has asked for
+    it.
+    """
     from ray.cluster_utils import Cluster
 
     for name, value in environment(HOME=str(tmp_path), RAY_AUTH_MODE="disabled").items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "ray_bootstrap_config.yaml").touch()  # what `ray up` leaves on a head with an autoscaler
+    (
+        tmp_path / "ray_bootstrap_config.yaml"
+    ).touch()  # what `ray up` leaves on a head with an autoscaler
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
-        run = subprocess.Popen([sys.executable, "-m", "raysft.cluster.entry", str(job), "zero"], cwd=tmp_path,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               env=os.environ | {"RAY_ADDRESS": machines.address, "PYTHONPATH": str(REPOSITORY)})
+        run = subprocess.Popen(
+            [sys.executable, "-m", "raysft.cluster.entry", str(job), "zero"],
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"RAY_ADDRESS": machines.address, "PYTHONPATH": str(REPOSITORY)},
+        )
         assert run.stdout is not None
         first = decode(run.stdout.readline())
         assert first is not None
-        assert first.payload["text"] == ("a trial of 2 workers needs 2 CPUs, the cluster has 0 CPUs and 0 GPUs; "
-                                         "waiting up to 15 minutes for more nodes")
+        assert first.payload["text"] == (
+            "a trial of 2 workers needs 2 CPUs, the cluster has 0 CPUs and 0 GPUs; "
+            "waiting up to 15 minutes for more nodes"
+        )
         machines.add_node(num_cpus=2)
         rest, _ = run.communicate(timeout=180)
     finally:

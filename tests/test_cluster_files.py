@@ -36,11 +36,16 @@ def test_every_node_starts_with_the_token_and_the_dashboard_stays_on_the_loopbac
 
 
 def test_rays_autoscaler_makes_a_valid_configuration_of_kuberay_yaml():
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.kuberay.autoscaling_config import (
+        _derive_autoscaling_config_from_ray_cr,
+    )
     from ray.autoscaler._private.util import validate_config
 
-    (cluster,) = [d for d in yaml.safe_load_all((REPOSITORY / "cluster/kuberay.yaml").read_text())
-                  if d and d["kind"] == "RayCluster"]
+    (cluster,) = [
+        d
+        for d in yaml.safe_load_all((REPOSITORY / "cluster/kuberay.yaml").read_text())
+        if d and d["kind"] == "RayCluster"
+    ]
     cluster["metadata"].setdefault("namespace", "default")
     derived = _derive_autoscaling_config_from_ray_cr(cluster)
     validate_config(derived)
@@ -49,8 +54,11 @@ def test_rays_autoscaler_makes_a_valid_configuration_of_kuberay_yaml():
 
 
 def test_kuberay_has_a_token_a_gpu_group_from_zero_and_an_autoscaler():
-    (cluster,) = [d for d in yaml.safe_load_all((REPOSITORY / "cluster/kuberay.yaml").read_text())
-                  if d and d["kind"] == "RayCluster"]
+    (cluster,) = [
+        d
+        for d in yaml.safe_load_all((REPOSITORY / "cluster/kuberay.yaml").read_text())
+        if d and d["kind"] == "RayCluster"
+    ]
     assert cluster["spec"]["authOptions"] == {"mode": "token"}
     assert cluster["spec"]["enableInTreeAutoscaling"] is True
     (group,) = cluster["spec"]["workerGroupSpecs"]
@@ -67,9 +75,13 @@ def aws(monkeypatch):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    for name, value in {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key",
-                        "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": REGION,
-                        "AWS_EC2_METADATA_DISABLED": "true"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
         monkeypatch.setenv(name, value)
     import boto3
 
@@ -82,10 +94,16 @@ def aws(monkeypatch):
 def test_ray_up_asks_the_cloud_for_what_gpu_yaml_says(aws, tmp_path):
     tree = load("gpu.yaml")
     vpc = aws.describe_vpcs()["Vpcs"][0]["VpcId"]
-    group = aws.create_security_group(GroupName="raysft", Description="raysft", VpcId=vpc)["GroupId"]
+    group = aws.create_security_group(GroupName="raysft", Description="raysft", VpcId=vpc)[
+        "GroupId"
+    ]
     image = aws.describe_images()["Images"][0]["ImageId"]
     text = (REPOSITORY / "cluster/gpu.yaml").read_text()
-    edited = {"ami-EDIT": image, "sg-EDIT": group, "arn:aws:iam::ACCOUNT:": "arn:aws:iam::123456789012:"}
+    edited = {
+        "ami-EDIT": image,
+        "sg-EDIT": group,
+        "arn:aws:iam::ACCOUNT:": "arn:aws:iam::123456789012:",
+    }
     for before, after in edited.items():
         assert before in text
         text = text.replace(before, after)
@@ -94,8 +112,14 @@ def test_ray_up_asks_the_cloud_for_what_gpu_yaml_says(aws, tmp_path):
     (tmp_path / "home/.ray/auth_token").write_text("c" * 64)
     env = os.environ | {"HOME": str(tmp_path / "home")}
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([RAY, "up", "--yes", "--no-config-cache", str(tmp_path / "gpu.yaml")],
-                                   cwd=REPOSITORY, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [RAY, "up", "--yes", "--no-config-cache", str(tmp_path / "gpu.yaml")],
+            cwd=REPOSITORY,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         head = _first_instance(aws, process, tmp_path / "log")
     finally:
@@ -106,7 +130,10 @@ def test_ray_up_asks_the_cloud_for_what_gpu_yaml_says(aws, tmp_path):
     assert head["InstanceType"] == wanted["InstanceType"]
     assert head["ImageId"] == image
     assert [g["GroupId"] for g in head["SecurityGroups"]] == [group]
-    assert head["IamInstanceProfile"]["Arn"] == "arn:aws:iam::123456789012:instance-profile/raysft-head"
+    assert (
+        head["IamInstanceProfile"]["Arn"]
+        == "arn:aws:iam::123456789012:instance-profile/raysft-head"
+    )
     assert head.get("InstanceLifecycle") != "spot"
     tags = {t["Key"]: t["Value"] for t in head["Tags"]}
     assert tags["ray-cluster-name"] == "raysft-gpu"

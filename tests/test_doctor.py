@@ -6,9 +6,17 @@ import torch
 from raysft.cluster.doctor import cached_weights, torch_hub
 
 
-@pytest.mark.parametrize("variables", [{}, {"TORCH_HOME": "/models"}, {"TORCH_HOME": "~/models"},
-                                       {"XDG_CACHE_HOME": "/cache"}, {"XDG_CACHE_HOME": "/cache", "TORCH_HOME": "/m"}],
-                         ids=str)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"TORCH_HOME": "/models"},
+        {"TORCH_HOME": "~/models"},
+        {"XDG_CACHE_HOME": "/cache"},
+        {"XDG_CACHE_HOME": "/cache", "TORCH_HOME": "/m"},
+    ],
+    ids=str,
+)
 def test_the_cache_is_torch_s_own(monkeypatch, variables):
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     for name in ("TORCH_HOME", "XDG_CACHE_HOME"):

@@ -34,9 +34,13 @@ def s3():
     server.start()
     _, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key",
-                            "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
-                            "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
             patch.setenv(name, value)
         import boto3
 
@@ -99,8 +103,11 @@ def test_a_bucket_that_is_not_there_is_one_line(s3):
         place("nothing://x/y").exists()
 
 
-def test_a_data_set_is_imported_restarted_and_read(s3, no_ray, ray_local, images, tmp_path, monkeypatch):
-    # A Ray that was started before does not know the server: its workers have the environment of its start.
+def test_a_data_set_is_imported_restarted_and_read(
+    s3, no_ray, ray_local, images, tmp_path, monkeypatch
+):
+    # A Ray that was started before does not know the server: its workers have the environment of
+    # its start.
     monkeypatch.setattr("raysft.data.sources.SHARD_ROWS", 10)
     out = place(f"{s3}/data/D")
 
@@ -128,13 +135,20 @@ def test_a_data_set_is_imported_restarted_and_read(s3, no_ray, ray_local, images
 
 def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     make_images(tmp_path / "images", {"ant": 30, "bee": 30})
-    tree = {"name": "j", "data": {"source": "shards", "path": f"{s3}/run/D"}, "storage": f"{s3}/run/runs",
-            "model": {"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
-            "train": {"epochs": 2, "batch_size": 12}, "search": {"trials": 2, "scheduler": {"name": "none"}}}
+    tree = {
+        "name": "j",
+        "data": {"source": "shards", "path": f"{s3}/run/D"},
+        "storage": f"{s3}/run/runs",
+        "model": {"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
+        "train": {"epochs": 2, "batch_size": 12},
+        "search": {"trials": 2, "scheduler": {"name": "none"}},
+    }
     (tmp_path / "j.yaml").write_text(yaml.safe_dump(tree))
 
     def call(*words: str) -> str:
-        done = subprocess.run([RAYSFT, *words], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+        done = subprocess.run(
+            [RAYSFT, *words], cwd=tmp_path, env=os.environ, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -147,16 +161,23 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert json.loads(call("list", "--storage", f"{s3}/run/runs", "--json"))[0]["status"] == "done"
     events = [p for t in ("t0", "t1") for p in (place(run) / "tensorboard" / t).iterdir()]
-    assert [p.name.startswith("events.out.tfevents") and len(p.read_bytes()) > 1000 for p in events] == [True, True]
+    assert [
+        p.name.startswith("events.out.tfevents") and len(p.read_bytes()) > 1000 for p in events
+    ] == [True, True]
     known = read_json(place(run) / "tracking.json")["tensorboard"]["trials"]
     assert known == {t: {"epochs": 2, "ended": True} for t in ("t0", "t1")}
-    left = {p.name for t in ("t0", "t1") for p in (place(run) / f"trials/{t}/checkpoints").iterdir()}
+    left = {
+        p.name for t in ("t0", "t1") for p in (place(run) / f"trials/{t}/checkpoints").iterdir()
+    }
     assert left  # those of the best trial alone
     other = next(t["trial"] for t in results["trials"] if t["trial"] != results["best"]["trial"])
     assert not (place(run) / f"trials/{other}/checkpoints").exists()
     made = export(place(run), "safetensors", None, None, lambda *a: None, trust_code=True)
     assert made["checked"]["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
-    assert {p.name for p in (place(run) / "export-safetensors").iterdir()} == {"export.json", "model.safetensors"}
+    assert {p.name for p in (place(run) / "export-safetensors").iterdir()} == {
+        "export.json",
+        "model.safetensors",
+    }
     assert (place(run) / "model/README.md").read_text().startswith("---\nlibrary_name: raysft\n")
 
 

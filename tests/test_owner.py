@@ -1,4 +1,6 @@
-"""Whose a run is: no other process is taken for its own, and a dead one is known from anywhere after a stated time."""
+"""Whose a run is: no other process is taken for its own, and a dead one is known from anywhere
+after a stated time.
+"""
 
 import os
 import signal
@@ -80,7 +82,9 @@ def test_a_run_is_stopped_where_its_process_is_surely_its_own(run, stranger, cap
     assert "stopped" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("elsewhere", [{"host": "other"}, {"boot": "another"}, {"namespace": "pid:[1]"}])
+@pytest.mark.parametrize(
+    "elsewhere", [{"host": "other"}, {"boot": "another"}, {"namespace": "pid:[1]"}]
+)
 def test_a_run_of_another_machine_or_container_lives_until_it_is_silent(run, elsewhere, capfd):
     owned_by(run, pid=os.getpid(), **elsewhere)
     assert status_of(str(run.folder))["status"] == "running"
@@ -154,7 +158,9 @@ def test_who_reads_a_log_of_ray_is_left_alone(tmp_path):
     log.touch()
     reading = [sys.executable, "-c", f"file = open({str(log)!r}); print(flush=True); input()"]
     kept = subprocess.Popen(reading, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    ours = subprocess.Popen(reading, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"MARK": "a"})
+    ours = subprocess.Popen(
+        reading, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"MARK": "a"}
+    )
     try:
         for process in (kept, ours):
             assert process.stdout is not None

@@ -24,16 +24,28 @@ def here(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "here"
     make_images(folder / "images", {"ant": 40, "bee": 40})
     (folder / "mine.py").write_text("from tests.tiny import tiny as net\n")
-    (folder / "j.yaml").write_text(yaml.safe_dump({
-        "name": "j", "data": {"source": "imagefolder", "path": "images"}, "train": {"epochs": 1, "batch_size": 16},
-        "model": {"name": "mine:net", "weights": "none"}}))
+    (folder / "j.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "j",
+                "data": {"source": "imagefolder", "path": "images"},
+                "train": {"epochs": 1, "batch_size": 16},
+                "model": {"name": "mine:net", "weights": "none"},
+            }
+        )
+    )
     monkeypatch.chdir(folder)
     return folder
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "raysft", *command], env=os.environ | environment,
-                          capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [sys.executable, "-m", "raysft", *command],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def test_the_current_folder_comes_after_the_libraries(here, monkeypatch):
@@ -60,9 +72,12 @@ def test_while_ray_starts_there_is_no_current_folder_and_no_script(here, tmp_pat
 
 
 def test_no_file_of_the_folder_is_taken_for_a_library_and_its_network_is_found(no_ray, here):
-    # Not types.py: before anyone could do something about it, Python itself fails on that, and says so.
+    # Not types.py: before anyone could do something about it, Python itself fails on that, and says
+    # so.
     for name in ("queue", "random", "ray", "torch", "numpy", "typer"):
-        (here / f"{name}.py").write_text(f"raise RuntimeError('{name}.py of the folder was imported')\n")
+        (here / f"{name}.py").write_text(
+            f"raise RuntimeError('{name}.py of the folder was imported')\n"
+        )
     done = run("submit", "j.yaml", "--name", "r", PYTHONPATH=str(REPOSITORY))
     assert (done.returncode, done.stderr) == (0, "")
     assert "best     t0" in done.stdout
@@ -73,10 +88,13 @@ def test_an_import_error_of_a_worker_ends_the_run_at_once(no_ray, here, tmp_path
     (tmp_path / "site/sitecustomize.py").write_text(
         "import sys\n"
         "if any('default_worker' in word for word in sys.orig_argv):\n"
-        "    sys.modules['raysft.train.loop'] = None\n")
+        "    sys.modules['raysft.train.loop'] = None\n"
+    )
     began = time.monotonic()
     path = os.pathsep.join([str(tmp_path / "site"), str(REPOSITORY)])
-    done = run("submit", "j.yaml", "--name", "r", PYTHONPATH=path, RAY_ADDRESS="local")  # which is this machine
+    done = run(
+        "submit", "j.yaml", "--name", "r", PYTHONPATH=path, RAY_ADDRESS="local"
+    )  # which is this machine
     assert time.monotonic() - began < 150  # of a run that would go on trying for hours
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -16,7 +16,15 @@ from raysft.deploy.images import source_of
 from raysft.errors import DataError, ModelError, RunError, StorageFull
 from raysft.results.predictions import write_predictions
 from raysft.results.report import write_report
-from raysft.storage import locked, overwrite_json, put_file, put_folder, read_json, scratch_beside, write_json
+from raysft.storage import (
+    locked,
+    overwrite_json,
+    put_file,
+    put_folder,
+    read_json,
+    scratch_beside,
+    write_json,
+)
 from raysft.train import weights
 from tests.conftest import fill, make_images
 from tests.deploy.models import make_model
@@ -44,7 +52,7 @@ def test_one_holder_at_a_time_and_no_file_left(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- full disks ------------------------------------------------------------------------------------------------------
+# --- full disks --------------------------------------------------------------------------------
 
 LARGE = b"0" * (1 << 18)
 
@@ -72,8 +80,12 @@ def _folder(folder: Path, other: Path) -> None:
 
 
 def _shard(folder: Path, other: Path) -> None:
-    rows = np.zeros((99, 64, 64, 3), np.uint8) + np.random.default_rng(0).integers(0, 256, (99, 64, 64, 3), np.uint8)
-    write_shard(folder / "0.parquet", ImageSpec("raw", 64, 64), np.arange(99), rows, np.zeros(99, np.int32))
+    rows = np.zeros((99, 64, 64, 3), np.uint8) + np.random.default_rng(0).integers(
+        0, 256, (99, 64, 64, 3), np.uint8
+    )
+    write_shard(
+        folder / "0.parquet", ImageSpec("raw", 64, 64), np.arange(99), rows, np.zeros(99, np.int32)
+    )
 
 
 def _copy(folder: Path, other: Path) -> None:
@@ -92,13 +104,24 @@ def _bulk(folder: Path, other: Path) -> None:
     bulk._join(parts, folder / "out.parquet", photos, made.classifier.card, None)
 
 
-@pytest.mark.parametrize(("write", "error"), [
-    (lambda folder, other: write_json(folder / "run.json", {"text": LARGE.decode()}), OSError),
-    (_predictions, OSError),
-    (lambda folder, other: weights.fetch("http://x/w", folder / "w.pth", None, "weights"), ModelError),
-    (lambda folder, other: cifar.download(folder / "c.tgz", lambda *told: None), DataError),
-    (_report, StorageFull), (_folder, RuntimeError), (_shard, OSError), (_copy, OSError), (_bulk, RunError),
-], ids=["json", "predictions", "weights", "cifar", "report", "folder", "shard", "copy", "bulk"])
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        (lambda folder, other: write_json(folder / "run.json", {"text": LARGE.decode()}), OSError),
+        (_predictions, OSError),
+        (
+            lambda folder, other: weights.fetch("http://x/w", folder / "w.pth", None, "weights"),
+            ModelError,
+        ),
+        (lambda folder, other: cifar.download(folder / "c.tgz", lambda *told: None), DataError),
+        (_report, StorageFull),
+        (_folder, RuntimeError),
+        (_shard, OSError),
+        (_copy, OSError),
+        (_bulk, RunError),
+    ],
+    ids=["json", "predictions", "weights", "cifar", "report", "folder", "shard", "copy", "bulk"],
+)
 def test_what_cannot_be_written_leaves_its_room(small_disk, tmp_path, monkeypatch, write, error):
     monkeypatch.setattr("urllib.request.urlopen", lambda *given, **named: Answer())
     (tmp_path / "other").mkdir()

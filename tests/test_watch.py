@@ -1,4 +1,6 @@
-"""Watching a run: what a moment of it looks like, and that watching ends with the run and never ends it."""
+"""Watching a run: what a moment of it looks like, and that watching ends with the run and never
+ends it.
+"""
 
 import contextlib
 import json
@@ -31,20 +33,62 @@ def epochs(*accuracies: float) -> list[dict]:
 
 
 def row(trial: str, status: str, *accuracies: float, **more) -> dict:
-    return TrialRecord(trial, {"optimizer": {"name": "sgd", "lr": 0.01}}, status, epochs(*accuracies), None, 12.0,
-                       more.get("error")).row("val_accuracy") | {"history": epochs(*accuracies)}
+    return TrialRecord(
+        trial,
+        {"optimizer": {"name": "sgd", "lr": 0.01}},
+        status,
+        epochs(*accuracies),
+        None,
+        12.0,
+        more.get("error"),
+    ).row("val_accuracy") | {"history": epochs(*accuracies)}
 
 
-PROGRESS = {"at": 1000.0, "epochs": {"done": 12.4, "total": 40, "each": 10}, "left_s": 185.0, "may_end_early": True,
-            "inside": {"t1": 0.4}, "teams": [
-                {"slot": 0, "team": 0, "doing": "training", "trial": "t1", "step": 17, "steps": 40,
-                 "images_per_s": 1234.5, "data_wait": 0.021, "gpu": 97.0},
-                {"slot": 1, "team": 0, "doing": "starting", "trial": None, "step": None, "steps": None,
-                 "images_per_s": None, "data_wait": None, "gpu": None}]}
-RUNNING = {"run": "r", "status": "running", "started": "1970-01-01T00:15:00+0000", "ended": None,
-           "metric": "val_accuracy", "progress": PROGRESS, "trials": [
-               row("t0", "finished", *[n / 10 for n in range(1, 11)]), row("t1", "running", 0.2, 0.5),
-               row("t2", "failed", error="boom"), row("t3", "pending")]}
+PROGRESS = {
+    "at": 1000.0,
+    "epochs": {"done": 12.4, "total": 40, "each": 10},
+    "left_s": 185.0,
+    "may_end_early": True,
+    "inside": {"t1": 0.4},
+    "teams": [
+        {
+            "slot": 0,
+            "team": 0,
+            "doing": "training",
+            "trial": "t1",
+            "step": 17,
+            "steps": 40,
+            "images_per_s": 1234.5,
+            "data_wait": 0.021,
+            "gpu": 97.0,
+        },
+        {
+            "slot": 1,
+            "team": 0,
+            "doing": "starting",
+            "trial": None,
+            "step": None,
+            "steps": None,
+            "images_per_s": None,
+            "data_wait": None,
+            "gpu": None,
+        },
+    ],
+}
+RUNNING = {
+    "run": "r",
+    "status": "running",
+    "started": "1970-01-01T00:15:00+0000",
+    "ended": None,
+    "metric": "val_accuracy",
+    "progress": PROGRESS,
+    "trials": [
+        row("t0", "finished", *[n / 10 for n in range(1, 11)]),
+        row("t1", "running", 0.2, 0.5),
+        row("t2", "failed", error="boom"),
+        row("t3", "pending"),
+    ],
+}
 
 
 def text(document: dict, now: float = 1000.0, height: int = 50) -> list[str]:
@@ -55,11 +99,22 @@ def text(document: dict, now: float = 1000.0, height: int = 50) -> list[str]:
 
 def test_a_running_search_as_text():
     lines = text(RUNNING)
-    assert lines[0] == ("r: running for 1 min 40 s, 12.4 of 40 epochs, at most 3 min 5 s left, best t0 with val acc "
-                        "1.0000")
+    assert lines[0] == (
+        "r: running for 1 min 40 s, 12.4 of 40 epochs, at most 3 min 5 s left, best t0 with val "
+        "acc "
+        "1.0000"
+    )
     rows = [re.split(r"\s{2,}", line) for line in lines[2:7]]
     assert rows[0] == ["trial", "status", "epochs", "val acc", "curve", "seconds", "config"]
-    assert rows[1] == ["t1", "running", "2.4/10", "0.5000", "▂▄", "12.0", "sgd lr=0.01"]  # those in training first
+    assert rows[1] == [
+        "t1",
+        "running",
+        "2.4/10",
+        "0.5000",
+        "▂▄",
+        "12.0",
+        "sgd lr=0.01",
+    ]  # those in training first
     assert rows[2] == ["t0", "finished", "10/10", "1.0000", "▁▂▃▃▄▅▆▆▇█", "12.0", "sgd lr=0.01"]
     assert [r[0] for r in rows[3:]] == ["t2", "t3"]
     assert "training t1, step 17 of 40" in lines[-2]
@@ -74,7 +129,9 @@ def test_what_is_known_decides_what_the_headline_says():
     assert "last heard of 2 min 0 s ago" in headline(plain, 1120.0)
     ended = {**RUNNING, "status": "done", "ended": "1970-01-01T01:15:00+0000"}
     assert headline(ended, 9e9) == "r: done after 1 h 0 min, best t0 with val acc 1.0000"
-    assert headline({**RUNNING, "progress": None, "trials": []}, 960.0) == "r: running for 1 min 0 s"
+    assert (
+        headline({**RUNNING, "progress": None, "trials": []}, 960.0) == "r: running for 1 min 0 s"
+    )
 
 
 def test_a_small_terminal_shows_those_in_training_and_the_best():
@@ -93,18 +150,33 @@ def test_a_long_curve_keeps_its_last_epoch_and_its_width():
 
 def test_without_a_terminal_each_change_is_a_line():
     assert changes({}, RUNNING)[0] == "r: running"
-    later = {**RUNNING, "trials": [RUNNING["trials"][0], row("t1", "running", 0.2, 0.5, 0.6), RUNNING["trials"][2],
-                                   row("t3", "finished", 0.9)]}
-    assert changes(RUNNING, later) == ["t1  epoch 3 of 10  val acc 0.6000",
-                                       "t3  finished  val acc 0.9000  1 epoch  sgd lr=0.01"]
+    later = {
+        **RUNNING,
+        "trials": [
+            RUNNING["trials"][0],
+            row("t1", "running", 0.2, 0.5, 0.6),
+            RUNNING["trials"][2],
+            row("t3", "finished", 0.9),
+        ],
+    }
+    assert changes(RUNNING, later) == [
+        "t1  epoch 3 of 10  val acc 0.6000",
+        "t3  finished  val acc 0.9000  1 epoch  sgd lr=0.01",
+    ]
     assert changes(later, later) == []
-    assert changes(later, {**later, "status": "failed", "errors": ["run: no"]}) == ["run: no", "r: failed"]
+    assert changes(later, {**later, "status": "failed", "errors": ["run: no"]}) == [
+        "run: no",
+        "r: failed",
+    ]
 
 
-# --- where a run stands ----------------------------------------------------------------------------------------------
+# --- where a run stands ------------------------------------------------------------------------
+
 
 def test_progress_follows_teams_and_knows_what_is_left():
-    job = Job.model_validate({"train": {"epochs": 4}, "search": {"trials": 2, "scheduler": {"name": "median"}}})
+    job = Job.model_validate(
+        {"train": {"epochs": 4}, "search": {"trials": 2, "scheduler": {"name": "median"}}}
+    )
     plan = Plan(100, 10, 10, 3, 2, ((2, 4),), (Slot(1, 1), Slot(1, 1)), 4, 25)
     progress = Progress(job, plan, [])
     records = [TrialRecord("t0", {}), TrialRecord("t1", {})]
@@ -112,14 +184,28 @@ def test_progress_follows_teams_and_knows_what_is_left():
     assert [team["doing"] for team in document["teams"]] == ["starting", "starting"]
     assert document["left_s"] is None
 
-    progress.take(Event("started", "t0", {"kind": "train", "attempt": 0, "slot": 1, "team": 0}, at=0.0))
-    progress.take(Event("progress", "t0", {"step": 2, "steps": 4, "seconds": 2.0, "waited": 0.5, "gpu": None}))
+    progress.take(
+        Event("started", "t0", {"kind": "train", "attempt": 0, "slot": 1, "team": 0}, at=0.0)
+    )
+    progress.take(
+        Event("progress", "t0", {"step": 2, "steps": 4, "seconds": 2.0, "waited": 0.5, "gpu": None})
+    )
     document = progress.document(records, [])
-    assert (document["epochs"], document["inside"]) == ({"done": 0.5, "total": 8, "each": 4}, {"t0": 0.5})
+    assert (document["epochs"], document["inside"]) == (
+        {"done": 0.5, "total": 8, "each": 4},
+        {"t0": 0.5},
+    )
     team = document["teams"][1]
-    assert (team["doing"], team["trial"], team["step"], team["images_per_s"], team["data_wait"]) == (
-        "training", "t0", 2, 25.0, 0.25)
-    assert document["left_s"] == pytest.approx(7.5 / 0.5 * document["at"], rel=1e-3)  # the first began at second 0
+    assert (
+        team["doing"],
+        team["trial"],
+        team["step"],
+        team["images_per_s"],
+        team["data_wait"],
+    ) == ("training", "t0", 2, 25.0, 0.25)
+    assert document["left_s"] == pytest.approx(
+        7.5 / 0.5 * document["at"], rel=1e-3
+    )  # the first began at second 0
     assert document["may_end_early"] is True
 
     records[0].history, records[0].status = epochs(0.5), "stopped"
@@ -139,13 +225,17 @@ def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave
     records = [TrialRecord(f"t{i}", {}, "paused", epochs(0.5)) for i in range(3)]
     records.append(TrialRecord("t3", {}, "running"))
     progress.inside["t3"] = 0.5
-    progress.take(Event("started", "t3", {"kind": "train", "attempt": 0, "slot": 0, "team": 0}, at=0.0))
+    progress.take(
+        Event("started", "t3", {"kind": "train", "attempt": 0, "slot": 0, "team": 0}, at=0.0)
+    )
     document = progress.document(records, [])
     assert document["epochs"] == {"done": 3.5, "total": 7, "each": 4}
     assert document["left_s"] == pytest.approx(document["at"], rel=1e-3)
     assert document["may_end_early"] is False
     records[0].status = "stopped"
-    assert progress.document(records, [])["epochs"]["done"] == 3.5  # what it will not train was not counted on
+    assert (
+        progress.document(records, [])["epochs"]["done"] == 3.5
+    )  # what it will not train was not counted on
     for record in records:
         record.status = "stopped"
     assert progress.document(records, [])["epochs"]["done"] == 7
@@ -173,7 +263,8 @@ def test_events_tell_where_a_run_stands_now_and_then_and_when_a_team_begins_some
     assert len(lines) == 3
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
+# --- runs --------------------------------------------------------------------------------------
+
 
 def test_watching_a_run_that_has_ended_shows_it_once(tmp_path):
     run = Run.create(Job(storage=str(tmp_path / "runs")), "r")
@@ -187,13 +278,22 @@ def test_watching_a_run_that_has_ended_shows_it_once(tmp_path):
 
 
 class Watching:
-    """`raysft status r --watch` in a process of its own, on a terminal or not; what it shows is collected."""
+    """`raysft status r --watch` in a process of its own, on a terminal or not; what it shows is
+    collected.
+    """
 
     def __init__(self, cwd: Path, *words: str, terminal: bool = False) -> None:
         env = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "120", "LINES": "40"}
         ours, theirs = pty.openpty() if terminal else os.pipe()
-        self.process = subprocess.Popen([RAYSFT, "status", "r", "--watch", *words], cwd=cwd, env=env, stdout=theirs,
-                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            [RAYSFT, "status", "r", "--watch", *words],
+            cwd=cwd,
+            env=env,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         os.close(theirs)
         self.shown, self.first = b"", threading.Event()
         self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
@@ -215,14 +315,29 @@ class Watching:
 
 def test_a_live_run_is_watched_from_elsewhere_and_outlives_who_stops_watching(no_ray, tmp_path):
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
-    overrides = ["search.trials=3", "train.epochs=40", "data.limit=300", "search.scheduler={name: none}"]
+    overrides = [
+        "search.trials=3",
+        "train.epochs=40",
+        "data.limit=300",
+        "search.scheduler={name: none}",
+    ]
     sets = [word for override in overrides for word in ("--set", override)]
-    run = subprocess.Popen([RAYSFT, "submit", str(REPOSITORY / "jobs/quickstart.yaml"), "--name", "r", *sets],
-                           cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run = subprocess.Popen(
+        [RAYSFT, "submit", str(REPOSITORY / "jobs/quickstart.yaml"), "--name", "r", *sets],
+        cwd=tmp_path,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert run.stdout is not None
     assert any(line.startswith("results ") for line in run.stdout)
-    table, lines, documents, quitter = (Watching(tmp_path, terminal=True), Watching(tmp_path),
-                                        Watching(tmp_path, "--json"), Watching(tmp_path))
+    table, lines, documents, quitter = (
+        Watching(tmp_path, terminal=True),
+        Watching(tmp_path),
+        Watching(tmp_path, "--json"),
+        Watching(tmp_path),
+    )
     assert quitter.first.wait(60)
     os.killpg(quitter.process.pid, signal.SIGINT)
     status, _, err = quitter.end()

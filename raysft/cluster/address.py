@@ -1,4 +1,6 @@
-"""Where a cluster is: what --address and RAY_ADDRESS may say, and the dashboard that is meant. Needs no Ray."""
+"""Where a cluster is: what --address and RAY_ADDRESS may say, and the dashboard that is meant.
+Needs no Ray.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,19 @@ from raysft.errors import UserError
 
 VARIABLE = "RAY_ADDRESS"
 DASHBOARD_PORT = 8265
-GCS_PORT, CLIENT_PORT = 6379, 10001  # Ray's defaults for its own wire, and for the client that raysft does not use
+GCS_PORT, CLIENT_PORT = (
+    6379,
+    10001,
+)  # Ray's defaults for its own wire, and for the client that raysft does not use
 ANSWER_SECONDS = 1.0  # of a dashboard on this machine
 HELP = "give http://HOST:8265; `raysft connect cluster/gpu.yaml` opens a tunnel and prints one"
 
 
 @dataclass(frozen=True)
 class Address:
-    """The dashboard of a cluster, and whether the environment named it rather than the person who calls."""
+    """The dashboard of a cluster, and whether the environment named it rather than the person who
+    calls.
+    """
 
     url: str
     from_environment: bool = False
@@ -46,8 +53,11 @@ def address_of(given: str | None, from_environment: bool) -> Address | None:
     if scheme not in ("", "http", "https") or not host:
         raise UserError(told, "is not the address of a dashboard", _hint(host, from_environment))
     if port in (GCS_PORT, CLIENT_PORT):
-        raise UserError(told, "is a port that Ray's processes speak to each other on, not the dashboard's",
-                        _hint(host, from_environment))
+        raise UserError(
+            told,
+            "is a port that Ray's processes speak to each other on, not the dashboard's",
+            _hint(host, from_environment),
+        )
     if not scheme and port is None:
         rest = f"{given}:{DASHBOARD_PORT}"
     return Address(f"{scheme or 'http'}://{rest.rstrip('/')}", from_environment)
@@ -56,21 +66,32 @@ def address_of(given: str | None, from_environment: bool) -> Address | None:
 def _hint(host: str, from_environment: bool) -> str:
     where = f"[{host}]" if ":" in host else host or "HOST"
     unset = f", or unset {VARIABLE} to run on this machine" if from_environment else ""
-    return f"give http://{where}:{DASHBOARD_PORT}, or what `raysft connect cluster/gpu.yaml` prints{unset}"
+    return (
+        f"give http://{where}:{DASHBOARD_PORT}, or what `raysft connect cluster/gpu.yaml` "
+        f"prints{unset}"
+    )
 
 
 def _dashboard_here(told: str) -> str:
-    """The dashboard of the Ray that runs on this machine; raises UserError where there is none, or several."""
+    """The dashboard of the Ray that runs on this machine; raises UserError where there is none, or
+    several.
+    """
     ports = [port for port in _ports_here() if _listens(port)]
-    if not ports and _answers(DASHBOARD_PORT):  # of a process that is not seen from here, as in another container
+    if not ports and _answers(
+        DASHBOARD_PORT
+    ):  # of a process that is not seen from here, as in another container
         ports = [DASHBOARD_PORT]
     found = [f"http://127.0.0.1:{port}" for port in ports]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(told, f"may be each of {', '.join(found)}", "give the one that is meant")
-    raise UserError(told, "finds no dashboard of a Ray on this machine", "`ray start --head` starts one; else give "
-                    f"http://HOST:{DASHBOARD_PORT}, or local to run on this machine alone")
+    raise UserError(
+        told,
+        "finds no dashboard of a Ray on this machine",
+        "`ray start --head` starts one; else give "
+        f"http://HOST:{DASHBOARD_PORT}, or local to run on this machine alone",
+    )
 
 
 def _ports_here() -> list[int]:
@@ -82,12 +103,16 @@ def _ports_here() -> list[int]:
         with suppress(psutil.Error, ValueError):
             words = process.cmdline()
             if any(word.endswith("dashboard/dashboard.py") for word in words):
-                ports |= {int(word.partition("=")[2]) for word in words if word.startswith("--port=")}
+                ports |= {
+                    int(word.partition("=")[2]) for word in words if word.startswith("--port=")
+                }
     return sorted(ports)
 
 
 def _listens(port: int) -> bool:
-    """Whether someone listens; a dashboard that has just started takes some seconds for its first answer."""
+    """Whether someone listens; a dashboard that has just started takes some seconds for its first
+    answer.
+    """
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS):
         return True
     return False
@@ -96,7 +121,9 @@ def _listens(port: int) -> bool:
 def _answers(port: int) -> bool:
     """Whether a dashboard answers there, also with that it wants a token."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=ANSWER_SECONDS) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/api/version", timeout=ANSWER_SECONDS
+        ) as answer:
             return "ray_version" in json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)

@@ -1,4 +1,6 @@
-"""Ray's processes may not start at all, and Ray then goes on trying without a word: limits, and what its logs say."""
+"""Ray's processes may not start at all, and Ray then goes on trying without a word: limits, and
+what its logs say.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from ray.exceptions import GetTimeoutError
 
 from raysft.errors import RunError
 
-START_SECONDS = 180.0  # until a process of Ray runs what it is given; Ray Train's own limit for its part is a minute
+# until a process of Ray runs what it is given; Ray Train's own limit for its part is a minute
+START_SECONDS = 180.0
 LINES = 3
 
 _logs = [Path("/tmp/ray/session_latest/logs")]
@@ -23,12 +26,17 @@ def keep_logs_in(folder: Path) -> None:
 
 
 def answered(reference: Any) -> Any:
-    """The result of the first call to a process of Ray; raises RunError where that does not start."""
+    """The result of the first call to a process of Ray; raises RunError where that does not
+    start.
+    """
     try:
         return ray.get(reference, timeout=START_SECONDS)
     except GetTimeoutError:
-        raise RunError("Ray", f"has started no process that answers within {START_SECONDS:g} seconds{last_lines()}",
-                       f"see the logs in {_logs[0]}") from None
+        raise RunError(
+            "Ray",
+            f"has started no process that answers within {START_SECONDS:g} seconds{last_lines()}",
+            f"see the logs in {_logs[0]}",
+        ) from None
 
 
 def check_starts() -> None:
@@ -41,11 +49,17 @@ def _nothing() -> None:
 
 
 def last_lines() -> str:
-    """What Ray's youngest worker with something to say has said last, to be put at the end of a sentence."""
+    """What Ray's youngest worker with something to say has said last, to be put at the end of a
+    sentence.
+    """
     with suppress(OSError):
         files = sorted(_logs[0].glob("worker-*.err"), key=lambda file: file.stat().st_mtime)
         for file in reversed(files):
-            lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+            lines = [
+                line.strip()
+                for line in file.read_text(errors="replace").splitlines()
+                if line.strip()
+            ]
             if lines:
                 return f"; {file.name} ends: {' | '.join(lines[-LINES:])}"
     return ""

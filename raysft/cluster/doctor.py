@@ -1,6 +1,8 @@
-"""What a cluster is like and what is wrong with it: nodes, versions, storage, network, weights; each check a row.
+"""What a cluster is like and what is wrong with it: nodes, versions, storage, network, weights;
+each check a row.
 
-On a cluster it runs as a Ray job (`python -m raysft.cluster.doctor STORAGE`) that tells its findings as one event.
+On a cluster it runs as a Ray job (`python -m raysft.cluster.doctor STORAGE`) that tells its
+findings as one event.
 """
 
 from __future__ import annotations
@@ -37,8 +39,15 @@ def examine(storage: str) -> list[Finding]:
     about = on_every(nodes, describe_node)
     found = [_node(host, answer) for host, answer in zip(nodes, about, strict=True)]
     found += _versions(nodes, about)
-    found += [Finding("storage", host.address, "wrong" if problem else "ok", problem or f"{storage}: reads and writes")
-              for host, problem in zip(nodes, storage_problems(storage, nodes), strict=True)]
+    found += [
+        Finding(
+            "storage",
+            host.address,
+            "wrong" if problem else "ok",
+            problem or f"{storage}: reads and writes",
+        )
+        for host, problem in zip(nodes, storage_problems(storage, nodes), strict=True)
+    ]
     if len(nodes) > 1:
         found += _network(nodes)
     if not any(host.node.cpus for host in nodes):
@@ -57,14 +66,18 @@ def describe_node() -> dict[str, Any]:
 
 
 def cached_weights() -> list[str]:
-    """Names of the weights that this machine has in the caches of torch and, for timm, of Hugging Face."""
+    """Names of the weights that this machine has in the caches of torch and, for timm, of Hugging
+    Face.
+    """
     files = (torch_hub() / "checkpoints").glob("*")
     found = [file.name for file in files if file.suffix in (".pth", ".safetensors")]
     if find_spec("huggingface_hub") is not None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        found += [folder.name.removeprefix("models--").replace("--", "/")
-                  for folder in Path(HF_HUB_CACHE).glob("models--timm--*")]
+        found += [
+            folder.name.removeprefix("models--").replace("--", "/")
+            for folder in Path(HF_HUB_CACHE).glob("models--timm--*")
+        ]
     return sorted(found)
 
 
@@ -77,15 +90,27 @@ def torch_hub() -> Path:
 def _node(host: Any, answer: Any) -> Finding:
     if isinstance(answer, Exception):
         return Finding("node", host.address, "wrong", f"runs nothing ({type(answer).__name__})")
-    cached = f", weights cached: {', '.join(answer['weights'])}" if answer["weights"] else ", no weights cached"
-    return Finding("node", host.address, "ok",
-                   f"{'head, ' if host.head else ''}{host.node.cpus:g} CPUs, {host.node.gpus:g} GPUs, object store "
-                   f"{host.store_bytes / 1e9:.1f} GB{cached}")
+    cached = (
+        f", weights cached: {', '.join(answer['weights'])}"
+        if answer["weights"]
+        else ", no weights cached"
+    )
+    return Finding(
+        "node",
+        host.address,
+        "ok",
+        f"{'head, ' if host.head else ''}{host.node.cpus:g} CPUs, {host.node.gpus:g} GPUs, "
+        "object store "
+        f"{host.store_bytes / 1e9:.1f} GB{cached}",
+    )
 
 
 def _versions(nodes: Sequence[Any], about: Sequence[Any]) -> list[Finding]:
-    known = [(host, answer["versions"]) for host, answer in zip(nodes, about, strict=True)
-             if not isinstance(answer, Exception)]
+    known = [
+        (host, answer["versions"])
+        for host, answer in zip(nodes, about, strict=True)
+        if not isinstance(answer, Exception)
+    ]
     if not known:
         return []
     first = known[0][1]
@@ -93,9 +118,16 @@ def _versions(nodes: Sequence[Any], about: Sequence[Any]) -> list[Finding]:
     missing = [name for name, version in first.items() if version == "missing"]
     found = [Finding("versions", known[0][0].address, "wrong" if missing else "ok", text)]
     for host, versions in known[1:]:
-        other = [f"{name} {version} instead of {first[name]}" for name, version in versions.items()
-                 if version != first[name]]
-        found.append(Finding("versions", host.address, "wrong" if other else "ok", ", ".join(other) or "the same"))
+        other = [
+            f"{name} {version} instead of {first[name]}"
+            for name, version in versions.items()
+            if version != first[name]
+        ]
+        found.append(
+            Finding(
+                "versions", host.address, "wrong" if other else "ok", ", ".join(other) or "the same"
+            )
+        )
     return found
 
 
@@ -106,22 +138,39 @@ def _network(nodes: Sequence[Any]) -> list[Finding]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    calls = [call_on(host, all_reduce, rank, len(nodes), nodes[0].address, port, host.address)
-             for rank, host in enumerate(nodes)]
+    calls = [
+        call_on(host, all_reduce, rank, len(nodes), nodes[0].address, port, host.address)
+        for rank, host in enumerate(nodes)
+    ]
     speeds = []
     for host, answer in zip(nodes, [call() for call in calls], strict=True):
         if isinstance(answer, Exception):
-            reason = str(answer).strip().splitlines()[-1] if str(answer).strip() else type(answer).__name__
-            return [Finding("network", host.address, "wrong", f"an all-reduce over all nodes failed: {reason}")]
+            reason = (
+                str(answer).strip().splitlines()[-1]
+                if str(answer).strip()
+                else type(answer).__name__
+            )
+            return [
+                Finding(
+                    "network",
+                    host.address,
+                    "wrong",
+                    f"an all-reduce over all nodes failed: {reason}",
+                )
+            ]
         speeds.append(answer)
-    text = f"all-reduce of {REDUCED_BYTES / 1e6:g} MB over {len(nodes)} nodes: {min(speeds) / 1e6:,.0f} MB/s"
+    text = (
+        f"all-reduce of {REDUCED_BYTES / 1e6:g} MB over {len(nodes)} nodes: "
+        f"{min(speeds) / 1e6:,.0f} MB/s"
+    )
     return [Finding("network", "all nodes", "ok", text)]
 
 
 def all_reduce(rank: int, nodes: int, head: str, port: int, own: str) -> float:
     """On a node: bytes a second that an all-reduce moves through each node.
 
-    That is 2 (n - 1) / n of the buffer in the time of a round, the measure of nccl-tests for a ring.
+    That is 2 (n - 1) / n of the buffer in the time of a round, the measure of nccl-tests for a
+    ring.
     """
     import datetime
 

@@ -1,12 +1,13 @@
-"""The driver of a run on a cluster: what `raysft submit --address` starts there, as a Ray job on the head.
+"""The driver of a run on a cluster: what `raysft submit --address` starts there, as a Ray job on
+the head.
 
     python -m raysft.cluster.entry job.yaml NAME [--resume] [--set KEY=VALUE …]
     python -m raysft.cluster.entry FOLDER NAME --resume [--workers N|[N,M]] [--set KEY=VALUE …]
 
 The second form resumes a run of which this cluster knows nothing but its folder.
 
-It checks versions, nodes, storage and resources before it writes anything, runs the job, and tells all that happens as
-events.
+It checks versions, nodes, storage and resources before it writes anything, runs the job, and tells
+all that happens as events.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ DATASETS = "datasets"
 RAY_SERIES = "2.60."
 
 
-def main(job_file: str, name: str, resume: bool, places: Mapping[str, str], workers: int | list[int] | None) -> int:
+def main(
+    job_file: str,
+    name: str,
+    resume: bool,
+    places: Mapping[str, str],
+    workers: int | list[int] | None,
+) -> int:
     """Run the job; returns the exit status."""
     reporter = Reporter(to_stream(sys.stdout))
     status, code = "failed", 1
@@ -75,11 +82,17 @@ def _check_versions() -> None:
         import ray
         import torch  # noqa: F401  # asked for, not used
     except ImportError as error:
-        raise UserError("cluster", f"its Python {platform.python_version()} has no {error.name}",
-                        "install raysft's requirements.lock on every node") from None
+        raise UserError(
+            "cluster",
+            f"its Python {platform.python_version()} has no {error.name}",
+            "install raysft's requirements.lock on every node",
+        ) from None
     if not ray.__version__.startswith(RAY_SERIES):
-        raise UserError("cluster", f"runs Ray {ray.__version__}, raysft needs {RAY_SERIES}x",
-                        "install raysft's requirements.lock on every node, and start the cluster again")
+        raise UserError(
+            "cluster",
+            f"runs Ray {ray.__version__}, raysft needs {RAY_SERIES}x",
+            "install raysft's requirements.lock on every node, and start the cluster again",
+        )
 
 
 def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
@@ -89,7 +102,9 @@ def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
     folder = place(job_file)
     if not (folder / INFO).is_file():
         return load_job(job_file)
-    job = job_of(folder, read_json(folder / INFO)).model_copy(update={"storage": str(folder.parent)})
+    job = job_of(folder, read_json(folder / INFO)).model_copy(
+        update={"storage": str(folder.parent)}
+    )
     return with_workers(job, workers)
 
 
@@ -117,18 +132,34 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
     run = run or Run.create(job, name)
     addresses = ", ".join(h.address for h in hosts())
     where = f"{count_text(len(nodes), 'node')} ({addresses})"
-    with run.recorded(), tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
-        reporter.tell("plan", lines=plan_lines(job, known, plan, where, str(run.folder)), folder=str(run.folder),
-                      metric=run.metric, job=dump_job(run.job))
+    with (
+        run.recorded(),
+        tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch,
+    ):
+        reporter.tell(
+            "plan",
+            lines=plan_lines(job, known, plan, where, str(run.folder)),
+            folder=str(run.folder),
+            metric=run.metric,
+            job=dump_job(run.job),
+        )
         fetch(job.data.source, job.data.path, reporter.progress)
-        results = execute(run.job, run, nodes, reporter, Path(scratch), wait_for_end=False,
-                          datasets=place(job.storage) / DATASETS)
+        results = execute(
+            run.job,
+            run,
+            nodes,
+            reporter,
+            Path(scratch),
+            wait_for_end=False,
+            datasets=place(job.storage) / DATASETS,
+        )
         run.save(status="done")
     reporter.tell("results", results=results)
 
 
 def shared_storage(storage: str, nodes: int) -> str:
-    """Where runs go on a cluster: an absolute folder or URI as it is, anything else below $RAYSFT_STORAGE.
+    """Where runs go on a cluster: an absolute folder or URI as it is, anything else below
+    $RAYSFT_STORAGE.
 
     Raises UserError where several nodes would each write to a folder of their own.
     """
@@ -139,20 +170,29 @@ def shared_storage(storage: str, nodes: int) -> str:
         return f"{base.rstrip('/')}/{storage}"
     if nodes == 1:
         return str(Path.home() / storage)
-    raise UserError(f"storage: {storage}", "is a folder of one node, and the cluster has several",
-                    f"--set storage=s3://… or a folder that all share, or set {STORAGE_VARIABLE} on the head")
+    raise UserError(
+        f"storage: {storage}",
+        "is a folder of one node, and the cluster has several",
+        f"--set storage=s3://… or a folder that all share, or set {STORAGE_VARIABLE} on the head",
+    )
 
 
 def _refuse_store_of_this_job(job: Job) -> None:
-    """Raise UserError where MLflow's database would lie in the folder of this Ray job, which goes with it."""
+    """Raise UserError where MLflow's database would lie in the folder of this Ray job, which goes
+    with it.
+    """
     address = job.tracking.mlflow or ""
     if address.startswith("sqlite:///") and not address.startswith("sqlite:////"):
-        raise UserError(f"tracking.mlflow: {address}", "is a file in the current folder, which a cluster's job has not",
-                        "give http://HOST:5000, or sqlite:////ABSOLUTE/PATH on a folder of the head")
+        raise UserError(
+            f"tracking.mlflow: {address}",
+            "is a file in the current folder, which a cluster's job has not",
+            "give http://HOST:5000, or sqlite:////ABSOLUTE/PATH on a folder of the head",
+        )
 
 
 def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[Plan, list[Node]]:
-    """The plan on the nodes there are; where they are too few and an autoscaler is there, it is asked for more.
+    """The plan on the nodes there are; where they are too few and an autoscaler is there, it is
+    asked for more.
 
     Raises ResourceError when nothing fits and no more nodes come within `cluster.scale_up_minutes`.
     """
@@ -168,17 +208,25 @@ def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[Plan, 
                 if not _ask_for_nodes(job):
                     raise
                 deadline = time.monotonic() + 60 * job.cluster.scale_up_minutes
-                reporter.note(f"{short.what}; waiting up to {job.cluster.scale_up_minutes:g} minutes for more nodes")
+                reporter.note(
+                    f"{short.what}; waiting up to {job.cluster.scale_up_minutes:g} minutes for "
+                    "more nodes"
+                )
             if time.monotonic() > deadline:
                 raise
             time.sleep(5)
 
 
 def _ask_for_nodes(job: Job) -> bool:
-    """Ask the autoscaler for the workers of one trial; returns whether there is one that could start nodes."""
+    """Ask the autoscaler for the workers of one trial; returns whether there is one that could
+    start nodes.
+    """
     from ray.autoscaler.sdk import request_resources
 
-    if not Path(os.path.expanduser("~/ray_bootstrap_config.yaml")).is_file() and "RAY_CLUSTER_NAME" not in os.environ:
+    if (
+        not Path(os.path.expanduser("~/ray_bootstrap_config.yaml")).is_file()
+        and "RAY_CLUSTER_NAME" not in os.environ
+    ):
         return False  # what `ray up` and KubeRay leave on a head that has an autoscaler
     each = {"CPU": float(job.resources.cpus_per_worker)}
     if job.resources.gpus_per_worker:
@@ -199,4 +247,6 @@ def _arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     given = _arguments()
-    sys.exit(main(given.job_file, given.name, given.resume, places_of(given.overrides), given.workers))
+    sys.exit(
+        main(given.job_file, given.name, given.resume, places_of(given.overrides), given.workers)
+    )

@@ -1,7 +1,7 @@
 """Runs on a cluster, from outside: submitted, followed and stopped through Ray's Jobs API.
 
-What is sent is the job file and the raysft package (250 kB, so that client and cluster never differ); nothing is
-pickled between the two, and nothing else of the current folder travels.
+What is sent is the job file and the raysft package (250 kB, so that client and cluster never
+differ); nothing is pickled between the two, and nothing else of the current folder travels.
 """
 
 from __future__ import annotations
@@ -33,12 +33,20 @@ T = TypeVar("T")
 RUN_KEY = "raysft_run"
 RECONNECT_SECONDS = 2.0
 GIVE_UP_SECONDS = 300.0  # without an answer, after which nobody waits for a cluster any more
-ANSWER_SECONDS = 120.0  # for one answer of the dashboard; Ray's client would wait for it without end
+ANSWER_SECONDS = (
+    120.0  # for one answer of the dashboard; Ray's client would wait for it without end
+)
 CONNECT_SECONDS = 10.0  # for the first one
 SILENT_SECONDS = 60.0  # of a log that is followed, after which it is asked whether the run goes on
 STOP_SECONDS = 180.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-_STATUS = {"PENDING": "starting", "RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "stopped"}
+_STATUS = {
+    "PENDING": "starting",
+    "RUNNING": "running",
+    "SUCCEEDED": "done",
+    "FAILED": "failed",
+    "STOPPED": "stopped",
+}
 
 
 @dataclass(frozen=True)
@@ -53,40 +61,69 @@ class ClusterRun:
 
 
 class Cluster:
-    """A connection to the dashboard of a cluster; raises UserError when there is none that can be used."""
+    """A connection to the dashboard of a cluster; raises UserError when there is none that can be
+    used.
+    """
 
     def __init__(self, address: Address) -> None:
         self.given, self.address = address, address.url
         _use_token()
         from ray.job_submission import JobSubmissionClient
 
-        logging.disable(logging.WARNING)  # Ray's client tells of every upload and every closed socket
+        logging.disable(
+            logging.WARNING
+        )  # Ray's client tells of every upload and every closed socket
 
         self._asked(lambda: _knock(self.address))
         with _without_ray_address():
             self._client = self._asked(lambda: JobSubmissionClient(self.address))
 
-    # --- runs ---
+    # --- runs -----------------------------------------------------------------------------------
 
-    def submit(self, job: Job, name: str, resume: bool = False, places: Mapping[str, str] | None = None) -> str:
-        """Start a run; returns the id of its Ray job. places: where its files are by now, where it is resumed."""
+    def submit(
+        self, job: Job, name: str, resume: bool = False, places: Mapping[str, str] | None = None
+    ) -> str:
+        """Start a run; returns the id of its Ray job. places: where its files are by now, where it
+        is resumed.
+        """
         earlier = self.attempts(name)
         if earlier and not resume:
-            raise UserError(f"--name {name}", "is a run of this cluster already", "give another --name")
-        command = f"raysft.cluster.entry job.yaml {shlex.quote(name)}" + (" --resume" if resume else "")
-        return self._start(command + _set(places or {}), {"job.yaml": dump_job(job)},
-                           _job_id(name, earlier), _about(name))
+            raise UserError(
+                f"--name {name}", "is a run of this cluster already", "give another --name"
+            )
+        command = f"raysft.cluster.entry job.yaml {shlex.quote(name)}" + (
+            " --resume" if resume else ""
+        )
+        return self._start(
+            command + _set(places or {}),
+            {"job.yaml": dump_job(job)},
+            _job_id(name, earlier),
+            _about(name),
+        )
 
-    def resume_folder(self, folder: str, workers: int | list[int] | None, places: Mapping[str, str]) -> str:
-        """Resume a run from its folder, whether this cluster knows it or not; returns the id of its Ray job."""
+    def resume_folder(
+        self, folder: str, workers: int | list[int] | None, places: Mapping[str, str]
+    ) -> str:
+        """Resume a run from its folder, whether this cluster knows it or not; returns the id of its
+        Ray job.
+        """
         name = folder.rstrip("/").rpartition("/")[2]
         given = f" --workers {shlex.quote(json.dumps(workers))}" if workers else ""
         command = f"raysft.cluster.entry {shlex.quote(folder)} {shlex.quote(name)} --resume{given}"
-        return self._start(command + _set(places), {}, _job_id(name, self.attempts(name)), _about(name))
+        return self._start(
+            command + _set(places), {}, _job_id(name, self.attempts(name)), _about(name)
+        )
 
-    def ask(self, command: str, files: dict[str, str], kind: str, lost: Callable[[str], None],
-            progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
-        """Run a module of raysft there and return the payload of its event `kind`; raises what it told instead.
+    def ask(
+        self,
+        command: str,
+        files: dict[str, str],
+        kind: str,
+        lost: Callable[[str], None],
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run a module of raysft there and return the payload of its event `kind`; raises what it
+        told instead.
 
         Interrupted, it is stopped there too.
         """
@@ -99,7 +136,11 @@ class Cluster:
                     seen.take(message)
                     found = message.payload if message.kind == kind else found
                     if message.kind == "progress" and progress is not None:
-                        progress(message.payload["what"], message.payload["done"], message.payload["total"])
+                        progress(
+                            message.payload["what"],
+                            message.payload["done"],
+                            message.payload["total"],
+                        )
         except KeyboardInterrupt:
             with suppress(UserError):  # it may be the cluster that is gone
                 self._asked(lambda: self._client.stop_job(run_id))
@@ -121,7 +162,9 @@ class Cluster:
     def attempts(self, name: str) -> list[ClusterRun]:
         """A run each time that it was started or resumed, the last first."""
         jobs = [job for job in self._jobs() if job.metadata and job.metadata.get(RUN_KEY) == name]
-        return [_run_of(job) for job in sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)]
+        return [
+            _run_of(job) for job in sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+        ]
 
     def run(self, name: str) -> ClusterRun:
         """One run; raises UserError when the cluster has none of that name."""
@@ -149,19 +192,22 @@ class Cluster:
         deadline = time.monotonic() + STOP_SECONDS
         while self.run(run.name).status not in ("done", "failed", "stopped"):
             if time.monotonic() > deadline:
-                raise RunError(run.name, f"was asked to stop and has not ended within {STOP_SECONDS:g} seconds",
-                               f"see `raysft status {run.name}`")
+                raise RunError(
+                    run.name,
+                    f"was asked to stop and has not ended within {STOP_SECONDS:g} seconds",
+                    f"see `raysft status {run.name}`",
+                )
             time.sleep(0.5)
         return True
 
-    # --- following ---
+    # --- following ------------------------------------------------------------------------------
 
     def follow(self, run_id: str, lost: Callable[[str], None]) -> Iterator[str]:
         """The lines of a run until it has ended, whatever happens to the connection meanwhile.
 
-        `lost` is told when the connection broke; reading goes on after the last line that was read. Raises UserError
-        where the cluster refuses this client or does not know the run any more, and RunError when it has not answered
-        for GIVE_UP_SECONDS.
+        `lost` is told when the connection broke; reading goes on after the last line that was read.
+        Raises UserError where the cluster refuses this client or does not know the run any more,
+        and RunError when it has not answered for GIVE_UP_SECONDS.
         """
         taken, told = 0, False
         heard = time.monotonic()
@@ -183,12 +229,16 @@ class Cluster:
                     log = _within(ANSWER_SECONDS, lambda: self._client.get_job_logs(run_id))
                     yield from log[taken:].split("\n")
                     return
-            except Exception as error:  # aiohttp, requests and Ray raise kinds of their own for a broken connection
+            # aiohttp, requests and Ray raise kinds of their own for a broken connection
+            except Exception as error:
                 self._refuse_lasting(run_id, error)
                 if time.monotonic() - heard > GIVE_UP_SECONDS:
-                    raise RunError(str(self.given), f"has not answered for {minutes(GIVE_UP_SECONDS)} "
-                                   f"({in_words(error)})", f"if the cluster is up, {run_id} goes on without this "
-                                   "terminal; call again once it can be reached") from None
+                    raise RunError(
+                        str(self.given),
+                        f"has not answered for {minutes(GIVE_UP_SECONDS)} ({in_words(error)})",
+                        f"if the cluster is up, {run_id} goes on without this "
+                        "terminal; call again once it can be reached",
+                    ) from None
                 if not told:
                     lost(in_words(error))
                 told = True
@@ -200,8 +250,12 @@ class Cluster:
         if status in REFUSED:
             raise refusal(self.given) from None
         if status == GONE:
-            raise UserError(run_id, f"is not known any more to {self.given}", "was the cluster started again? Its runs "
-                            "are in its storage, and `raysft list` shows those that it knows") from None
+            raise UserError(
+                run_id,
+                f"is not known any more to {self.given}",
+                "was the cluster started again? Its runs "
+                "are in its storage, and `raysft list` shows those that it knows",
+            ) from None
 
     def exit_code(self, run_id: str) -> int:
         """The exit status of a run that has ended."""
@@ -213,19 +267,32 @@ class Cluster:
     def failure(self, run_id: str) -> RunError:
         """Why a run ended that could not tell so itself."""
         info = self._asked(lambda: self._client.get_job_info(run_id))
-        return RunError(run_id, f"its driver ended ({info.message or info.status})", "see `raysft logs`")
+        return RunError(
+            run_id, f"its driver ended ({info.message or info.status})", "see `raysft logs`"
+        )
 
-    # --- inside ---
+    # --- inside ---------------------------------------------------------------------------------
 
-    def _start(self, command: str, files: dict[str, str], job_id: str | None, metadata: dict[str, str]) -> str:
+    def _start(
+        self, command: str, files: dict[str, str], job_id: str | None, metadata: dict[str, str]
+    ) -> str:
         with tempfile.TemporaryDirectory(prefix="raysft-") as folder:
             for name, text in files.items():
                 Path(folder, name).write_text(text, encoding="utf-8")
-            shutil.copytree(Path(raysft.__file__).parent, Path(folder, "raysft"),
-                            ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            shutil.copytree(
+                Path(raysft.__file__).parent,
+                Path(folder, "raysft"),
+                ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
+            )
             environment = {"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}}
-            return self._asked(lambda: self._client.submit_job(
-                entrypoint=f"python -m {command}", runtime_env=environment, submission_id=job_id, metadata=metadata))
+            return self._asked(
+                lambda: self._client.submit_job(
+                    entrypoint=f"python -m {command}",
+                    runtime_env=environment,
+                    submission_id=job_id,
+                    metadata=metadata,
+                )
+            )
 
     def _state(self, run_id: str) -> str:
         return str(self._client.get_job_status(run_id).value)
@@ -264,7 +331,9 @@ def _knock(address: str) -> None:
 
 
 def _within(seconds: float, question: Callable[[], T]) -> T:
-    """An answer, in time: Ray's client waits for a dashboard that is silent without end. Raises TimeoutError."""
+    """An answer, in time: Ray's client waits for a dashboard that is silent without end. Raises
+    TimeoutError.
+    """
     answers: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
 
     def ask() -> None:
@@ -291,7 +360,11 @@ def minutes(seconds: float) -> str:
 @contextmanager
 def _without_ray_address() -> Iterator[None]:
     """Hide the variables that Ray's client prefers to the address that it is given."""
-    hidden = {name: os.environ.pop(name) for name in (VARIABLE, "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    hidden = {
+        name: os.environ.pop(name)
+        for name in (VARIABLE, "RAY_API_SERVER_ADDRESS")
+        if name in os.environ
+    }
     try:
         yield
     finally:
@@ -299,14 +372,17 @@ def _without_ray_address() -> Iterator[None]:
 
 
 def _use_token() -> None:
-    """Send the cluster's token where this person has one. Ray's clients do not unless they are told to."""
+    """Send the cluster's token where this person has one. Ray's clients do not unless they are told
+    to.
+    """
     has_one = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if has_one or (Path.home() / ".ray/auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _chunks(client: Any, run_id: str) -> Iterator[str]:
-    """What `tail_job_logs` gives, as a plain iterator; it ends where nothing comes for SILENT_SECONDS.
+    """What `tail_job_logs` gives, as a plain iterator; it ends where nothing comes for
+    SILENT_SECONDS.
 
     A connection whose other end is gone may stay open, and say nothing, for hours.
     """
@@ -324,5 +400,10 @@ def _chunks(client: Any, run_id: str) -> Iterator[str]:
 
 
 def _run_of(job: Any) -> ClusterRun:
-    return ClusterRun(job.metadata[RUN_KEY], job.submission_id, _STATUS[str(job.status.value)],
-                      job.start_time / 1000 if job.start_time else None, job.end_time / 1000 if job.end_time else None)
+    return ClusterRun(
+        job.metadata[RUN_KEY],
+        job.submission_id,
+        _STATUS[str(job.status.value)],
+        job.start_time / 1000 if job.start_time else None,
+        job.end_time / 1000 if job.end_time else None,
+    )

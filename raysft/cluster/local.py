@@ -1,4 +1,6 @@
-"""Ray on this machine: what the machine has, starting Ray for one run, ending every process of it."""
+"""Ray on this machine: what the machine has, starting Ray for one run, ending every process of
+it.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,27 @@ from raysft.job.plan import Node
 from raysft.search_path import from_nowhere
 
 _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
-# Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its own,
-# no watch for the end of a spot machine.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-          "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-          # A tenth of two busy cores went into these, which nobody sees without Ray's dashboard.
-          "RAY_enable_metrics_collection": "0", "RAY_metrics_report_interval_ms": "60000",
-          "RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
+# Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its
+# own, no watch for the end of a spot machine.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A tenth of two busy cores went into these, which nobody sees without Ray's dashboard.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+}
 
 
 def this_node() -> Node:
     """CPUs this process may use and GPUs of this machine, without importing Ray."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return Node(min(allowed, _cgroup_cpus()), _gpus())
 
 
@@ -62,10 +73,11 @@ def _gpus() -> int:
 
 @contextmanager
 def _without_attendants() -> Iterator[None]:
-    """Have Ray start without its dashboard's server, autoscaler and log monitor, which a Ray of one run has no use for.
+    """Have Ray start without its dashboard's server, autoscaler and log monitor, which a Ray of one
+    run has no use for.
 
-    They took a tenth of the CPU of a run's start, and Ray waits a second for the server. What is replaced is internal
-    to Ray, and to be looked at with every new series of it.
+    They took a tenth of the CPU of a run's start, and Ray waits a second for the server. What is
+    replaced is internal to Ray, and to be looked at with every new series of it.
     """
     from ray._private import parameter, services
 
@@ -81,16 +93,18 @@ def _without_attendants() -> Iterator[None]:
 
 @contextmanager
 def local_ray(node: Node) -> Iterator[Path]:
-    """A Ray of our own on this machine, for a process that ends afterwards: then none of Ray's processes is left.
+    """A Ray of our own on this machine, for a process that ends afterwards: then none of Ray's
+    processes is left.
 
-    Yields the folder that Ray keeps its files in, where the run may put its own; it is removed, but kept with Ray's
-    logs where something went wrong that is no mistake of the person. Ray's processes are killed and not asked:
-    `ray.shutdown` takes seconds, and it crashes this process where other threads are still inside Ray, as they are
-    when a run is interrupted.
+    Yields the folder that Ray keeps its files in, where the run may put its own; it is removed, but
+    kept with Ray's logs where something went wrong that is no mistake of the person. Ray's
+    processes are killed and not asked: `ray.shutdown` takes seconds, and it crashes this process
+    where other threads are still inside Ray, as they are when a run is interrupted.
     """
-    # When it cannot talk to its raylet any more, Ray's library asks whether that has died, by this variable, else by
-    # whether its own parent is process 1, as it may be in a container; and then it ends this process with status 1,
-    # results or not. Ray sets it for workers itself; the driver outlives its raylet on purpose, below.
+    # When it cannot talk to its raylet any more, Ray's library asks whether that has died, by this
+    # variable, else by whether its own parent is process 1, as it may be in a container; and then
+    # it ends this process with status 1, results or not. Ray sets it for workers itself; the driver
+    # outlives its raylet on purpose, below.
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -99,20 +113,37 @@ def local_ray(node: Node) -> Iterator[Path]:
 
         from raysft.cluster.answers import keep_logs_in
 
-    os.environ.pop(VARIABLE, None)  # it says local, or nothing; Ray's processes would take it for the address of theirs
+    os.environ.pop(
+        VARIABLE, None
+    )  # it says local, or nothing; Ray's processes would take it for the address of theirs
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
-    folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))  # sockets lie in it, and their paths must be short
+    folder = Path(
+        tempfile.mkdtemp(prefix="raysft-", dir="/tmp")
+    )  # sockets lie in it, and their paths must be short
     keep_logs_in(folder)
-    # Were this process killed, Ray would stay, and the folder: that one sees its standard input end, and cleans up.
-    subprocess.Popen([sys.executable, "-m", processes.__name__, str(folder), _MARK, mark], cwd="/",
-                     stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                     start_new_session=True)
+    # Were this process killed, Ray would stay, and the folder: that one sees its standard input
+    # end, and cleans up.
+    subprocess.Popen(
+        [sys.executable, "-m", processes.__name__, str(folder), _MARK, mark],
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     keep = False
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         with _without_attendants(), from_nowhere(folder / "cwd"):
-            ray.init(address="local", num_cpus=int(node.cpus), num_gpus=int(node.gpus), log_to_driver=False,
-                     logging_level=logging.WARNING, include_dashboard=False, _temp_dir=str(folder))
+            ray.init(
+                address="local",
+                num_cpus=int(node.cpus),
+                num_gpus=int(node.gpus),
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+            )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # Ray's own ends the process without a clean-up
         yield folder
@@ -123,8 +154,9 @@ def local_ray(node: Node) -> Iterator[Path]:
         raise
     finally:
         with undisturbed():
-            # Those of Ray that give themselves a title overwrite their environment, mark and all: they are known as
-            # children of a raylet that still lives. When it is dead they are no one's, and take a minute to notice.
+            # Those of Ray that give themselves a title overwrite their environment, mark and all:
+            # they are known as children of a raylet that still lives. When it is dead they are no
+            # one's, and take a minute to notice.
             family = psutil.Process().children(recursive=True)
             kill_all(lambda: [*filter(lives, family), *marked(_MARK, mark)])
             if not keep:

@@ -1,4 +1,6 @@
-"""The nodes of the cluster this process is connected to: what each has, and that each reaches the storage."""
+"""The nodes of the cluster this process is connected to: what each has, and that each reaches the
+storage.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +37,29 @@ def hosts() -> list[Host]:
     for info in ray.nodes():
         if info["Alive"]:
             has = info["Resources"]
-            found.append(Host(info["NodeID"], info["NodeManagerAddress"], Node(has.get("CPU", 0), has.get("GPU", 0)),
-                              has.get("object_store_memory", 0), "node:__internal_head__" in has))
+            found.append(
+                Host(
+                    info["NodeID"],
+                    info["NodeManagerAddress"],
+                    Node(has.get("CPU", 0), has.get("GPU", 0)),
+                    has.get("object_store_memory", 0),
+                    "node:__internal_head__" in has,
+                )
+            )
     return sorted(found, key=lambda host: (not host.head, host.address))
 
 
-def on_every(all_hosts: Sequence[Host], function: Callable[..., T], *arguments: Any) -> list[T | Exception]:
+def on_every(
+    all_hosts: Sequence[Host], function: Callable[..., T], *arguments: Any
+) -> list[T | Exception]:
     """The result of a function on each node, or why there is none."""
     calls = [call_on(host, function, *arguments) for host in all_hosts]
     return [call() for call in calls]
 
 
 def call_on(host: Host, function: Callable[..., T], *arguments: Any) -> Callable[[], T | Exception]:
-    """Start a function on a node; what is returned waits for its result, or tells why there is none.
+    """Start a function on a node; what is returned waits for its result, or tells why there is
+    none.
 
     Nothing is reserved, so nothing has to wait.
     """
@@ -65,14 +77,22 @@ def call_on(host: Host, function: Callable[..., T], *arguments: Any) -> Callable
 
 
 def check_storage(storage: str, all_hosts: Sequence[Host]) -> None:
-    """Raise UserError unless every node can read what this one wrote there, and this one what every node wrote."""
-    problems = [(host, problem) for host, problem in zip(all_hosts, storage_problems(storage, all_hosts), strict=True)
-                if problem is not None]
+    """Raise UserError unless every node can read what this one wrote there, and this one what every
+    node wrote.
+    """
+    problems = [
+        (host, problem)
+        for host, problem in zip(all_hosts, storage_problems(storage, all_hosts), strict=True)
+        if problem is not None
+    ]
     if problems:
         host, problem = problems[0]
         more = f" (and {len(problems) - 1} more nodes)" if len(problems) > 1 else ""
-        raise UserError(f"storage: {storage}", f"cannot be used from node {host.address}{more}: {problem}",
-                        "give a folder that all nodes share, or s3://… or gs://… with access for all nodes")
+        raise UserError(
+            f"storage: {storage}",
+            f"cannot be used from node {host.address}{more}: {problem}",
+            "give a folder that all nodes share, or s3://… or gs://… with access for all nodes",
+        )
 
 
 def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None]:
@@ -84,10 +104,17 @@ def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None
         return [in_words(error, -1)] * len(all_hosts)
     try:
         names = [f"node-{number}" for number in range(len(all_hosts))]
-        calls = [call_on(host, _touch, str(folder), name) for host, name in zip(all_hosts, names, strict=True)]
+        calls = [
+            call_on(host, _touch, str(folder), name)
+            for host, name in zip(all_hosts, names, strict=True)
+        ]
         answers = [call() for call in calls]
-        return [in_words(answer, -1) if isinstance(answer, Exception) else answer or _unseen(folder / name, name)
-                for answer, name in zip(answers, names, strict=True)]
+        return [
+            in_words(answer, -1)
+            if isinstance(answer, Exception)
+            else answer or _unseen(folder / name, name)
+            for answer, name in zip(answers, names, strict=True)
+        ]
     finally:
         remove(folder)
 
@@ -107,7 +134,9 @@ def _touch(folder: str, name: str) -> str | None:
 
 def _unseen(file: Place, name: str) -> str | None:
     try:
-        return None if file.read_text() == name else "the head reads something else than was written"
+        return (
+            None if file.read_text() == name else "the head reads something else than was written"
+        )
     except (OSError, UserError):
         return "what it wrote is not seen by the head"
 

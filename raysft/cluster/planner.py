@@ -1,4 +1,6 @@
-"""What a job would run on a cluster, as a Ray job: `python -m raysft.cluster.planner job.yaml [--measure]`."""
+"""What a job would run on a cluster, as a Ray job: `python -m raysft.cluster.planner job.yaml
+[--measure]`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from pathlib import Path
 
 
 def main(job_file: str, timed: bool) -> int:
-    """Tell the plan of a job on the nodes that are there, as one event; `timed` trains a few steps of it first."""
+    """Tell the plan of a job on the nodes that are there, as one event; `timed` trains a few steps
+    of it first.
+    """
     import ray
 
     from raysft.cluster.entry import DATASETS, shared_storage, to_stream
@@ -35,15 +39,25 @@ def main(job_file: str, timed: bool) -> int:
         estimate = None
         if timed:
             check_storage(storage, nodes)
-            with tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch:
-                estimate = measure(job, plan, each, place(storage), Path(scratch), place(storage) / DATASETS)
+            with tempfile.TemporaryDirectory(
+                prefix="raysft-", ignore_cleanup_errors=True
+            ) as scratch:
+                estimate = measure(
+                    job, plan, each, place(storage), Path(scratch), place(storage) / DATASETS
+                )
     except RaysftError as error:
         reporter.error(error)
         return error.exit_code
     told = [f"{host.address}: {host.node.cpus:g} CPUs, {host.node.gpus:g} GPUs" for host in nodes]
-    document = plan_json(job, known, plan, results) | {"nodes": told} | (measured_json(estimate) if estimate else {})
+    document = (
+        plan_json(job, known, plan, results)
+        | {"nodes": told}
+        | (measured_json(estimate) if estimate else {})
+    )
     lines = plan_lines(job, known, plan, "; ".join(told), results)
-    reporter.tell("planned", document=document, lines=lines + ([estimate.line()] if estimate else []))
+    reporter.tell(
+        "planned", document=document, lines=lines + ([estimate.line()] if estimate else [])
+    )
     return 0
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 
 def main(request_file: str) -> int:
-    """Predict what `raysft.remote.predict_on` asks for; tells progress, and what it came to, as events."""
+    """Predict what `raysft.remote.predict_on` asks for; tells progress, and what it came to, as
+    events.
+    """
     import ray
 
     from raysft.cluster.entry import to_stream
@@ -24,8 +26,14 @@ def main(request_file: str) -> int:
     reporter = Reporter(to_stream(sys.stdout))
     try:
         source = source_of(place(request["source"]), request["split"])
-        predicted = predict_all(place(request["model"]), source, place(request["out"]), request["probabilities"],
-                                reporter.progress, request["trust_code"])
+        predicted = predict_all(
+            place(request["model"]),
+            source,
+            place(request["out"]),
+            request["probabilities"],
+            reporter.progress,
+            request["trust_code"],
+        )
     except RaysftError as error:
         reporter.error(error)
         return error.exit_code

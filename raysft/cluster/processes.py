@@ -1,9 +1,10 @@
-"""Finding and killing every process of a Ray, also those that have lost their parent, their name and their environment.
+"""Finding and killing every process of a Ray, also those that have lost their parent, their name
+and their environment.
 
     python -m raysft.cluster.processes FOLDER NAME VALUE
 
-waits until its standard input ends, then does so for the Ray that keeps its files in FOLDER and whose processes have
-NAME=VALUE in their environment.
+waits until its standard input ends, then does so for the Ray that keeps its files in FOLDER and
+whose processes have NAME=VALUE in their environment.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ KILL_SECONDS = 10.0
 
 
 def kill_all(find: Callable[[], Sequence[psutil.Process]]) -> None:
-    """Kill what `find` finds until it finds nothing, and with that what was still started meanwhile."""
-    deadline = time.monotonic() + KILL_SECONDS  # a process that waits for a dead disk cannot be killed
+    """Kill what `find` finds until it finds nothing, and with that what was still started
+    meanwhile.
+    """
+    deadline = (
+        time.monotonic() + KILL_SECONDS
+    )  # a process that waits for a dead disk cannot be killed
     while (alive := find()) and time.monotonic() < deadline:
         for process in alive:
             with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(alive, timeout=0.05)  # no longer: to psutil, one that is dead and not waited for still runs
+        psutil.wait_procs(
+            alive, timeout=0.05
+        )  # no longer: to psutil, one that is dead and not waited for still runs
 
 
 def lives(process: psutil.Process) -> bool:
@@ -43,16 +50,19 @@ def marked(name: str, value: str) -> list[psutil.Process]:
 
 
 def using(folder: str, name: str, value: str) -> list[psutil.Process]:
-    """Every other process of the Ray of a folder: that has a file of it open, or names it in its command.
+    """Every other process of the Ray of a folder: that has a file of it open, or names it in its
+    command.
 
-    A person who looks at a log there does so, too, and is left alone: a process of Ray's was started with NAME=VALUE in
-    its environment, or has overwritten it with the title that Ray gives its workers.
+    A person who looks at a log there does so, too, and is left alone: a process of Ray's was
+    started with NAME=VALUE in its environment, or has overwritten it with the title that Ray gives
+    its workers.
     """
     below = folder.rstrip("/") + "/"
 
     def uses(process: psutil.Process) -> bool:
         if not any(below in word for word in process.cmdline()) and not any(
-                file.path.startswith(below) for file in process.open_files()):
+            file.path.startswith(below) for file in process.open_files()
+        ):
             return False
         return process.cmdline()[0].startswith("ray::") or process.environ().get(name) == value
 

@@ -1,4 +1,6 @@
-"""What went wrong between this client and a cluster, by kind of error and HTTP status, never by the words of a text."""
+"""What went wrong between this client and a cluster, by kind of error and HTTP status, never by the
+words of a text.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ GONE = 404
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status that an error of Ray's client, requests or aiohttp stands for; None where there was none."""
+    """The HTTP status that an error of Ray's client, requests or aiohttp stands for; None where
+    there was none.
+    """
     import aiohttp
     import requests
     from ray.exceptions import AuthenticationError
@@ -23,7 +27,9 @@ def http_status(error: BaseException) -> int | None:
         return error.response.status_code
     if isinstance(error, aiohttp.ClientResponseError):
         return error.status
-    if isinstance(error, RuntimeError):  # of any other status, Ray's client keeps nothing but this beginning
+    if isinstance(
+        error, RuntimeError
+    ):  # of any other status, Ray's client keeps nothing but this beginning
         found = re.match(r"Request failed with status code (\d{3}): ", str(error))
         return int(found[1]) if found else None
     return None
@@ -34,8 +40,16 @@ def is_unreachable(error: BaseException) -> bool:
     import aiohttp
     import requests
 
-    return isinstance(error, (ConnectionError, TimeoutError, requests.ConnectionError, requests.Timeout,
-                              aiohttp.ClientConnectionError))
+    return isinstance(
+        error,
+        (
+            ConnectionError,
+            TimeoutError,
+            requests.ConnectionError,
+            requests.Timeout,
+            aiohttp.ClientConnectionError,
+        ),
+    )
 
 
 def explained(address: Address, error: Exception) -> UserError:
@@ -46,19 +60,35 @@ def explained(address: Address, error: Exception) -> UserError:
     if status in REFUSED:
         return refusal(address)
     if isinstance(error, requests.exceptions.SSLError):
-        return UserError(str(address), f"has no certificate that this machine trusts ({in_words(error)})",
-                         "set REQUESTS_CA_BUNDLE to the file of the one that signed it")
+        return UserError(
+            str(address),
+            f"has no certificate that this machine trusts ({in_words(error)})",
+            "set REQUESTS_CA_BUNDLE to the file of the one that signed it",
+        )
     if is_unreachable(error):
-        return UserError(str(address), "cannot be reached",
-                         "is the cluster up, and the tunnel (`raysft connect`) open?")
+        return UserError(
+            str(address),
+            "cannot be reached",
+            "is the cluster up, and the tunnel (`raysft connect`) open?",
+        )
     if status == GONE:
-        return UserError(str(address), "does not know what it was asked for (HTTP 404)",
-                         "is that the dashboard of a Ray cluster, and was the cluster started again meanwhile?")
-    said = in_words(error, -1 if status else 0)  # what broke in the cluster stands at the end of its traceback
-    return UserError(str(address), f"did not do what it was asked ({f'HTTP {status}, ' if status else ''}{said})")
+        return UserError(
+            str(address),
+            "does not know what it was asked for (HTTP 404)",
+            "is that the dashboard of a Ray cluster, and was the cluster started again meanwhile?",
+        )
+    said = in_words(
+        error, -1 if status else 0
+    )  # what broke in the cluster stands at the end of its traceback
+    return UserError(
+        str(address), f"did not do what it was asked ({f'HTTP {status}, ' if status else ''}{said})"
+    )
 
 
 def refusal(address: Address) -> UserError:
     """The token is not the cluster's."""
-    return UserError(str(address), "refuses this client: the cluster's token is missing here, or another one",
-                     "copy ~/.ray/auth_token from the head to the same place here")
+    return UserError(
+        str(address),
+        "refuses this client: the cluster's token is missing here, or another one",
+        "copy ~/.ray/auth_token from the head to the same place here",
+    )

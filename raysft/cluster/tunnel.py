@@ -20,31 +20,49 @@ OPEN_SECONDS = 60.0
 def tunnel(cluster_file: Path, port: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """(address, a function that waits until the tunnel ends); closed on leaving.
 
-    Ray's own `ray dashboard` makes it, which knows the SSH user, key and proxy of every provider. Raises UserError
-    when there is no such file or the port is taken, RunError when the tunnel does not open or breaks.
+    Ray's own `ray dashboard` makes it, which knows the SSH user, key and proxy of every provider.
+    Raises UserError when there is no such file or the port is taken, RunError when the tunnel does
+    not open or breaks.
     """
     if not cluster_file.is_file():
-        raise UserError(str(cluster_file), "no such cluster file", "give the file that `ray up` was given")
+        raise UserError(
+            str(cluster_file), "no such cluster file", "give the file that `ray up` was given"
+        )
     if _answers(port):
         raise UserError(f"--port {port}", "is in use on this machine", "give another --port")
-    command = [sys.executable, "-m", "ray.scripts.scripts", "dashboard", str(cluster_file), f"--port={port}",
-               f"--remote-port={DASHBOARD_PORT}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "dashboard",
+        str(cluster_file),
+        f"--port={port}",
+        f"--remote-port={DASHBOARD_PORT}",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + OPEN_SECONDS
         while not _answers(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
                 told = process.stdout.read() if process.stdout else ""
-                reason = (["no answer"] + [line.strip() for line in told.splitlines() if line.strip()])[-1]
-                raise RunError(str(cluster_file), f"no tunnel could be opened ({reason})",
-                               "is the cluster up (`ray up`), and does SSH reach its head?")
+                reason = (
+                    ["no answer"] + [line.strip() for line in told.splitlines() if line.strip()]
+                )[-1]
+                raise RunError(
+                    str(cluster_file),
+                    f"no tunnel could be opened ({reason})",
+                    "is the cluster up (`ray up`), and does SSH reach its head?",
+                )
             time.sleep(0.2)
 
         def wait() -> None:
             process.wait()
-            raise RunError(str(cluster_file), "the tunnel closed", "open it again with `raysft connect`")
+            raise RunError(
+                str(cluster_file), "the tunnel closed", "open it again with `raysft connect`"
+            )
 
         yield f"http://127.0.0.1:{port}", wait
     finally:
@@ -62,7 +80,10 @@ def _end(process: subprocess.Popen) -> None:
     import psutil
 
     with suppress(psutil.NoSuchProcess):
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        family = [
+            *psutil.Process(process.pid).children(recursive=True),
+            psutil.Process(process.pid),
+        ]
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.terminate()

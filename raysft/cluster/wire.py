@@ -1,7 +1,8 @@
-"""What a run on a cluster tells the person who submitted it: one line of JSON an event, in the log of its Ray job.
+"""What a run on a cluster tells the person who submitted it: one line of JSON an event, in the log
+of its Ray job.
 
-The log stays on the head for as long as the cluster does, so a follower that was cut off reads on from where it was,
-and status and results are there without reaching into the run's storage.
+The log stays on the head for as long as the cluster does, so a follower that was cut off reads on
+from where it was, and status and results are there without reaching into the run's storage.
 """
 
 from __future__ import annotations
@@ -13,13 +14,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from raysft.errors import DataError, JobError, ModelError, RaysftError, ResourceError, RunError, UserError
+from raysft.errors import (
+    DataError,
+    JobError,
+    ModelError,
+    RaysftError,
+    ResourceError,
+    RunError,
+    UserError,
+)
 from raysft.results.run import TrialRecord
 
-MARK = "\x1eraysft "  # the record separator: no log line of anyone else begins with it. str.splitlines splits there!
+# the record separator: no log line of anyone else begins with it. str.splitlines splits there!
+MARK = "\x1eraysft "
 EPOCHS_EVERY_S = 1.0
-STANDING_EVERY_S = 5.0  # about a kilobyte each, and the log is read as a whole by whoever asks for the status
-_ERRORS = {kind.__name__: kind for kind in (UserError, JobError, DataError, ModelError, ResourceError, RunError)}
+STANDING_EVERY_S = (
+    5.0  # about a kilobyte each, and the log is read as a whole by whoever asks for the status
+)
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (UserError, JobError, DataError, ModelError, ResourceError, RunError)
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ def decode(line: str) -> Message | None:
     if not line.startswith(MARK):
         return None
     try:
-        tree = json.loads(line[len(MARK):])
+        tree = json.loads(line[len(MARK) :])
         return Message(tree["kind"], tree["payload"])
     except (ValueError, KeyError):
         return None
@@ -83,7 +98,8 @@ class Reporter:
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
     def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
-        """Where the run stands, and of its trials what is new: those that have begun, the epochs they have trained.
+        """Where the run stands, and of its trials what is new: those that have begun, the epochs
+        they have trained.
 
         Told now and then, and when a team begins something else.
         """
@@ -96,13 +112,19 @@ class Reporter:
             told = self._told.get(record.trial, ("pending", 0))
             if (record.status, len(record.history)) != told:
                 self._told[record.trial] = record.status, len(record.history)
-                about = {key: value for key, value in vars(record).items() if key not in ("trace", "history")}
-                trials.append(about | {"history": record.history[told[1]:]})
+                about = {
+                    key: value
+                    for key, value in vars(record).items()
+                    if key not in ("trace", "history")
+                }
+                trials.append(about | {"history": record.history[told[1] :]})
         self.tell("standing", progress=document, trials=trials)
 
     def error(self, error: RaysftError) -> None:
         """What ended the run, to be raised again where it is followed."""
-        self.tell("error", problems=[[type(p).__name__, p.where, p.what, p.todo] for p in error.problems])
+        self.tell(
+            "error", problems=[[type(p).__name__, p.where, p.what, p.todo] for p in error.problems]
+        )
 
 
 @dataclass
@@ -124,7 +146,11 @@ class Seen:
         """Add one event."""
         payload = message.payload
         if message.kind == "plan":
-            self.plan, self.folder, self.metric = payload["lines"], payload["folder"], payload["metric"]
+            self.plan, self.folder, self.metric = (
+                payload["lines"],
+                payload["folder"],
+                payload["metric"],
+            )
             self.job = payload["job"]
         elif message.kind == "trial":
             self.trials[payload["record"]["trial"]] = TrialRecord(**payload["record"])
@@ -136,12 +162,19 @@ class Seen:
                 known = self.trials.get(told["trial"])
                 before = len(known.history) if known else 0
                 new = [epoch for epoch in told["history"] if epoch["epoch"] > before]
-                self.trials[told["trial"]] = TrialRecord(**told | {
-                    "history": [*(known.history if known else []), *new], "trace": known.trace if known else None})
+                self.trials[told["trial"]] = TrialRecord(
+                    **told
+                    | {
+                        "history": [*(known.history if known else []), *new],
+                        "trace": known.trace if known else None,
+                    }
+                )
         elif message.kind == "results":
             self.results = payload["results"]
         elif message.kind == "error":
-            self.errors = [_ERRORS.get(name, RunError)(*parts) for name, *parts in payload["problems"]]
+            self.errors = [
+                _ERRORS.get(name, RunError)(*parts) for name, *parts in payload["problems"]
+            ]
         elif message.kind == "end":
             self.status = payload["status"]
 

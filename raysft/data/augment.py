@@ -1,9 +1,10 @@
 """Random changes to whole batches of training images, on the device of the worker.
 
-The random numbers are drawn for the global batch from (seed, epoch, batch) and then cut to the worker's share, so an
-image is changed the same way however many workers there are. Mixup and cutmix are the exception: an image is mixed
-with its neighbour in the worker's share. RandAugment and TrivialAugment are torchvision's; they draw one change a call
-and not one an image, so they are called image by image.
+The random numbers are drawn for the global batch from (seed, epoch, batch) and then cut to the
+worker's share, so an image is changed the same way however many workers there are. Mixup and cutmix
+are the exception: an image is mixed with its neighbour in the worker's share. RandAugment and
+TrivialAugment are torchvision's; they draw one change a call and not one an image, so they are
+called image by image.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _ERASED_SHARE, _ERASED_LOG_RATIO = (0.02, 1 / 3), (np.log(0.3), np.log(1 / 0.3))
 def augment(images: torch.Tensor, recipe: Augment, key: Key, first: int, size: int) -> torch.Tensor:
     """Change a worker's share of a batch of pixels.
 
-    images: (n, height, width, 3) uint8; key: (seed, epoch, batch number); the share starts at row `first` of the
-    `size` rows of the global batch. Returns images of the same shape and type. The crop is the classic one of He et
-    al. 2015 (arXiv 1512.03385): pad with zeros, cut the size back out at a random place.
+    images: (n, height, width, 3) uint8; key: (seed, epoch, batch number); the share starts at row
+    `first` of the `size` rows of the global batch. Returns images of the same shape and type. The
+    crop is the classic one of He et al. 2015 (arXiv 1512.03385): pad with zeros, cut the size back
+    out at a random place.
     """
     rng = np.random.default_rng([*key, _STREAM])
     mine = slice(first, first + len(images))
@@ -43,7 +45,11 @@ def augment(images: torch.Tensor, recipe: Augment, key: Key, first: int, size: i
         seeds = np.random.default_rng([*key, _AUTO]).integers(0, 2**31, size)[mine]
         images = _by_policy(images, recipe.auto, seeds.tolist())
     if recipe.color_jitter:
-        factors = np.random.default_rng([*key, _COLOR]).uniform(-1, 1, (3, size))[:, mine] * recipe.color_jitter + 1
+        factors = (
+            np.random.default_rng([*key, _COLOR]).uniform(-1, 1, (3, size))[:, mine]
+            * recipe.color_jitter
+            + 1
+        )
         images = _jitter(images, torch.from_numpy(factors).to(images.device, torch.float32))
     return images
 
@@ -51,13 +57,17 @@ def augment(images: torch.Tensor, recipe: Augment, key: Key, first: int, size: i
 def _crop(images: torch.Tensor, padding: int, offsets: torch.Tensor) -> torch.Tensor:
     n, height, width, _ = images.shape
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (n, 2p+1, 2p+1, 3, height, width), a view
+    windows = padded.unfold(1, height, 1).unfold(
+        2, width, 1
+    )  # (n, 2p+1, 2p+1, 3, height, width), a view
     rows = torch.arange(n, device=images.device)
     return windows[rows, offsets[0], offsets[1]].permute(0, 2, 3, 1)
 
 
 def _by_policy(images: torch.Tensor, name: str, seeds: list[int]) -> torch.Tensor:
-    """RandAugment (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158), with torchvision's defaults."""
+    """RandAugment (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158), with torchvision's
+    defaults.
+    """
     from torchvision.transforms import v2
 
     policy: Any = v2.RandAugment() if name == "randaugment" else v2.TrivialAugmentWide()
@@ -80,10 +90,14 @@ def _jitter(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return (luma + (pixels - luma) * saturation).clamp_(0, 255).round_().to(torch.uint8)
 
 
-def erase(images: torch.Tensor, probability: float, key: Key, first: int, size: int) -> torch.Tensor:
-    """Set a rectangle of some images to the mean. images: (n, 3, height, width), normalised; changed in place.
+def erase(
+    images: torch.Tensor, probability: float, key: Key, first: int, size: int
+) -> torch.Tensor:
+    """Set a rectangle of some images to the mean. images: (n, 3, height, width), normalised;
+    changed in place.
 
-    Random erasing after Zhong et al. 2017 (arXiv 1708.04896): 2 to 33 % of the area, sides of 0.3 to 3.3 to one.
+    Random erasing after Zhong et al. 2017 (arXiv 1708.04896): 2 to 33 % of the area, sides of 0.3
+    to 3.3 to one.
     """
     if not probability:
         return images
@@ -93,21 +107,26 @@ def erase(images: torch.Tensor, probability: float, key: Key, first: int, size: 
     ratio = np.exp(rng.uniform(*_ERASED_LOG_RATIO, size))
     tall = np.clip(np.sqrt(area * ratio).round(), 1, height)
     wide = np.clip(np.sqrt(area / ratio).round(), 1, width)
-    top, left = np.floor(rng.random(size) * (height - tall + 1)), np.floor(rng.random(size) * (width - wide + 1))
+    top, left = (
+        np.floor(rng.random(size) * (height - tall + 1)),
+        np.floor(rng.random(size) * (width - wide + 1)),
+    )
     chosen = rng.random(size) < probability
-    bounds = np.stack([top, top + tall, left, left + wide, chosen])[:, first:first + len(images)]
+    bounds = np.stack([top, top + tall, left, left + wide, chosen])[:, first : first + len(images)]
     y0, y1, x0, x1, on = torch.from_numpy(bounds).to(images.device)[:, :, None]
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows, columns = (y >= y0) & (y < y1) & (on > 0), (x >= x0) & (x < x1)
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-def mix(images: torch.Tensor, labels: torch.Tensor, recipe: Augment, classes: int,
-        key: Key) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each image with its neighbour, by mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899), as torchvision does.
+def mix(
+    images: torch.Tensor, labels: torch.Tensor, recipe: Augment, classes: int, key: Key
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each image with its neighbour, by mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899),
+    as torchvision does.
 
-    images: (n, 3, height, width); labels: (n,) int64. Returns images of the same shape and labels (n, classes)
-    float32, or both as they are where the recipe has neither.
+    images: (n, 3, height, width); labels: (n,) int64. Returns images of the same shape and labels
+    (n, classes) float32, or both as they are where the recipe has neither.
     """
     if not recipe.mixup and not recipe.cutmix:
         return images, labels
@@ -115,8 +134,11 @@ def mix(images: torch.Tensor, labels: torch.Tensor, recipe: Augment, classes: in
 
     seed, chance = np.random.default_rng([*key, _MIX]).integers(0, 2**31, 2)
     use_mixup = bool(recipe.mixup) and (not recipe.cutmix or chance % 2 == 0)
-    transform = v2.MixUp(alpha=recipe.mixup, num_classes=classes) if use_mixup else v2.CutMix(
-        alpha=recipe.cutmix, num_classes=classes)
+    transform = (
+        v2.MixUp(alpha=recipe.mixup, num_classes=classes)
+        if use_mixup
+        else v2.CutMix(alpha=recipe.cutmix, num_classes=classes)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))  # of the CPU alone: dropout draws on the GPU
         return transform(images, labels)

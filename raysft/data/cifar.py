@@ -1,7 +1,8 @@
 """CIFAR-10 in its official python form, read without trusting it.
 
-Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. The archive holds pickles, which can
-run any code when loaded; the unpickler here builds nothing but arrays, lists, numbers and text.
+Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. The archive holds
+pickles, which can run any code when loaded; the unpickler here builds nothing but arrays, lists,
+numbers and text.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ Progress = Callable[[str, int, int], None]
 
 
 def locate(path: str | None, cache: Path) -> Path:
-    """The archive or the unpacked folder; without a path the archive's place in the cache, there or not yet."""
+    """The archive or the unpacked folder; without a path the archive's place in the cache, there or
+    not yet.
+    """
     if path is None:
         return cache / ARCHIVE
     given = Path(path).expanduser().resolve()
@@ -47,14 +50,19 @@ def locate(path: str | None, cache: Path) -> Path:
 
 
 def download(target: Path, progress: Progress, url: str = URL, md5: str = MD5) -> None:
-    """Fetch the archive to `target` unless it is there, and check its published MD5; raises DataError."""
+    """Fetch the archive to `target` unless it is there, and check its published MD5; raises
+    DataError.
+    """
     if target.is_file():
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(str(target.parent), f"cannot be made ({error.strerror})",
-                        "set RAYSFT_CACHE to a folder that can") from None
+        raise DataError(
+            str(target.parent),
+            f"cannot be made ({error.strerror})",
+            "set RAYSFT_CACHE to a folder that can",
+        ) from None
     # Not by the number of this process: containers that share a cache are process 1, each of them.
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
     digest = hashlib.md5(usedforsecurity=False)
@@ -66,13 +74,19 @@ def download(target: Path, progress: Progress, url: str = URL, md5: str = MD5) -
                 digest.update(block)
                 progress("download", file.tell(), size)
         if digest.hexdigest() != md5:
-            raise DataError(url, f"has MD5 {digest.hexdigest()}, published is {md5}",
-                            f"try again, or put the right file at {target}")
+            raise DataError(
+                url,
+                f"has MD5 {digest.hexdigest()}, published is {md5}",
+                f"try again, or put the right file at {target}",
+            )
         os.replace(part, target)
     except OSError as error:  # URLError, time-outs and full disks are all OSError
         reason = getattr(error, "reason", error)
-        raise DataError(url, f"cannot be downloaded ({reason})",
-                        f"put {ARCHIVE} at {target}, or give its place as data.path") from None
+        raise DataError(
+            url,
+            f"cannot be downloaded ({reason})",
+            f"put {ARCHIVE} at {target}, or give its place as data.path",
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -82,7 +96,10 @@ def read_member(place: Path, member: str) -> tuple[np.ndarray, np.ndarray]:
     where = f"{place}/{member}"
     batch = _unpickle(_bytes_of(place, member), where)
     try:
-        data, labels = batch[b"data"].pixels, np.array([int(label) for label in batch[b"labels"]], np.int32)
+        data, labels = (
+            batch[b"data"].pixels,
+            np.array([int(label) for label in batch[b"labels"]], np.int32),
+        )
         valid = data.dtype == np.uint8 and data.shape == (len(labels), 3072) and len(labels) > 0
         valid = valid and labels.min() >= 0 and labels.max() < len(CLASSES)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
@@ -93,7 +110,9 @@ def read_member(place: Path, member: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bytes_of(place: Path, member: str) -> bytes:
-    missing = DataError(str(place), f"has no {FOLDER}/{member}", f"give the official {ARCHIVE} or its folder")
+    missing = DataError(
+        str(place), f"has no {FOLDER}/{member}", f"give the official {ARCHIVE} or its folder"
+    )
     if place.is_dir():
         if not (place / member).is_file():
             raise missing
@@ -106,7 +125,9 @@ def _bytes_of(place: Path, member: str) -> bytes:
                 raise missing
             return content.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(str(place), f"is not a readable archive ({error})", f"give the official {ARCHIVE}") from None
+        raise DataError(
+            str(place), f"is not a readable archive ({error})", f"give the official {ARCHIVE}"
+        ) from None
 
 
 def _unpickle(raw: bytes, where: str) -> Any:
@@ -115,23 +136,33 @@ def _unpickle(raw: bytes, where: str) -> Any:
     except pickle.UnpicklingError as error:
         raise DataError(where, f"refused: {error}", f"give the official {ARCHIVE}") from None
     except Exception as error:  # a broken pickle raises whatever the interpreter meets
-        raise DataError(where, f"is not a readable pickle ({error!r})", f"give the official {ARCHIVE}") from None
+        raise DataError(
+            where, f"is not a readable pickle ({error!r})", f"give the official {ARCHIVE}"
+        ) from None
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows the names with which numpy pickles arrays of bytes, and bytes themselves; nothing else.
+    """An unpickler that knows the names with which numpy pickles arrays of bytes, and bytes
+    themselves; nothing else.
 
-    It hands out stand-ins and never numpy's own classes, whose state can be set so that they read foreign memory.
+    It hands out stand-ins and never numpy's own classes, whose state can be set so that they read
+    foreign memory.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {("numpy.core.multiarray", "_reconstruct"): _Array.make,
-                 ("numpy._core.multiarray", "_reconstruct"): _Array.make,
-                 ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type, ("_codecs", "encode"): _latin1}
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): _Array.make,
+            ("numpy._core.multiarray", "_reconstruct"): _Array.make,
+            ("numpy", "ndarray"): _Array,
+            ("numpy", "dtype"): _Type,
+            ("_codecs", "encode"): _latin1,
+        }
         try:
             return known[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR-10 does not need") from None
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which CIFAR-10 does not need"
+            ) from None
 
 
 class _Type:
@@ -155,12 +186,20 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, in_columns, content = state
-        if not isinstance(kind, _Type) or kind.code not in ("u1", "|u1") or not isinstance(content, bytes):
+        if (
+            not isinstance(kind, _Type)
+            or kind.code not in ("u1", "|u1")
+            or not isinstance(content, bytes)
+        ):
             raise pickle.UnpicklingError("it holds an array of something else than bytes")
-        self.pixels = np.frombuffer(content, np.uint8).reshape(shape, order="F" if in_columns else "C")
+        self.pixels = np.frombuffer(content, np.uint8).reshape(
+            shape, order="F" if in_columns else "C"
+        )
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
     if codecs.lookup(encoding).name != "iso8859-1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}, which CIFAR-10 does not need")
+        raise pickle.UnpicklingError(
+            f"it asks for the codec {encoding}, which CIFAR-10 does not need"
+        )
     return text.encode("latin1")

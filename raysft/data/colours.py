@@ -1,4 +1,6 @@
-"""Any of Pillow's 8-bit modes to RGB in sRGB: palettes, CMYK, Lab, embedded profiles, transparency."""
+"""Any of Pillow's 8-bit modes to RGB in sRGB: palettes, CMYK, Lab, embedded profiles,
+transparency.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def to_rgb(image: Image.Image, how: Decoding, note: Note) -> Image.Image:
     return on_background(_coloured(image, profile, note), alpha, how, note)
 
 
-def on_background(colours: Image.Image, alpha: Image.Image | None, how: Decoding, note: Note) -> Image.Image:
+def on_background(
+    colours: Image.Image, alpha: Image.Image | None, how: Decoding, note: Note
+) -> Image.Image:
     """An RGB image over the background, where there is any transparency."""
     if alpha is None or how.background is None or alpha.getextrema()[0] == 255:
         return colours
@@ -49,7 +53,9 @@ def _coloured(image: Image.Image, profile: bytes | None, note: Note) -> Image.Im
 
 
 def in_srgb(image: Image.Image, profile: bytes, note: Note) -> Image.Image:
-    """An image of mode L, RGB or CMYK in RGB of sRGB; a profile that cannot be used is noted and ignored."""
+    """An image of mode L, RGB or CMYK in RGB of sRGB; a profile that cannot be used is noted and
+    ignored.
+    """
     try:
         transform = _to_srgb(profile, image.mode)
         if transform is None:
@@ -64,10 +70,17 @@ def in_srgb(image: Image.Image, profile: bytes, note: Note) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where that changes no value by more than rounding. Raises PyCMSError, OSError."""
+    """From a profile to sRGB; None where that changes no value by more than rounding. Raises
+    PyCMSError, OSError.
+    """
     transform = ImageCms.buildTransform(
-        ImageCms.ImageCmsProfile(io.BytesIO(profile)), _srgb(), mode, "RGB",  # type: ignore[arg-type]
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION)
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        _srgb(),
+        mode,
+        "RGB",  # type: ignore[arg-type]
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
     if mode == "CMYK":
         return transform
     probe = _probe().convert(mode)
@@ -91,4 +104,6 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 @functools.lru_cache(maxsize=1)
 def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), _srgb(), "LAB", "RGB")
+    return ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), _srgb(), "LAB", "RGB"
+    )

@@ -1,8 +1,10 @@
-"""What an image file alone does not say about its pixels, in plain values: the same wherever a model's images are read.
+"""What an image file alone does not say about its pixels, in plain values: the same wherever a
+model's images are read.
 
-Eight bits a sample say themselves what is black and what is white. Floats, and integers of more bits, do not: 4095 is
-white to a camera of 12 bits and almost black in 16. What is black and white is one range for the whole data set, found
-when it is imported; a range for each image would make a dark image and a bright one the same.
+Eight bits a sample say themselves what is black and what is white. Floats, and integers of more
+bits, do not: 4095 is white to a camera of 12 bits and almost black in 16. What is black and white
+is one range for the whole data set, found when it is imported; a range for each image would make a
+dark image and a bright one the same.
 """
 
 from __future__ import annotations
@@ -30,35 +32,48 @@ class Decoding:
     """How files become 8-bit RGB where they leave it open."""
 
     background: Colour | None = WHITE
-    """The colour behind transparent pixels; None: transparency is ignored, as in data sets and models of before."""
+    """The colour behind transparent pixels; None: transparency is ignored, as in data sets and
+    models of before.
+    """
     ranges: dict[str, Range] = field(default_factory=dict)
-    """(black, white) for each kind of sample of more than 8 bits (uint16, float32, ...) that the data set holds."""
+    """(black, white) for each kind of sample of more than 8 bits (uint16, float32, ...) that the
+    data set holds.
+    """
     profiles: bool = True
     """Whether colours are converted from the image's own profile to sRGB."""
 
-
     def document(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"background": None if self.background is None else list(self.background),
-                "ranges": {kind: list(values) for kind, values in self.ranges.items()}, "profiles": self.profiles}
+        return {
+            "background": None if self.background is None else list(self.background),
+            "ranges": {kind: list(values) for kind, values in self.ranges.items()},
+            "profiles": self.profiles,
+        }
 
 
 BEFORE = Decoding(background=None, profiles=False)
 
 
 def decoding_of(stored: dict[str, Any] | None) -> Decoding:
-    """What dataset.json or model.json says; one of before says nothing. Raises KeyError, TypeError or ValueError."""
+    """What dataset.json or model.json says; one of before says nothing. Raises KeyError, TypeError
+    or ValueError.
+    """
     if stored is None:
         return BEFORE
     ranges, background, profiles = stored["ranges"], stored["background"], stored["profiles"]
     if not isinstance(ranges, dict) or not all(map(_is_range, ranges.values())):
-        raise ValueError(f"ranges is {ranges!r:.80}, not a black and a greater white for each kind of sample")
+        raise ValueError(
+            f"ranges is {ranges!r:.80}, not a black and a greater white for each kind of sample"
+        )
     if background is not None and not _is_colour(background):
         raise ValueError(f"background is {background!r:.80}, not three integers from 0 to 255")
     if not isinstance(profiles, bool):
         raise TypeError(f"profiles is {profiles!r:.80}, not true or false")
-    return Decoding(None if background is None else (background[0], background[1], background[2]),
-                    {kind: (float(low), float(high)) for kind, (low, high) in ranges.items()}, profiles)
+    return Decoding(
+        None if background is None else (background[0], background[1], background[2]),
+        {kind: (float(low), float(high)) for kind, (low, high) in ranges.items()},
+        profiles,
+    )
 
 
 def is_number(value: Any) -> bool:
@@ -67,11 +82,20 @@ def is_number(value: Any) -> bool:
 
 
 def _is_range(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(map(is_number, value))
+        and value[0] < value[1]
+    )
 
 
 def _is_colour(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(v) is int and 0 <= v <= 255 for v in value)
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +116,9 @@ def settle(spans: Iterable[Span]) -> dict[str, Range]:
 
 
 def stretched(spans: Iterable[Span]) -> list[str]:
-    """A line for each kind of sample whose range a few images make so wide that the others have few levels left."""
+    """A line for each kind of sample whose range a few images make so wide that the others have few
+    levels left.
+    """
     lines = [_stretched(kind, found) for kind, found in sorted(_by_kind(spans).items())]
     return [line for line in lines if line is not None]
 
@@ -107,17 +133,28 @@ def _by_kind(spans: Iterable[Span]) -> dict[str, list[Span]]:
 def _stretched(kind: str, spans: list[Span]) -> str | None:
     if len(spans) < LEAST_TO_JUDGE:
         return None
-    lows, highs = sorted((span.low for span in spans), reverse=True), sorted(span.high for span in spans)
+    lows, highs = (
+        sorted((span.low for span in spans), reverse=True),
+        sorted(span.high for span in spans),
+    )
     most = int(MOST_IMAGES * (len(spans) - 1))  # all but at least one
     low, high = lows[most], highs[most]
     width = high - low
     if highs[-1] - lows[-1] <= MOST_STRETCH * width:
         return None
-    guilty = [readable(span.file) for span in spans if span.high > high + width or span.low < low - width]
-    named = ", ".join(guilty[:NAMED]) + (f" and {len(guilty) - NAMED:,} more" if len(guilty) > NAMED else "")
-    return (f"{kind} samples reach from {lows[-1]:.10g} to {highs[-1]:.10g} because of {len(guilty):,} of "
-            f"{len(spans):,} images ({named}), most others from {low:.10g} to {high:.10g}, which leaves these few "
-            "levels: repair or remove those images, or state black and white in the tags of TIFF files")
+    guilty = [
+        readable(span.file) for span in spans if span.high > high + width or span.low < low - width
+    ]
+    named = ", ".join(guilty[:NAMED]) + (
+        f" and {len(guilty) - NAMED:,} more" if len(guilty) > NAMED else ""
+    )
+    return (
+        f"{kind} samples reach from {lows[-1]:.10g} to {highs[-1]:.10g} because of "
+        f"{len(guilty):,} of "
+        f"{len(spans):,} images ({named}), most others from {low:.10g} to {high:.10g}, which "
+        "leaves these few "
+        "levels: repair or remove those images, or state black and white in the tags of TIFF files"
+    )
 
 
 def _settled(kind: str, spans: list[Span]) -> Range:
@@ -131,18 +168,25 @@ def _settled(kind: str, spans: list[Span]) -> Range:
 
 
 def conflict(stored: Decoding, wanted: Decoding) -> str | None:
-    """Why pixels that were stored one way are not those that another way would give; None where they may be."""
+    """Why pixels that were stored one way are not those that another way would give; None where
+    they may be.
+    """
     for kind, there in stored.ranges.items():
         here = wanted.ranges.get(kind, (0.0, 65535.0) if kind == "uint16" else None)
         if here != there:
             told = "none" if here is None else f"{here[0]:.10g} to {here[1]:.10g}"
-            return f"{kind} samples from {there[0]:.10g} to {there[1]:.10g}, those of the model {told}"
+            return (
+                f"{kind} samples from {there[0]:.10g} to {there[1]:.10g}, those of the model {told}"
+            )
     return None
 
 
 def described(how: Decoding) -> list[str]:
     """The ranges in words, a line a kind of sample."""
-    return [f"{kind} samples: {low:.10g} is black, {high:.10g} is white" for kind, (low, high) in how.ranges.items()]
+    return [
+        f"{kind} samples: {low:.10g} is black, {high:.10g} is white"
+        for kind, (low, high) in how.ranges.items()
+    ]
 
 
 def hexadecimal(colour: Colour) -> str:

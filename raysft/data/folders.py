@@ -1,4 +1,6 @@
-"""Images in one folder a class: their labels, their splits, and what became of every file below the folder."""
+"""Images in one folder a class: their labels, their splits, and what became of every file below the
+folder.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ ByClass = dict[str, list[Path]]
 
 @dataclass(frozen=True)
 class Folders:
-    """Image files with their labels, split by split, and what is to be said of how they were found."""
+    """Image files with their labels, split by split, and what is to be said of how they were
+    found.
+    """
 
     classes: tuple[str, ...]
     splits: dict[SplitName, Labelled]
@@ -47,8 +51,9 @@ class Folders:
     def of(cls, root: Path, test: Path | None) -> Folders:
         """The images below `root`, with those in `test` as test images where it is given.
 
-        Splits that lie in folders of their own are taken as they are. Where there is no test split, every fifth image
-        of each class is held out of train. Raises DataError for classes and splits that cannot be used.
+        Splits that lie in folders of their own are taken as they are. Where there is no test split,
+        every fifth image of each class is held out of train. Raises DataError for classes and
+        splits that cannot be used.
         """
         root = _folder(root)
         layout = layout_of(root)
@@ -65,14 +70,25 @@ class Folders:
             notes += _missing(layout.splits[split], split, classes, found.files)
         splits = {split: _labelled(found.files, classes) for split, found in read.items()}
         if "test" not in splits:
-            splits["train"], splits["test"] = _held_out(layout.splits["train"], classes, splits["train"])
-            notes.append(f"test held out of train: {len(splits['test']):,} images, one in five of each class")
+            splits["train"], splits["test"] = _held_out(
+                layout.splits["train"], classes, splits["train"]
+            )
+            notes.append(
+                f"test held out of train: {len(splits['test']):,} images, one in five of each class"
+            )
         notes += _shared_files(splits)
-        return cls(classes, splits, str(layout.splits["train"]), _all_counts(roots, read.values()), tuple(notes))
+        return cls(
+            classes,
+            splits,
+            str(layout.splits["train"]),
+            _all_counts(roots, read.values()),
+            tuple(notes),
+        )
 
     @classmethod
     def labelled(cls, root: Path, split: str, classes: Collection[str]) -> Folders:
-        """All images below `root` as test images, or those of one split where it holds splits; raises DataError.
+        """All images below `root` as test images, or those of one split where it holds splits;
+        raises DataError.
 
         classes: those of the model that is to be scored on them.
         """
@@ -81,19 +97,33 @@ class Folders:
         if set(layout.splits) == {"train"}:
             split = "train"
         if split not in layout.splits:
-            raise DataError(readable(root), f"has no split {split}", f"it has {', '.join(layout.splits)}")
+            raise DataError(
+                readable(root), f"has no split {split}", f"it has {', '.join(layout.splits)}"
+            )
         found = _read(layout, cast(SplitName, split))
         folder = layout.splits[cast(SplitName, split)]
         there = tuple(sorted(name for name, files in found.files.items() if files))
         if not there:
-            raise DataError(readable(folder), "has no class folder with images", "put them into one folder a class")
+            raise DataError(
+                readable(folder),
+                "has no class folder with images",
+                "put them into one folder a class",
+            )
         labelled = _labelled(found.files, there)
         lacking = [name for name in classes if unicodedata.normalize("NFC", name) not in there]
-        notes = [*found.notes, *([f"no image of {names_text(lacking)}: the metrics are over the other classes"]
-                                 if lacking else [])]
+        notes = [
+            *found.notes,
+            *(
+                [f"no image of {names_text(lacking)}: the metrics are over the other classes"]
+                if lacking
+                else []
+            ),
+        ]
         if len(layout.splits) > 1:
             notes.insert(0, f"the split {split} alone, of {', '.join(layout.splits)}")
-        return cls(there, {"test": labelled}, str(folder), _all_counts([folder], [found]), tuple(notes))
+        return cls(
+            there, {"test": labelled}, str(folder), _all_counts([folder], [found]), tuple(notes)
+        )
 
 
 def files_lines(counts: Iterable[Counts]) -> list[str]:
@@ -114,13 +144,17 @@ def files_lines(counts: Iterable[Counts]) -> list[str]:
     return lines
 
 
-# --- which folders ---------------------------------------------------------------------------------------------------
+# --- which folders -----------------------------------------------------------------------------
+
 
 def _folder(path: Path) -> Path:
     path = path.expanduser().resolve()
     if not path.is_dir():
-        raise DataError(readable(path), "is not a folder" if path.exists() else "does not exist",
-                        "give a folder with one folder of images a class")
+        raise DataError(
+            readable(path),
+            "is not a folder" if path.exists() else "does not exist",
+            "give a folder with one folder of images a class",
+        )
     return path
 
 
@@ -129,20 +163,31 @@ def _with_test(layout: Layout, given: Path) -> Layout:
     inner, notes = unwrapped(given)
     splits = layout_of(inner).splits
     if set(splits) != {"train"}:
-        raise DataError(readable(inner), f"holds splits itself ({', '.join(splits)})",
-                        "give the folder of its test images")
+        raise DataError(
+            readable(inner),
+            f"holds splits itself ({', '.join(splits)})",
+            "give the folder of its test images",
+        )
     own = layout.splits.get("test")
     if inner == layout.splits["train"]:
-        raise DataError(readable(inner), "is the folder of the training images too", "give another data.test_path")
+        raise DataError(
+            readable(inner),
+            "is the folder of the training images too",
+            "give another data.test_path",
+        )
     if layout.inside:
-        raise DataError(readable(layout.splits["train"]), "holds splits inside of its class folders",
-                        "leave data.test_path out, or give a folder without them")
+        raise DataError(
+            readable(layout.splits["train"]),
+            "holds splits inside of its class folders",
+            "leave data.test_path out, or give a folder without them",
+        )
     if own is not None and own != inner:
         notes.append(f"{readable(own.name)}/ is left out: the test images are given apart")
     return replace(layout, splits={**layout.splits, "test": inner}, notes=(*layout.notes, *notes))
 
 
-# --- what they hold --------------------------------------------------------------------------------------------------
+# --- what they hold ----------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class _Split:
@@ -155,14 +200,20 @@ class _Split:
 
 
 def _read(layout: Layout, split: SplitName) -> _Split:
-    """The images of each class of a split, sorted; folders whose names differ by their Unicode form alone are one."""
+    """The images of each class of a split, sorted; folders whose names differ by their Unicode form
+    alone are one.
+    """
     found = _Split([], {}, [], [])
     for name, folder in layout.class_folders(split):
         found.folders.append(folder)
         if name in found.files:
-            found.notes.append(f"{split}: two folders are named {name}, in two Unicode forms; they are one class")
+            found.notes.append(
+                f"{split}: two folders are named {name}, in two Unicode forms; they are one class"
+            )
         counts = Counts(readable(folder))
-        found.files[name] = sorted([*found.files.get(name, []), *image_files(folder, counts)], key=str)
+        found.files[name] = sorted(
+            [*found.files.get(name, []), *image_files(folder, counts)], key=str
+        )
         found.counts.append(counts)
     return found
 
@@ -171,70 +222,108 @@ def _all_counts(roots: Sequence[Path], splits: Collection[_Split]) -> tuple[Coun
     """The counts of all folders that hold files: those of classes, then what lies beside them."""
     taken = {folder for split in splits for folder in split.folders}
     beside = [counts for root in roots for counts in count_beside(root, taken)]
-    return tuple(counts for counts in [*(each for split in splits for each in split.counts), *beside] if counts.seen)
+    return tuple(
+        counts
+        for counts in [*(each for split in splits for each in split.counts), *beside]
+        if counts.seen
+    )
 
 
 def _classes(root: Path, split: _Split) -> tuple[str, ...]:
-    """The classes of the training images in sorted order; raises DataError for no, one or an empty class."""
+    """The classes of the training images in sorted order; raises DataError for no, one or an empty
+    class.
+    """
     files = split.files
     if not files:
-        raise DataError(readable(root), "has no class folders", "put the images into one folder a class")
+        raise DataError(
+            readable(root), "has no class folders", "put the images into one folder a class"
+        )
     if len(files) == 1:
-        raise DataError(readable(root), f"has a single class ({next(iter(files))})", "give at least two class folders")
+        raise DataError(
+            readable(root),
+            f"has a single class ({next(iter(files))})",
+            "give at least two class folders",
+        )
     for name, of_class in files.items():
         if not of_class:
-            left_out = next((each.left_out for each in split.counts if each.folder == readable(root / name)), {})
+            left_out = next(
+                (each.left_out for each in split.counts if each.folder == readable(root / name)), {}
+            )
             held = f": its files are {by_kind(left_out)}" if left_out else ""
-            raise DataError(readable(root / name), f"has no images{held}", "add some, or remove the folder")
+            raise DataError(
+                readable(root / name), f"has no images{held}", "add some, or remove the folder"
+            )
     return tuple(sorted(files))
 
 
 def _missing(root: Path, split: SplitName, classes: Sequence[str], files: ByClass) -> list[str]:
-    """A note on the classes of which a split has no image; raises DataError for images of other classes."""
+    """A note on the classes of which a split has no image; raises DataError for images of other
+    classes.
+    """
     extra = sorted(name for name, of_class in files.items() if of_class and name not in classes)
     lacking = [name for name in classes if not files.get(name)]
     if extra:
         also = f"; it lacks {names_text(lacking)}" if lacking else ""
-        raise DataError(readable(root), f"has classes that the training images lack: {names_text(extra)}{also}",
-                        "rename or remove them, or add training images of them")
+        raise DataError(
+            readable(root),
+            f"has classes that the training images lack: {names_text(extra)}{also}",
+            "rename or remove them, or add training images of them",
+        )
     if len(lacking) == len(classes):
         raise DataError(readable(root), f"has no {split} image", "add some, or remove the folder")
     if not lacking:
         return []
-    return [f"{split} has no image of {names_text(lacking)}: its metrics are over the other classes"]
+    return [
+        f"{split} has no image of {names_text(lacking)}: its metrics are over the other classes"
+    ]
 
 
 def names_text(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, and how many more there are."""
-    return ", ".join(map(readable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(readable, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 def _labelled(files: ByClass, classes: Sequence[str]) -> Labelled:
-    return tuple((str(path), label) for label, name in enumerate(classes) for path in files.get(name, []))
+    return tuple(
+        (str(path), label) for label, name in enumerate(classes) for path in files.get(name, [])
+    )
 
 
 def _held_out(root: Path, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
-    """(train, test): every fifth image of each class held out; raises DataError for a class too small for that."""
+    """(train, test): every fifth image of each class held out; raises DataError for a class too
+    small for that.
+    """
     labels = np.array([label for _, label in files])
     order = stratified_order(labels, seed=0)
-    chosen = set(order[:round(len(files) * TRAIN_SHARE)].tolist())
+    chosen = set(order[: round(len(files) * TRAIN_SHARE)].tolist())
     for label, name in enumerate(classes):
         of_class = np.flatnonzero(labels == label).tolist()
         if chosen.issuperset(of_class):
-            raise DataError(readable(root / name), f"has too few images ({len(of_class)}) to hold one out",
-                            "add some, or give the test images in a folder of their own")
-    return (tuple(file for i, file in enumerate(files) if i in chosen),
-            tuple(file for i, file in enumerate(files) if i not in chosen))
+            raise DataError(
+                readable(root / name),
+                f"has too few images ({len(of_class)}) to hold one out",
+                "add some, or give the test images in a folder of their own",
+            )
+    return (
+        tuple(file for i, file in enumerate(files) if i in chosen),
+        tuple(file for i, file in enumerate(files) if i not in chosen),
+    )
 
 
 def _shared_files(splits: Mapping[SplitName, Labelled]) -> list[str]:
-    """Notes on images that are in two splits, or in two classes of one, under two names of the same file."""
+    """Notes on images that are in two splits, or in two classes of one, under two names of the same
+    file.
+    """
     first: dict[tuple[int, int], tuple[SplitName, int]] = {}
     shared: Counter[str] = Counter()
     for split, files in splits.items():
         for file, label in files:
             status = os.stat(file)
-            first_split, first_label = first.setdefault((status.st_dev, status.st_ino), (split, label))
+            first_split, first_label = first.setdefault(
+                (status.st_dev, status.st_ino), (split, label)
+            )
             if first_split != split:
                 shared[f"images of {split} are in {first_split} too"] += 1
             elif first_label != label:

@@ -31,8 +31,24 @@ from raysft.data.samples import (
 from raysft.errors import DataError
 
 # Endings of files that are taken for images unseen; of all others the contents decide.
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
-                        ".pgm", ".pbm", ".pnm"})
+EXTENSIONS = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    }
+)
 
 # Pillow would also try decoders that hand the file to other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -44,26 +60,53 @@ HEAD_BYTES = 64  # that `sniff` looks at
 # What `sniff` tells apart.
 KNOWN = (*FORMATS, "AVIF", "HEIC")
 
-# The first bytes of each format; what stands behind them is looked at where two bytes could be those of any text.
-_SIGNATURES = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"),
-               (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"))  # the last two: BigTIFF
-_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})  # sizes of the header behind that of the file
+# The first bytes of each format; what stands behind them is looked at where two bytes could be
+# those of any text.
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)  # the last two: BigTIFF
+_BMP_HEADERS = frozenset(
+    {12, 16, 40, 52, 56, 64, 108, 124}
+)  # sizes of the header behind that of the file
 _PPM = re.compile(rb"P[1-6f]\s+[#\d]")
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 
 # What Pillow raises for files that are torn, empty, of no known format, or dangerously large.
-BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, zlib.error,
-             Image.DecompressionBombError)
+BAD_IMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 # EXIF orientation (tag 0x0112) to what turns the image upright.
-_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_90}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def sniff(head: bytes) -> str | None:
-    """The image format of a file by its first bytes (64 are enough): one of `KNOWN`, None for no image."""
+    """The image format of a file by its first bytes (64 are enough): one of `KNOWN`, None for no
+    image.
+    """
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
@@ -79,14 +122,16 @@ def sniff(head: bytes) -> str | None:
 def _brand(head: bytes) -> str | None:
     """AVIF or HEIC by the brands of an ISO media file (those of a video say neither)."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
-    brands = {head[8:12], *(head[at:at + 4] for at in range(16, end, 4))}
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
     if brands & _AVIF_BRANDS:
         return "AVIF"
     return "HEIC" if brands & _HEIC_BRANDS else None
 
 
 def can_decode(name: str) -> str | None:
-    """None where images of the format (as `sniff` names it) can be decoded here, else what to do about it."""
+    """None where images of the format (as `sniff` names it) can be decoded here, else what to do
+    about it.
+    """
     if name == "AVIF" and not features.check("avif"):
         return "install a Pillow that decodes AVIF (11.3 or newer)"
     if name == "HEIC" and importlib.util.find_spec("pillow_heif") is None:
@@ -104,29 +149,36 @@ class Decoded:
 
 NO_END, FIRST_OF_SEVERAL = "no_end", "first_of_several"
 
-NOTES = {NO_END: "without the end marker of a JPEG, otherwise complete",
-         FIRST_OF_SEVERAL: "with several pages or frames, of which the first is used",
-         SATURATED: "with some samples (at most 1 %) outside of the range, saturated",
-         WITHOUT_VALUE: "with pixels that have no value (not a number, or marked as missing), made black",
-         DARK: "of 16 bits with no known range, read from 0 to 65535, and nearly black: convert them to 8 bits",
-         colours.COMPOSITED: "with transparency, put on the background",
-         colours.BLANK: "whose background hides all that is in them: give another data.background",
-         colours.CONVERTED: "converted from their colour profile to sRGB",
-         colours.BAD_PROFILE: "with a colour profile that cannot be used, read without it"}
+NOTES = {
+    NO_END: "without the end marker of a JPEG, otherwise complete",
+    FIRST_OF_SEVERAL: "with several pages or frames, of which the first is used",
+    SATURATED: "with some samples (at most 1 %) outside of the range, saturated",
+    WITHOUT_VALUE: "with pixels that have no value (not a number, or marked as missing), made "
+    "black",
+    DARK: "of 16 bits with no known range, read from 0 to 65535, and nearly black: convert them "
+    "to 8 bits",
+    colours.COMPOSITED: "with transparency, put on the background",
+    colours.BLANK: "whose background hides all that is in them: give another data.background",
+    colours.CONVERTED: "converted from their colour profile to sRGB",
+    colours.BAD_PROFILE: "with a colour profile that cannot be used, read without it",
+}
 
 
 def note_lines(counts: Mapping[str, int], how: Decoding) -> list[str]:
     """How many images were special in what way, a line each. counts: by the keys of `NOTES`."""
     behind = f" ({hexadecimal(how.background)})" if how.background is not None else ""
-    return [f"images {told}{behind if key == colours.COMPOSITED else ''}: {counts[key]:,}"
-            for key, told in NOTES.items() if counts.get(key)]
+    return [
+        f"images {told}{behind if key == colours.COMPOSITED else ''}: {counts[key]:,}"
+        for key, told in NOTES.items()
+        if counts.get(key)
+    ]
 
 
 def open_rgb(source: Path | bytes, name: str = "image", how: Decoding = Decoding()) -> Image.Image:
     """The whole image, decoded, upright by its EXIF orientation, as 8-bit RGB in sRGB.
 
-    how: what files leave open. Raises DataError that names the file when it cannot be decoded to its last byte, or when
-    nothing says which of its values are black and white.
+    how: what files leave open. Raises DataError that names the file when it cannot be decoded to
+    its last byte, or when nothing says which of its values are black and white.
     """
     return decode(source, name, how).image
 
@@ -146,7 +198,9 @@ def decode(source: Path | bytes, name: str = "image", how: Decoding = Decoding()
 
 
 def span_of(content: bytes, name: str) -> Span | None:
-    """The values of an image with more than 8 bits a sample; None for any other, and for one that cannot be read."""
+    """The values of an image with more than 8 bits a sample; None for any other, and for one that
+    cannot be read.
+    """
     try:
         if not needs_range(content[:HEAD_BYTES]):
             return None
@@ -159,7 +213,9 @@ def span_of(content: bytes, name: str) -> Span | None:
 
 @contextmanager
 def _opened(content: bytes, name: str, note: colours.Note) -> Iterator[Image.Image | Samples]:
-    """The image with its pixels not yet decoded; of a TIFF that Pillow does not know, its samples."""
+    """The image with its pixels not yet decoded; of a TIFF that Pillow does not know, its
+    samples.
+    """
     known = sniff(content[:HEAD_BYTES])
     try:
         image = Image.open(io.BytesIO(content), formats=_pillow_formats(known, name))
@@ -202,10 +258,10 @@ def _in_one_scan(content: bytes) -> bool:
     while at + 4 <= len(content):
         marker = content[at + 1]
         if marker == 0xDA:
-            return components == content[at + 4:at + 5]
+            return components == content[at + 4 : at + 5]
         if marker in (0xC0, 0xC1):  # sequential
-            components = content[at + 9:at + 10]
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(content[at + 2:at + 4], "big")
+            components = content[at + 9 : at + 10]
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     return False
 
 
@@ -215,7 +271,9 @@ def _has_no_end(content: bytes) -> bool:
 
 
 def _pillow_formats(known: str | None, name: str) -> tuple[str, ...]:
-    """The formats for Pillow to try, with their plugin registered; raises DataError where one is missing."""
+    """The formats for Pillow to try, with their plugin registered; raises DataError where one is
+    missing.
+    """
     if known in ("AVIF", "HEIC"):
         missing = can_decode(known)
         if missing is not None:
@@ -228,8 +286,9 @@ def _pillow_formats(known: str | None, name: str) -> tuple[str, ...]:
     return FORMATS if known is None else (known,)
 
 
-def _upright_rgb(image: Image.Image | Samples, content: bytes, name: str, how: Decoding,
-                 note: colours.Note) -> Image.Image:
+def _upright_rgb(
+    image: Image.Image | Samples, content: bytes, name: str, how: Decoding, note: colours.Note
+) -> Image.Image:
     if isinstance(image, Samples):  # turned upright already
         return _levels(image, None, name, how, note)
     stored = samples_of(image, content)
@@ -245,7 +304,9 @@ def _upright_rgb(image: Image.Image | Samples, content: bytes, name: str, how: D
     return made
 
 
-def _levels(samples: Samples, profile: bytes | None, name: str, how: Decoding, note: colours.Note) -> Image.Image:
+def _levels(
+    samples: Samples, profile: bytes | None, name: str, how: Decoding, note: colours.Note
+) -> Image.Image:
     """Samples of more than 8 bits as RGB."""
     levels = Image.fromarray(np.ascontiguousarray(samples.scaled(how.ranges, name, note)))
     made = colours.in_srgb(levels, profile, note) if profile else levels.convert("RGB")
@@ -256,8 +317,8 @@ def _levels(samples: Samples, profile: bytes | None, name: str, how: Decoding, n
 def completed(content: bytes) -> bytes | None:
     """A JPEG with the end marker that it lacks; None where more than that is missing.
 
-    A decoder takes what follows the last byte for pixels that are still to come, if there are any: where the image is
-    the same with any other bytes behind it, there were none.
+    A decoder takes what follows the last byte for pixels that are still to come, if there are any:
+    where the image is the same with any other bytes behind it, there were none.
     """
     if not content.endswith(bytes(PADDING)):
         return _ended(content.rstrip(b"\xff"))
@@ -265,7 +326,9 @@ def completed(content: bytes) -> bytes | None:
 
 
 def _ended(body: bytes) -> bytes | None:
-    others = np.random.default_rng(0).integers(0, 255, (FILLINGS, 64), np.uint8)  # 255 would begin a marker
+    others = np.random.default_rng(0).integers(
+        0, 255, (FILLINGS, 64), np.uint8
+    )  # 255 would begin a marker
     ended = [body + filling + b"\xff\xd9" for filling in (b"", bytes(64), *map(bytes, others))]
     try:
         first = _pixels(ended[0])
@@ -281,17 +344,23 @@ def _pixels(content: bytes) -> np.ndarray:
 
 
 def stored_rgb(stored: bytes | np.ndarray, name: str, how: Decoding) -> Image.Image:
-    """The image of a shard's row: an encoded file, or (height, width, 3) uint8. Raises DataError as `open_rgb`."""
+    """The image of a shard's row: an encoded file, or (height, width, 3) uint8. Raises DataError as
+    `open_rgb`.
+    """
     return decode_stored(stored, name, how).image
 
 
 def decode_stored(stored: bytes | np.ndarray, name: str, how: Decoding) -> Decoded:
     """As `stored_rgb`, with what was noted."""
-    return decode(stored, name, how) if isinstance(stored, bytes) else Decoded(Image.fromarray(stored))
+    return (
+        decode(stored, name, how) if isinstance(stored, bytes) else Decoded(Image.fromarray(stored))
+    )
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; damaged EXIF data says nothing about the pixels and counts as upright."""
+    """EXIF orientation 1 to 8; damaged EXIF data says nothing about the pixels and counts as
+    upright.
+    """
     try:
         value = image.getexif().get(0x0112, 1)
     except BAD_IMAGE:
@@ -302,12 +371,16 @@ def _orientation(image: Image.Image) -> int:
 def fit(image: Image.Image, height: int, width: int, resampling: str = "bilinear") -> np.ndarray:
     """(height, width, 3) uint8: scaled so that it covers the area, then cropped around its centre.
 
-    resampling: nearest | bilinear | bicubic. Rows are resized first, then columns. Left to itself, Pillow takes them in
-    an order that is not the same in all of its versions, and rounds in between.
+    resampling: nearest | bilinear | bicubic. Rows are resized first, then columns. Left to itself,
+    Pillow takes them in an order that is not the same in all of its versions, and rounds in
+    between.
     """
     if image.size != (width, height):
         wide, tall = image.size
-        kept_wide, kept_tall = min(wide, tall * (width / height)), min(tall, wide / (width / height))
+        kept_wide, kept_tall = (
+            min(wide, tall * (width / height)),
+            min(tall, wide / (width / height)),
+        )
         left, top = (wide - kept_wide) / 2, (tall - kept_tall) / 2
         kernel = Image.Resampling[resampling.upper()]
         image = image.resize((width, tall), kernel, (left, 0, left + kept_wide, tall))
@@ -316,11 +389,17 @@ def fit(image: Image.Image, height: int, width: int, resampling: str = "bilinear
 
 
 def size_of(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
-    """(height, width) from the header alone, as shown upright; raises DataError that names the file."""
+    """(height, width) from the header alone, as shown upright; raises DataError that names the
+    file.
+    """
     where = name or str(source)
     try:
         with ExitStack() as stack:
-            file = io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(source.open("rb"))
+            file = (
+                io.BytesIO(source)
+                if isinstance(source, bytes)
+                else stack.enter_context(source.open("rb"))
+            )
             known = sniff(file.read(HEAD_BYTES))
             file.seek(0)
             try:

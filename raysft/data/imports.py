@@ -1,4 +1,6 @@
-"""A source of images to a data set, on Ray Data: one task a shard, restartable, complete or absent."""
+"""A source of images to a data set, on Ray Data: one task a shard, restartable, complete or
+absent.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,17 @@ from typing import Any, Literal
 import numpy as np
 
 from raysft.data import cifar
-from raysft.data.decoding import WHITE, Colour, Decoding, Span, decoding_of, described, hexadecimal, settle, stretched
+from raysft.data.decoding import (
+    WHITE,
+    Colour,
+    Decoding,
+    Span,
+    decoding_of,
+    described,
+    hexadecimal,
+    settle,
+    stretched,
+)
 from raysft.data.folders import names_text
 from raysft.data.images import NOTES, note_lines
 from raysft.data.shards import (
@@ -44,21 +56,28 @@ Progress = Callable[[str, int, int], None]
 
 
 def cache_folder() -> Path:
-    """Where downloads and imported data sets are kept: $RAYSFT_CACHE, else raysft/ in the user's cache folder."""
+    """Where downloads and imported data sets are kept: $RAYSFT_CACHE, else raysft/ in the user's
+    cache folder.
+    """
     given = os.environ.get("RAYSFT_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(given).expanduser() if given else base.expanduser() / "raysft"
 
 
 def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Place:
-    """The folder of shards for the data a job names, imported on first use to `cache`, which every node must reach.
+    """The folder of shards for the data a job names, imported on first use to `cache`, which every
+    node must reach.
 
     Needs Ray when there is something to import; raises DataError.
     """
     if data.source == "shards":
         return place(data.path or "")
     listing = listing_of(data.source, data.path, data.test_path, progress, data.background_rgb)
-    behind = "" if data.background_rgb == WHITE else f"-on{hexadecimal(data.background_rgb).replace('#', '-')}"
+    behind = (
+        ""
+        if data.background_rgb == WHITE
+        else f"-on{hexadecimal(data.background_rgb).replace('#', '-')}"
+    )
     name = f"{data.source}-{data.on_bad_image}{behind}-{listing.fingerprint[:16]}-v{FORMAT}"
     folder = (cache or cache_folder() / "datasets") / name
     if not (folder / MANIFEST).is_file():
@@ -66,11 +85,22 @@ def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Pl
     return folder
 
 
-def import_dataset(kind: str, path: str | None, out: Place, test: str | None, on_bad_image: Literal["fail", "skip"],
-                   progress: Progress, background: Colour = WHITE) -> Manifest:
-    """Import a source into the folder `out`, which must not be there yet. Needs Ray; raises DataError."""
+def import_dataset(
+    kind: str,
+    path: str | None,
+    out: Place,
+    test: str | None,
+    on_bad_image: Literal["fail", "skip"],
+    progress: Progress,
+    background: Colour = WHITE,
+) -> Manifest:
+    """Import a source into the folder `out`, which must not be there yet. Needs Ray; raises
+    DataError.
+    """
     check_out(out)
-    return import_listing(listing_of(kind, path, test, progress, background), out, on_bad_image, progress)
+    return import_listing(
+        listing_of(kind, path, test, progress, background), out, on_bad_image, progress
+    )
 
 
 def check_out(out: Place) -> None:
@@ -86,8 +116,9 @@ def fetch(kind: str, path: str | None, progress: Progress) -> None:
         cifar.download(cifar.locate(None, cache_folder()), progress)
 
 
-def listing_of(kind: str, path: str | None, test: str | None, progress: Progress, background: Colour = WHITE
-               ) -> Listing:
+def listing_of(
+    kind: str, path: str | None, test: str | None, progress: Progress, background: Colour = WHITE
+) -> Listing:
     """The listing of a source, downloaded first where that is needed; raises DataError.
 
     background: what is behind transparent pixels.
@@ -97,11 +128,14 @@ def listing_of(kind: str, path: str | None, test: str | None, progress: Progress
     return replace(listing, image=replace(listing.image, decoding=Decoding(background)))
 
 
-def import_listing(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:
-    """Write all chunks as shards, then the manifest. What an interrupted import wrote is taken up again.
+def import_listing(
+    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress
+) -> Manifest:
+    """Write all chunks as shards, then the manifest. What an interrupted import wrote is taken up
+    again.
 
-    On a disk that happens beside `out`, and ends with a rename; on an object store, which cannot rename folders, in
-    `out`, which is a data set once its manifest is there.
+    On a disk that happens beside `out`, and ends with a rename; on an object store, which cannot
+    rename folders, in `out`, which is a data set once its manifest is there.
     """
     with _one_at_a_time(out):
         return _import(listing, out, on_bad_image, progress)
@@ -118,11 +152,15 @@ def _one_at_a_time(out: Place) -> Iterator[None]:
             out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(out.with_name(f".{out.name}.lock")))
         except OSError as error:
-            raise DataError(str(out), f"cannot be made ({error.strerror})", "give a folder that can") from None
+            raise DataError(
+                str(out), f"cannot be made ({error.strerror})", "give a folder that can"
+            ) from None
         yield
 
 
-def _import(listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress) -> Manifest:
+def _import(
+    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress
+) -> Manifest:
     if (out / MANIFEST).is_file():
         return read_manifest(out)
     partial = out if isinstance(out, Remote) else out.with_name(out.name + ".partial")
@@ -157,7 +195,8 @@ def _prepare(partial: Place, listing: Listing, on_bad_image: str) -> None:
 
 
 def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listing:
-    """The listing with the range of each kind of sample of more than 8 bits, which all shards have in common.
+    """The listing with the range of each kind of sample of more than 8 bits, which all shards have
+    in common.
 
     It has to be known before the first shard is written, so those images are read twice.
     """
@@ -166,7 +205,12 @@ def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listin
     if note.is_file():
         stored = json.loads(note.read_text())
         return _ranged(listing, decoding_of(stored), stored.get("notes", ()))
-    files = [file for chunks in listing.chunks.values() for chunk in chunks for file in chunk.files_to_range()]
+    files = [
+        file
+        for chunks in listing.chunks.values()
+        for chunk in chunks
+        for file in chunk.files_to_range()
+    ]
     if not files:
         return listing
     spans = list(_spans(files, listing.everywhere, progress))
@@ -176,14 +220,18 @@ def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listin
 
 
 def _ranged(listing: Listing, how: Decoding, told: Sequence[str]) -> Listing:
-    return replace(listing, image=replace(listing.image, decoding=how), notes=(*listing.notes, *told))
+    return replace(
+        listing, image=replace(listing.image, decoding=how), notes=(*listing.notes, *told)
+    )
 
 
 def _spans(files: list[str], everywhere: bool, progress: Progress) -> Iterator[Span]:
     """The values that the images hold, read on all CPUs."""
     import ray.data
 
-    groups = [{"files": pickle.dumps(files[i:i + SPAN_FILES])} for i in range(0, len(files), SPAN_FILES)]
+    groups = [
+        {"files": pickle.dumps(files[i : i + SPAN_FILES])} for i in range(0, len(files), SPAN_FILES)
+    ]
     tasks = ray.data.from_items(groups, override_num_blocks=len(groups))
     done = 0
     for row in tasks.map(_spans_of_group, num_cpus=0, **_where(everywhere)).iter_rows():
@@ -205,7 +253,9 @@ def _where(everywhere: bool) -> dict[str, Any]:
     return {"compute": at_once} | ({} if everywhere else {"scheduling_strategy": _here()})
 
 
-def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Progress) -> list[dict[str, Any]]:
+def _write_all(
+    partial: Place, listing: Listing, on_bad_image: str, progress: Progress
+) -> list[dict[str, Any]]:
     """One note a shard: split, path, rows, sha256, sums of pixels, bad files."""
     import ray.data
 
@@ -227,8 +277,11 @@ def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Pr
     if waiting:
         check_starts()
         tasks = ray.data.from_items(waiting, override_num_blocks=len(waiting))
-        written = tasks.map(partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image), num_cpus=0,
-                            **_where(listing.everywhere))
+        written = tasks.map(
+            partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image),
+            num_cpus=0,
+            **_where(listing.everywhere),
+        )
         for row in written.iter_rows():
             note = json.loads(row["note"])
             if note["fatal"]:
@@ -242,7 +295,9 @@ def _write_all(partial: Place, listing: Listing, on_bad_image: str, progress: Pr
 
 
 def _here() -> Any:
-    """This node: what was downloaded lies on its disk alone. It may be a head that has no CPUs to give."""
+    """This node: what was downloaded lies on its disk alone. It may be a head that has no CPUs to
+    give.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -253,17 +308,26 @@ def _bad_image(bad: Sequence[tuple[str, str]]) -> DataError:
     file, what = bad[0]
     others = [readable(other) for other, _ in bad[1:]]
     also = f"; so are {names_text(others)}" if others else ""
-    return DataError(readable(file), what + also, "repair or remove them, or set data.on_bad_image to skip")
+    return DataError(
+        readable(file), what + also, "repair or remove them, or set data.on_bad_image to skip"
+    )
 
 
 def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dict[str, Any]:
-    """The task of Ray Data: read one chunk, write its shard and then its note. Errors come back as bad files."""
+    """The task of Ray Data: read one chunk, write its shard and then its note. Errors come back as
+    bad files.
+    """
     path = place(row["path"])
     try:
         rows = pickle.loads(row["chunk"]).read(spec)
     except DataError as error:
         return {"note": json.dumps({"fatal": [error.where, error.what, error.todo]})}
-    note: dict[str, Any] = {"split": row["split"], "bad": list(rows.bad), "rows": len(rows.ids), "fatal": None}
+    note: dict[str, Any] = {
+        "split": row["split"],
+        "bad": list(rows.bad),
+        "rows": len(rows.ids),
+        "fatal": None,
+    }
     if rows.bad and on_bad_image == "fail":
         return {"note": json.dumps(note)}
     note |= asdict(write_shard(path, spec, rows.ids, rows.images, rows.labels))
@@ -304,12 +368,24 @@ def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
     mean = _total(train, "pixel_sum") / rows
     spread = np.sqrt(np.maximum(_total(train, "pixel_square_sum") / rows - mean**2, 0))
     std = np.where(spread > 0, spread, 1.0)  # a channel without any variation is only shifted
-    decoded = {key: count for key in NOTES if (count := sum(n["decoded"].get(key, 0) for n in notes))}
+    decoded = {
+        key: count for key in NOTES if (count := sum(n["decoded"].get(key, 0) for n in notes))
+    }
     bad = [file for n in notes for file in n["bad"]]
-    manifest = Manifest(listing.classes, listing.image, tuple(mean.tolist()), tuple(std.tolist()), splits, len(bad))
-    return replace(manifest, source=listing.where, counts=_with_unreadable(listing, bad),
-                   notes=(*listing.notes, *_emptied(listing, notes), *pixel_lines(listing.image.decoding, decoded)),
-                   decoded=decoded)
+    manifest = Manifest(
+        listing.classes, listing.image, tuple(mean.tolist()), tuple(std.tolist()), splits, len(bad)
+    )
+    return replace(
+        manifest,
+        source=listing.where,
+        counts=_with_unreadable(listing, bad),
+        notes=(
+            *listing.notes,
+            *_emptied(listing, notes),
+            *pixel_lines(listing.image.decoding, decoded),
+        ),
+        decoded=decoded,
+    )
 
 
 def pixel_lines(how: Decoding, decoded: dict[str, int]) -> list[str]:
@@ -318,34 +394,46 @@ def pixel_lines(how: Decoding, decoded: dict[str, int]) -> list[str]:
 
 
 def _with_unreadable(listing: Listing, bad: Sequence[tuple[str, str]]) -> tuple[Counts, ...]:
-    """The counts of the listing, with the images that turned out to be unreadable among those left out."""
+    """The counts of the listing, with the images that turned out to be unreadable among those left
+    out.
+    """
     counts = copy.deepcopy(listing.counts)
     folders = {each.folder: each for each in counts}
     for file, _ in bad:
-        inside = next((folders[readable(p)] for p in Path(file).parents if readable(p) in folders), None)
+        inside = next(
+            (folders[readable(p)] for p in Path(file).parents if readable(p) in folders), None
+        )
         if inside is not None:
             inside.unreadable(Path(file))
     return counts
 
 
 def _emptied(listing: Listing, notes: list[dict[str, Any]]) -> list[str]:
-    """Notes on the classes that unreadable images took from val or test; raises DataError for those of train.
+    """Notes on the classes that unreadable images took from val or test; raises DataError for those
+    of train.
 
-    A class without an example would still be an answer of the model, and count in none of its metrics.
+    A class without an example would still be an answer of the model, and count in none of its
+    metrics.
     """
     found = []
     for split in listing.chunks:
         rows = np.zeros(len(listing.classes), np.int64)
         for note in notes:
             if note["split"] == split:
-                rows[:len(note["class_rows"])] += note["class_rows"]
+                rows[: len(note["class_rows"])] += note["class_rows"]
         before = set(listing.labels.get(split, ()))
         lost = [name for i, name in enumerate(listing.classes) if not rows[i] and i in before]
         if lost and split == "train":
-            raise DataError(listing.where, f"has no readable training image of {names_text(lost)}",
-                            "repair the images, or remove the folder")
+            raise DataError(
+                listing.where,
+                f"has no readable training image of {names_text(lost)}",
+                "repair the images, or remove the folder",
+            )
         if lost:
-            found.append(f"{split} has no readable image of {names_text(lost)}: its metrics are over the other classes")
+            found.append(
+                f"{split} has no readable image of {names_text(lost)}: its metrics are over the "
+                "other classes"
+            )
     return found
 
 

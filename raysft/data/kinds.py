@@ -6,5 +6,9 @@ from collections.abc import Mapping
 
 
 def by_kind(numbers: Mapping[str, int]) -> str:
-    """Kinds with their numbers, the most frequent first: 4 hidden or system files, 2 not images (.txt)."""
-    return ", ".join(f"{n:,} {kind}" for kind, n in sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
+    """Kinds with their numbers, the most frequent first: 4 hidden or system files, 2 not images
+    (.txt).
+    """
+    return ", ".join(
+        f"{n:,} {kind}" for kind, n in sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
+    )

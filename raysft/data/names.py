@@ -14,14 +14,18 @@ def utf8(name: str | PurePath) -> str:
 
 
 def readable(name: str | PurePath) -> str:
-    r"""A name as text that can stand anywhere: bytes that are not UTF-8 as \xe9, control characters escaped."""
-    return "".join(char if char.isprintable() or char in _JOINERS else _escaped(char) for char in str(name))
+    r"""A name as text that can stand anywhere: bytes that are not UTF-8 as \xe9, control characters
+    escaped.
+    """
+    return "".join(
+        char if char.isprintable() or char in _JOINERS else _escaped(char) for char in str(name)
+    )
 
 
 def clipped(name: str) -> str:
     """As `readable`, with … in place of what is behind the first characters of a very long name."""
     text = readable(name)
-    return text if len(text) <= MOST else text[:MOST - 1] + "…"
+    return text if len(text) <= MOST else text[: MOST - 1] + "…"
 
 
 def listed(name: str) -> str:
@@ -32,4 +36,8 @@ def listed(name: str) -> str:
 
 def _escaped(char: str) -> str:
     # A byte that is not UTF-8 is read as one of these halves of a pair.
-    return f"\\x{ord(char) - 0xdc00:02x}" if "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()
+    return (
+        f"\\x{ord(char) - 0xDC00:02x}"
+        if "\udc80" <= char <= "\udcff"
+        else char.encode("unicode_escape").decode()
+    )

@@ -6,7 +6,8 @@ import numpy as np
 
 
 def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Indices of all rows such that every prefix holds each class in its share, shuffled by the seed.
+    """Indices of all rows such that every prefix holds each class in its share, shuffled by the
+    seed.
 
     labels: (n,) integers. Rows are sorted by their relative place in their own shuffled class.
     """

@@ -1,4 +1,5 @@
-"""Samples of more than 8 bits, signed ones and floats: read as they are stored, made 8-bit by a range.
+"""Samples of more than 8 bits, signed ones and floats: read as they are stored, made 8-bit by a
+range.
 
 Pillow holds such samples of grey images only, and of others their upper 8 bits.
 """
@@ -22,7 +23,9 @@ from raysft.data.decoding import Range, Span
 from raysft.errors import DataError
 
 MOST_SAMPLES = 4  # a pixel: colours and alpha
-MOST_PIXELS = 2 * 89_478_485  # Pillow's limit, which a program may have raised or taken away for 8-bit images
+MOST_PIXELS = (
+    2 * 89_478_485
+)  # Pillow's limit, which a program may have raised or taken away for 8-bit images
 _DEFLATE = (8, 32946)  # values of TIFF's Compression
 _DEFLATE_MOST = 1032  # times what is packed may be unpacked
 _UNHARMFUL = 1 << 26  # bytes of one strip or tile, whatever the header says
@@ -34,15 +37,21 @@ _FORMATS = {1: "uint", 2: "int", 3: "float"}  # TIFF's SampleFormat
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _MIN, _MAX = 258, 262, 274, 277, 280, 281
 _EXTRA, _FORMAT, _SMIN, _SMAX, _NODATA = 338, 339, 340, 341, 42113
 _PREMULTIPLIED = 1  # of ExtraSamples: alpha that the colours were multiplied with
-_DARK = 1 / 8  # of the range of 16 bits: an image that stays below was likely made with 13 bits or fewer
+_DARK = (
+    1 / 8
+)  # of the range of 16 bits: an image that stays below was likely made with 13 bits or fewer
 _SUB, _UP, _AVERAGE, _PAETH = 1, 2, 3, 4  # filters of PNG
 _BAND = 512  # lines at once
-_OUTSIDE = 0.01  # of the samples of an image may be brighter or darker than the range: saturated, not of another kind
+# of the samples of an image may be brighter or darker than the range: saturated, not of another
+# kind
+_OUTSIDE = 0.01
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The pixels of an image as they are stored: (height, width) of grey or (height, width, 3) of RGB."""
+    """The pixels of an image as they are stored: (height, width) of grey or (height, width, 3) of
+    RGB.
+    """
 
     kind: str
     """uint16, int16, float32, ...: where all bits mean something (uint12), the range is known."""
@@ -75,22 +84,34 @@ class Samples:
         """
         chosen = self._range(ranges)
         if chosen is None:
-            raise DataError(name, f"has {self.kind} samples, and neither the file nor the data that the model was made "
-                            "with says which values are black and white", "convert it to 8 bits a sample, or train on "
-                            "data with such images")
+            raise DataError(
+                name,
+                f"has {self.kind} samples, and neither the file nor the data that the model was "
+                "made "
+                "with says which values are black and white",
+                "convert it to 8 bits a sample, or train on data with such images",
+            )
         low, high = chosen
         known = self._known()
         values = np.where(known, self.values, low).astype(np.float64)
         beyond = np.count_nonzero((values < low) | (values > high)) / max(1, values.size)
         if beyond > _OUTSIDE:
-            raise DataError(name, f"has {self.kind} samples from {values.min():.6g} to {values.max():.6g}, of which "
-                            f"{beyond:.0%} are outside of the range that is known, {low:.6g} to {high:.6g}",
-                            "scale it to that range")
+            raise DataError(
+                name,
+                f"has {self.kind} samples from {values.min():.6g} to {values.max():.6g}, of which "
+                f"{beyond:.0%} are outside of the range that is known, {low:.6g} to {high:.6g}",
+                "scale it to that range",
+            )
         if beyond:
             note(SATURATED)
         if not known.all():
             note(WITHOUT_VALUE)
-        if self.kind == "uint16" and self.told is None and self.kind not in ranges and 0 < values.max() < _DARK * high:
+        if (
+            self.kind == "uint16"
+            and self.told is None
+            and self.kind not in ranges
+            and 0 < values.max() < _DARK * high
+        ):
             note(DARK)
         levels = np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         return 255 - levels if self.inverted else levels
@@ -101,35 +122,46 @@ class Samples:
         if self.told is not None:
             return self.told
         bits = self.kind.removeprefix("uint")
-        return (0.0, float(2**int(bits) - 1)) if bits.isdecimal() and int(bits) <= 16 else None
+        return (0.0, float(2 ** int(bits) - 1)) if bits.isdecimal() and int(bits) <= 16 else None
 
 
 def needs_range(head: bytes) -> bool:
-    """Whether a file that begins with `head` (64 bytes) may hold samples whose range it does not say."""
+    """Whether a file that begins with `head` (64 bytes) may hold samples whose range it does not
+    say.
+    """
     if head.startswith(b"\x89PNG"):
         return head[24:25] == b"\x10"
     return head[:2] in (b"II", b"MM", b"Pf")
 
 
 def samples_of(image: Image.Image, content: bytes) -> Samples | None:
-    """The samples of an opened image, upright but by its EXIF data; None where Pillow's 8 bits are all there is."""
+    """The samples of an opened image, upright but by its EXIF data; None where Pillow's 8 bits are
+    all there is.
+    """
     if image.format == "PNG":
         return _of_png(image, content) if content[24:25] == b"\x10" else None
     if image.format == "PPM" and image.mode in ("I", "F"):
         image.load()
         values = np.asarray(image)  # what a PGM file says is white, is 65535 to Pillow
-        return Samples("float32", values) if image.mode == "F" else Samples("uint16", values, told=(0.0, 65535.0))
+        return (
+            Samples("float32", values)
+            if image.mode == "F"
+            else Samples("uint16", values, told=(0.0, 65535.0))
+        )
     return _of_tiff(image, content) if isinstance(image, TiffImageFile) else None
 
 
 def _check_size(height: int, width: int, samples: int, size: int) -> None:
-    """Refuse what would fill the memory once decoded, by its header alone. size: bytes of all samples."""
+    """Refuse what would fill the memory once decoded, by its header alone. size: bytes of all
+    samples.
+    """
     if samples > MOST_SAMPLES:
         raise ValueError(f"{samples} samples a pixel, which are no colours: convert it to RGB")
     pixels = min(MOST_PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or MOST_PIXELS))
     if height * width > pixels or size > _RGB16 * pixels:
-        raise Image.DecompressionBombError(f"{width} × {height} pixels of {samples} samples, {size:,} bytes, are too "
-                                           "many")
+        raise Image.DecompressionBombError(
+            f"{width} × {height} pixels of {samples} samples, {size:,} bytes, are too many"
+        )
 
 
 def _check_deflated(packed: bytes, size: int) -> None:
@@ -145,7 +177,8 @@ def _check_deflated(packed: bytes, size: int) -> None:
             raise ValueError("more pixels than its header says")
 
 
-# --- TIFF ------------------------------------------------------------------------------------------------------------
+# --- TIFF --------------------------------------------------------------------------------------
+
 
 def _of_tiff(image: TiffImageFile, content: bytes) -> Samples | None:
     tags = image.tag_v2
@@ -155,7 +188,11 @@ def _of_tiff(image: TiffImageFile, content: bytes) -> Samples | None:
         return None
     if tags.get(_SAMPLES, 1) > 1:
         return of_tiff_file(content)
-    told, missing, photometric = _told(tags, kind), _missing(tags.get(_NODATA)), tags.get(_PHOTOMETRIC)
+    told, missing, photometric = (
+        _told(tags, kind),
+        _missing(tags.get(_NODATA)),
+        tags.get(_PHOTOMETRIC),
+    )
     image.load()
     values = np.asarray(image)
     if kind in ("uint32", "int8"):  # which Pillow takes for int32 and uint8
@@ -170,19 +207,28 @@ def of_tiff_file(content: bytes) -> Samples:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
         itemsize = page.dtype.itemsize if page.dtype is not None else 1
-        piece = math.prod(page.chunks) * itemsize  # a strip or tile, which may be larger than the image
-        _check_size(page.imagelength, page.imagewidth, page.samplesperpixel, max(page.nbytes, piece))
+        piece = (
+            math.prod(page.chunks) * itemsize
+        )  # a strip or tile, which may be larger than the image
+        _check_size(
+            page.imagelength, page.imagewidth, page.samplesperpixel, max(page.nbytes, piece)
+        )
         if page.compression in _DEFLATE:
             for at, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-                _check_deflated(content[at:at + size], piece)
+                _check_deflated(content[at : at + size], piece)
         values = _last_axis_samples(page.asarray(), page.axes)
         tags = {tag.code: tag.value for tag in page.tags}
         photometric, orientation = tags.get(_PHOTOMETRIC), int(tags.get(_ORIENTATION, 1))
-    kind = _FORMATS.get(int(max(_all(tags.get(_FORMAT, 1)))), "") + str(int(max(_all(tags.get(_BITS, 1)))))
+    kind = _FORMATS.get(int(max(_all(tags.get(_FORMAT, 1)))), "") + str(
+        int(max(_all(tags.get(_BITS, 1))))
+    )
     colours = {0: 1, 1: 1, 2: 3}.get(int(photometric) if photometric is not None else 1)
     count = values.shape[2]
     if values.dtype.kind not in "uif" or colours is None or count not in (colours, colours + 1):
-        raise ValueError(f"{count} samples a pixel of type {values.dtype}, which are no colours: convert it to RGB")
+        raise ValueError(
+            f"{count} samples a pixel of type {values.dtype}, which are no colours: convert it "
+            "to RGB"
+        )
     values = _upright(values, orientation)
     alpha = None
     if count > colours:
@@ -191,11 +237,15 @@ def of_tiff_file(content: bytes) -> Samples:
             whole = values * (255 / np.maximum(alpha, 1)[..., None].astype(np.float64))
             values = whole.clip(0, _most(values.dtype)).astype(values.dtype)
     grey = values[..., 0] if colours == 1 else values
-    return Samples(kind, grey, alpha, _told(tags, kind), photometric == 0, _missing(tags.get(_NODATA)))
+    return Samples(
+        kind, grey, alpha, _told(tags, kind), photometric == 0, _missing(tags.get(_NODATA))
+    )
 
 
 def tiff_size(content: bytes) -> tuple[int, int]:
-    """(height, width) as shown upright of a TIFF file that Pillow cannot hold; raises ValueError or OSError."""
+    """(height, width) as shown upright of a TIFF file that Pillow cannot hold; raises ValueError or
+    OSError.
+    """
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -219,11 +269,15 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
         values = values.swapaxes(0, 1)
     down = orientation in (3, 4, 7, 8) if orientation < 5 else orientation in (7, 8)
     left = orientation in (2, 3) if orientation < 5 else orientation in (6, 7)
-    return values[::-1 if down else 1, ::-1 if left else 1]
+    return values[:: -1 if down else 1, :: -1 if left else 1]
 
 
 def _alpha(values: np.ndarray) -> np.ndarray:
-    return np.rint(values.astype(np.float64) * (255 / _most(values.dtype))).clip(0, 255).astype(np.uint8)
+    return (
+        np.rint(values.astype(np.float64) * (255 / _most(values.dtype)))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def _most(kind: np.dtype) -> float:
@@ -232,13 +286,15 @@ def _most(kind: np.dtype) -> float:
 
 
 def _told(tags: Mapping[int, Any], kind: str) -> Range | None:
-    """The range in a TIFF's tags, unless it is that of the bits of a sample, which writers put there unasked."""
+    """The range in a TIFF's tags, unless it is that of the bits of a sample, which writers put
+    there unasked.
+    """
     for low_tag, high_tag in ((_SMIN, _SMAX), (_MIN, _MAX)):
         if high_tag not in tags or (low_tag not in tags and not kind.startswith("uint")):
             continue
         low, high = min(_all(tags.get(low_tag, 0))), max(_all(tags[high_tag]))
         bits = kind.removeprefix("uint")
-        whole = bits.isdecimal() and high >= 2**int(bits) - 1
+        whole = bits.isdecimal() and high >= 2 ** int(bits) - 1
         if high > low and not whole:
             return float(low), float(high)
     return None
@@ -256,7 +312,8 @@ def _all(value: object) -> tuple[float, ...]:
     return tuple(np.ravel(np.asarray(value)).tolist())
 
 
-# --- PNG -------------------------------------------------------------------------------------------------------------
+# --- PNG ---------------------------------------------------------------------------------------
+
 
 def _of_png(image: Image.Image, content: bytes) -> Samples:
     """A PNG of 16 bits a sample: grey or RGB, each with transparency or without."""
@@ -271,12 +328,18 @@ def _of_png(image: Image.Image, content: bytes) -> Samples:
     if count in (2, 4):
         alpha, values = _alpha(values[..., -1]), values[..., :-1]
     else:
-        alpha = np.where((values == key).all(axis=2), 0, 255).astype(np.uint8) if isinstance(key, tuple) else None
+        alpha = (
+            np.where((values == key).all(axis=2), 0, 255).astype(np.uint8)
+            if isinstance(key, tuple)
+            else None
+        )
     return Samples("uint16", values[..., 0] if count == 2 else values, alpha)
 
 
 def png_samples(content: bytes) -> np.ndarray:
-    """(height, width, channels) uint16 of a PNG with 16 bits a sample; raises OSError, ValueError or zlib.error."""
+    """(height, width, channels) uint16 of a PNG with 16 bits a sample; raises OSError, ValueError
+    or zlib.error.
+    """
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     if depth != 16 or interlaced:
@@ -303,10 +366,12 @@ def _idat(content: bytes) -> list[bytes]:
     """The compressed pixels; checks each piece."""
     pieces, at = [], 8
     while at + 12 <= len(content):
-        size = int.from_bytes(content[at:at + 4], "big")
-        name, data = content[at + 4:at + 8], content[at + 8:at + 8 + size]
+        size = int.from_bytes(content[at : at + 4], "big")
+        name, data = content[at + 4 : at + 8], content[at + 8 : at + 8 + size]
         if name == b"IDAT":
-            if zlib.crc32(name + data) != int.from_bytes(content[at + 8 + size:at + 12 + size], "big"):
+            if zlib.crc32(name + data) != int.from_bytes(
+                content[at + 8 + size : at + 12 + size], "big"
+            ):
                 raise OSError("a part has not its checksum")
             pieces.append(data)
         at += 12 + size
@@ -316,7 +381,9 @@ def _idat(content: bytes) -> list[bytes]:
 
 
 def _unfiltered(kinds: np.ndarray, filtered: np.ndarray) -> np.ndarray:
-    """(height, width, bytes a pixel) uint8: PNG's filters undone. kinds: (height,), the filter of each line."""
+    """(height, width, bytes a pixel) uint8: PNG's filters undone. kinds: (height,), the filter of
+    each line.
+    """
     if kinds.max(initial=0) > _PAETH:
         raise ValueError("a line has no filter of PNG")
     done = np.empty_like(filtered)
@@ -330,7 +397,9 @@ def _unfiltered(kinds: np.ndarray, filtered: np.ndarray) -> np.ndarray:
 
 
 def _by_line(kinds: np.ndarray, filtered: np.ndarray, above: np.ndarray, done: np.ndarray) -> None:
-    """Undo filters that look to one side only, a line at a time; bytes wrap around as they shall."""
+    """Undo filters that look to one side only, a line at a time; bytes wrap around as they
+    shall.
+    """
     for kind, line, out in zip(kinds, filtered, done, strict=True):
         if kind == _SUB:
             np.cumsum(line, axis=0, dtype=np.uint8, out=out)
@@ -339,18 +408,24 @@ def _by_line(kinds: np.ndarray, filtered: np.ndarray, above: np.ndarray, done: n
         above = out
 
 
-def _by_diagonal(kinds: np.ndarray, filtered: np.ndarray, above: np.ndarray, done: np.ndarray) -> None:
-    """Undo any filters: a pixel depends on those left of it and above it, so that a diagonal can be had at once.
+def _by_diagonal(
+    kinds: np.ndarray, filtered: np.ndarray, above: np.ndarray, done: np.ndarray
+) -> None:
+    """Undo any filters: a pixel depends on those left of it and above it, so that a diagonal can be
+    had at once.
 
-    Diagonals are the rows of `skewed`, (width + height, height + 1, bytes a pixel): its first column is the line above.
+    Diagonals are the rows of `skewed`, (width + height, height + 1, bytes a pixel): its first
+    column is the line above.
     """
     height, width, size = filtered.shape
     skewed = np.zeros((width + height, height + 1, size), np.int16)
     skewed[:width, 0] = above
     for row in range(height):
-        skewed[row + 1:row + 1 + width, row + 1] = filtered[row]
-    sub, up, average, paeth = (np.where(kinds == kind, 255, 0).astype(np.int16)[:, None]
-                               for kind in (_SUB, _UP, _AVERAGE, _PAETH))
+        skewed[row + 1 : row + 1 + width, row + 1] = filtered[row]
+    sub, up, average, paeth = (
+        np.where(kinds == kind, 255, 0).astype(np.int16)[:, None]
+        for kind in (_SUB, _UP, _AVERAGE, _PAETH)
+    )
     for at in range(1, width + height):
         first, last = max(0, at - width), min(height, at)  # the rows that the diagonal crosses
         rows = slice(first, last)
@@ -364,7 +439,7 @@ def _by_diagonal(kinds: np.ndarray, filtered: np.ndarray, above: np.ndarray, don
         pixels += guess
         pixels &= 255
     for row in range(height):
-        done[row] = skewed[row + 1:row + 1 + width, row + 1]
+        done[row] = skewed[row + 1 : row + 1 + width, row + 1]
 
 
 def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:
@@ -377,8 +452,11 @@ def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarra
 
 def turned(samples: Samples, turn: Image.Transpose) -> Samples:
     """Samples turned as Pillow would turn the image."""
-    places = Image.fromarray(np.arange(samples.values.shape[0] * samples.values.shape[1], dtype=np.int32).reshape(
-        samples.values.shape[:2])).transpose(turn)
+    places = Image.fromarray(
+        np.arange(samples.values.shape[0] * samples.values.shape[1], dtype=np.int32).reshape(
+            samples.values.shape[:2]
+        )
+    ).transpose(turn)
     order = np.asarray(places)
 
     def turn_one(array: np.ndarray) -> np.ndarray:

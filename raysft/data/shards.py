@@ -1,7 +1,7 @@
 """The data set on disk: Parquet shards and their manifest, written whole or not at all.
 
-Images of one size are `fixed_size_binary` columns of raw RGB bytes, which are read without a copy; images of mixed
-sizes stay `binary`, encoded as they came.
+Images of one size are `fixed_size_binary` columns of raw RGB bytes, which are read without a copy;
+images of mixed sizes stay `binary`, encoded as they came.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ COUNTS = ("folder", "seen", "used", "left_out", "examples", "unusual")
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How the image column holds images: raw RGB bytes of one size, or encoded files of any size."""
+    """How the image column holds images: raw RGB bytes of one size, or encoded files of any
+    size.
+    """
 
     encoding: Literal["raw", "file"]
     height: int | None = None
@@ -90,10 +92,16 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the classes and the checksums of all shards: the same data, the same fingerprint."""
+        """SHA-256 over the classes and the checksums of all shards: the same data, the same
+        fingerprint.
+        """
         sums = [f.sha256 for name in sorted(self.splits) for f in self.splits[name].files]
         how = self.image.decoding
-        of_files = [how.document()] if self.image.encoding == "file" and how not in (Decoding(), BEFORE) else []
+        of_files = (
+            [how.document()]
+            if self.image.encoding == "file" and how not in (Decoding(), BEFORE)
+            else []
+        )
         return hashlib.sha256(json.dumps([self.classes, sums, *of_files]).encode()).hexdigest()
 
 
@@ -103,38 +111,67 @@ def write_manifest(folder: Place, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Place) -> Manifest:
-    """The manifest of a data set; raises DataError when there is none or it cannot be understood."""
+    """The manifest of a data set; raises DataError when there is none or it cannot be
+    understood.
+    """
     path = folder / MANIFEST
     try:
         stored = read_json(path)
     except FileNotFoundError:
-        raise DataError(str(folder), f"is not a data set: it has no {MANIFEST}",
-                        "make one with `raysft data import`") from None
+        raise DataError(
+            str(folder),
+            f"is not a data set: it has no {MANIFEST}",
+            "make one with `raysft data import`",
+        ) from None
     except (OSError, ValueError) as error:
-        raise DataError(str(path), f"cannot be read ({error})", "import the data set again") from None
+        raise DataError(
+            str(path), f"cannot be read ({error})", "import the data set again"
+        ) from None
     try:
         if stored["format"] > FORMAT:
-            raise DataError(str(path), f"has format {stored['format']}, this raysft reads up to {FORMAT}",
-                            "use a newer raysft, or import the data set again")
+            raise DataError(
+                str(path),
+                f"has format {stored['format']}, this raysft reads up to {FORMAT}",
+                "use a newer raysft, or import the data set again",
+            )
         return _manifest(stored)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(str(path), f"is not a manifest ({error!r})", "import the data set again") from None
+        raise DataError(
+            str(path), f"is not a manifest ({error!r})", "import the data set again"
+        ) from None
 
 
 def _manifest(stored: dict[str, Any]) -> Manifest:
-    splits = {name: Split(s["rows"], tuple(ShardFile(f["path"], f["rows"], f["sha256"]) for f in s["files"]))
-              for name, s in stored["splits"].items()}
+    splits = {
+        name: Split(
+            s["rows"], tuple(ShardFile(f["path"], f["rows"], f["sha256"]) for f in s["files"])
+        )
+        for name, s in stored["splits"].items()
+    }
     for name, split in splits.items():
         if not split.files or split.rows < 1:
             raise ValueError(f"the split {name} is empty")
     spec = {key: stored["image"].get(key) for key in ("encoding", "height", "width")}
     red, green, blue = stored["mean"]
     s_red, s_green, s_blue = stored["std"]
-    counts = tuple(Counts(**{key: each[key] for key in COUNTS if key in each}) for each in stored.get("counts", ()))
+    counts = tuple(
+        Counts(**{key: each[key] for key in COUNTS if key in each})
+        for each in stored.get("counts", ())
+    )
     image = ImageSpec(**spec, decoding=decoding_of(stored["image"].get("decoding")))
-    return Manifest(tuple(stored["classes"]), image, (red, green, blue), (s_red, s_green, s_blue), splits,
-                    stored.get("skipped", 0), stored.get("source", ""), counts, tuple(stored.get("notes", ())),
-                    stored.get("decoded", {}), stored["format"])
+    return Manifest(
+        tuple(stored["classes"]),
+        image,
+        (red, green, blue),
+        (s_red, s_green, s_blue),
+        splits,
+        stored.get("skipped", 0),
+        stored.get("source", ""),
+        counts,
+        tuple(stored.get("notes", ())),
+        stored.get("decoded", {}),
+        stored["format"],
+    )
 
 
 def verify(folder: Place, manifest: Manifest) -> None:
@@ -143,23 +180,33 @@ def verify(folder: Place, manifest: Manifest) -> None:
         for file in split.files:
             path = folder / file.path
             if not path.is_file():
-                raise DataError(str(path), "is missing from its data set", "import the data set again")
+                raise DataError(
+                    str(path), "is missing from its data set", "import the data set again"
+                )
             if sha256(path) != file.sha256:
                 raise _changed(path)
 
 
-def write_shard(path: Place, spec: ImageSpec, ids: np.ndarray, images: np.ndarray | Sequence[bytes],
-                labels: np.ndarray) -> ShardFile:
+def write_shard(
+    path: Place,
+    spec: ImageSpec,
+    ids: np.ndarray,
+    images: np.ndarray | Sequence[bytes],
+    labels: np.ndarray,
+) -> ShardFile:
     """Write one shard into a folder that is there, whole or not at all.
 
-    ids: (n,) int64; images: (n, height, width, 3) uint8 for raw, n encoded files otherwise; labels: (n,) int32.
+    ids: (n,) int64; images: (n, height, width, 3) uint8 for raw, n encoded files otherwise; labels:
+    (n,) int32.
     """
     if isinstance(images, np.ndarray):
         flat = np.ascontiguousarray(images, dtype=np.uint8)
         column = pa.Array.from_buffers(spec.column, len(flat), [None, pa.py_buffer(flat)])
     else:
         column = pa.array(list(images), type=spec.column)
-    table = pa.table({"id": pa.array(ids, pa.int64()), "image": column, "label": pa.array(labels, pa.int32())})
+    table = pa.table(
+        {"id": pa.array(ids, pa.int64()), "image": column, "label": pa.array(labels, pa.int32())}
+    )
     content = io.BytesIO()
     pq.write_table(table, content, row_group_size=max(1, len(table)), use_dictionary=False)
     write_bytes(path, content.getvalue())
@@ -183,25 +230,41 @@ def read_table(folder: Place, file: ShardFile, columns: list[str] | None = None)
             return read_plain(path, columns=columns)
         return read_plain(path.key, columns=columns, filesystem=path.fs)
     except FileNotFoundError:
-        raise DataError(str(path), "is missing from its data set", "import the data set again") from None
+        raise DataError(
+            str(path), "is missing from its data set", "import the data set again"
+        ) from None
     except (pa.ArrowException, OSError) as error:
         raise _changed(path, f" ({str(error).splitlines()[0]})") from None
 
 
 def _changed(path: Place, why: str = "") -> DataError:
-    return DataError(str(path), f"does not have the checksum of its manifest: it was changed or torn{why}",
-                     "import the data set again")
+    return DataError(
+        str(path),
+        f"does not have the checksum of its manifest: it was changed or torn{why}",
+        "import the data set again",
+    )
 
 
-def columns(table: pa.Table, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray]:
-    """(ids, images, labels) of a table of shard rows; raw images are (n, height, width, 3), read-only, not copied."""
+def columns(
+    table: pa.Table, spec: ImageSpec
+) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray]:
+    """(ids, images, labels) of a table of shard rows; raw images are (n, height, width, 3),
+    read-only, not copied.
+    """
     ids, labels = table["id"].to_numpy(), table["label"].to_numpy()
     if spec.encoding == "file":
         return ids, table["image"].to_pylist(), labels
     width = int(np.prod(spec.shape))
-    parts = [np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * width:(chunk.offset + len(chunk)) * width]
-             for chunk in table["image"].chunks if len(chunk)]
-    flat = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint8)
+    parts = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[
+            chunk.offset * width : (chunk.offset + len(chunk)) * width
+        ]
+        for chunk in table["image"].chunks
+        if len(chunk)
+    ]
+    flat = (
+        parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint8)
+    )
     return ids, flat.reshape(-1, *spec.shape), labels
 
 

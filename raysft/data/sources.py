@@ -1,4 +1,6 @@
-"""Where labelled images come from. Each source lists its images as chunks; one chunk becomes one shard."""
+"""Where labelled images come from. Each source lists its images as chunks; one chunk becomes one
+shard.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ DIGITS_ROWS, DIGITS_TEST_ROWS = 1797, 360
 
 @dataclass(frozen=True)
 class Rows:
-    """The content of one shard: ids, images (as `ImageSpec` says), labels, and the files that could not be read."""
+    """The content of one shard: ids, images (as `ImageSpec` says), labels, and the files that could
+    not be read.
+    """
 
     ids: np.ndarray
     images: np.ndarray | list[bytes]
@@ -64,7 +68,9 @@ class Chunk(ABC):
 
 @dataclass(frozen=True)
 class Listing:
-    """A source before it is read: classes, chunks a split, how images will be stored, and what identifies it."""
+    """A source before it is read: classes, chunks a split, how images will be stored, and what
+    identifies it.
+    """
 
     classes: tuple[str, ...]
     image: ImageSpec
@@ -89,30 +95,52 @@ def outline(data: Data, cache: Path) -> Outline:
         return outline_of_dataset(folder, read_manifest(folder))
     if data.source == "digits":
         train_rows = DIGITS_ROWS - DIGITS_TEST_ROWS
-        return Outline(tuple(map(str, range(10))), train_rows, DIGITS_TEST_ROWS, "scikit-learn's digits")
+        return Outline(
+            tuple(map(str, range(10))), train_rows, DIGITS_TEST_ROWS, "scikit-learn's digits"
+        )
     if data.source == "cifar10":
         return Outline(cifar.CLASSES, 50_000, 10_000, str(cifar.locate(data.path, cache)))
     folders = Folders.of(Path(data.path or ""), Path(data.test_path) if data.test_path else None)
     val = folders.splits.get("val")
-    return Outline(folders.classes, len(folders.train), len(folders.test), folders.where,
-                   None if val is None else len(val), (*folders.notes, *files_lines(folders.counts)))
+    return Outline(
+        folders.classes,
+        len(folders.train),
+        len(folders.test),
+        folders.where,
+        None if val is None else len(val),
+        (*folders.notes, *files_lines(folders.counts)),
+    )
 
 
 def outline_of_dataset(folder: Place, manifest: Manifest) -> Outline:
-    """What a plan has to know of a data set; raises DataError where it does not have what a run needs."""
+    """What a plan has to know of a data set; raises DataError where it does not have what a run
+    needs.
+    """
     missing = {"train", "test"} - manifest.splits.keys()
     if missing:
-        raise DataError(str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test")
+        raise DataError(
+            str(folder), f"has no {' and no '.join(sorted(missing))} split", "import it with --test"
+        )
     val = manifest.splits.get("val")
-    return Outline(manifest.classes, manifest.splits["train"].rows, manifest.splits["test"].rows, str(folder),
-                   None if val is None else val.rows, (*manifest.notes, *files_lines(manifest.counts)))
+    return Outline(
+        manifest.classes,
+        manifest.splits["train"].rows,
+        manifest.splits["test"].rows,
+        str(folder),
+        None if val is None else val.rows,
+        (*manifest.notes, *files_lines(manifest.counts)),
+    )
 
 
 def unreadable_note(manifest: Manifest) -> str:
     """How many unreadable images were left out of a data set, and some of their names."""
     names = [name for each in manifest.counts for name in each.examples.get(UNREADABLE, [])][:SHOWN]
     named = f": {', '.join(names)}" if names else ""
-    more = f" and {manifest.skipped - len(names):,} more" if names and manifest.skipped > len(names) else ""
+    more = (
+        f" and {manifest.skipped - len(names):,} more"
+        if names and manifest.skipped > len(names)
+        else ""
+    )
     return f"{manifest.skipped:,} unreadable images were left out of {manifest.source}{named}{more}"
 
 
@@ -127,7 +155,8 @@ def list_source(kind: str, path: str | None, test: str | None, cache: Path) -> L
     return list_imagefolder(Path(path), Path(test) if test else None)
 
 
-# --- digits ----------------------------------------------------------------------------------------------------------
+# --- digits ------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayChunk(Chunk):
@@ -142,7 +171,9 @@ class ArrayChunk(Chunk):
 
 
 def list_digits() -> Listing:
-    """scikit-learn's 1,797 handwritten digits (UCI, 8×8 grey) as 32×32 RGB, every fifth of a class held out."""
+    """scikit-learn's 1,797 handwritten digits (UCI, 8×8 grey) as 32×32 RGB, every fifth of a class
+    held out.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -155,11 +186,18 @@ def list_digits() -> Listing:
     for split, chosen in (("train", np.sort(order[:cut])), ("test", np.sort(order[cut:]))):
         chunks[split] = (ArrayChunk(np.arange(len(chosen)), images[chosen], labels[chosen]),)
     fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    return Listing(tuple(map(str, range(10))), ImageSpec("raw", 32, 32), chunks,
-                   {"train": cut, "test": len(labels) - cut}, "scikit-learn's digits", fingerprint)
+    return Listing(
+        tuple(map(str, range(10))),
+        ImageSpec("raw", 32, 32),
+        chunks,
+        {"train": cut, "test": len(labels) - cut},
+        "scikit-learn's digits",
+        fingerprint,
+    )
 
 
-# --- CIFAR-10 --------------------------------------------------------------------------------------------------------
+# --- CIFAR-10 ----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class CifarChunk(Chunk):
@@ -179,23 +217,32 @@ def list_cifar10(place: Path) -> Listing:
     chunks: dict[str, tuple[Chunk, ...]] = {}
     rows = {}
     for split, members in (("train", cifar.TRAIN_MEMBERS), ("test", cifar.TEST_MEMBERS)):
-        chunks[split] = tuple(CifarChunk(place, m, i * cifar.ROWS_PER_MEMBER) for i, m in enumerate(members))
+        chunks[split] = tuple(
+            CifarChunk(place, m, i * cifar.ROWS_PER_MEMBER) for i, m in enumerate(members)
+        )
         rows[split] = len(members) * cifar.ROWS_PER_MEMBER
     stat = place.stat()
-    fingerprint = hashlib.sha256(f"{place.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(
+        f"{place.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()
+    ).hexdigest()
     return Listing(cifar.CLASSES, ImageSpec("raw", 32, 32), chunks, rows, str(place), fingerprint)
 
 
-# --- folders of images -----------------------------------------------------------------------------------------------
+# --- folders of images -------------------------------------------------------------------------
+
 
 def pixel_sums(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Sums over images (n, height, width, 3) uint8 of each channel's mean and mean square, of values 0 to 1."""
+    """Sums over images (n, height, width, 3) uint8 of each channel's mean and mean square, of
+    values 0 to 1.
+    """
     flat = images.reshape(-1, 3)
     pixels = max(1, int(np.prod(images.shape[1:3])))
     histograms = [np.bincount(flat[:, c], minlength=256) for c in range(3)]
     levels = np.arange(256, dtype=np.int64)
-    return ([int((h * levels).sum()) / 255 / pixels for h in histograms],
-            [int((h * levels**2).sum()) / 255**2 / pixels for h in histograms])
+    return (
+        [int((h * levels).sum()) / 255 / pixels for h in histograms],
+        [int((h * levels**2).sum()) / 255**2 / pixels for h in histograms],
+    )
 
 
 @dataclass(frozen=True)
@@ -219,9 +266,19 @@ class FileChunk(Chunk):
                 decoded = decode(raw, file, spec.decoding)
                 pixels = np.asarray(decoded.image)
                 if spec.encoding == "raw" and pixels.shape != spec.shape:
-                    raise DataError(file, f"is {pixels.shape[1]}×{pixels.shape[0]} pixels, its header said otherwise")
+                    raise DataError(
+                        file,
+                        f"is {pixels.shape[1]}×{pixels.shape[0]} pixels, its header said otherwise",
+                    )
             except (DataError, OSError) as error:
-                bad.append((file, error.what if isinstance(error, DataError) else f"cannot be read ({error.strerror})"))
+                bad.append(
+                    (
+                        file,
+                        error.what
+                        if isinstance(error, DataError)
+                        else f"cannot be read ({error.strerror})",
+                    )
+                )
                 continue
             kept.append(i)
             special.update(decoded.notes)
@@ -236,7 +293,15 @@ class FileChunk(Chunk):
         if spec.encoding == "raw":
             stacked = np.stack(images) if images else np.empty((0, *spec.shape), np.uint8)
             return Rows(ids, stacked, labels, tuple(bad), decoded=dict(special))
-        return Rows(ids, encoded, labels, tuple(bad), tuple(total.tolist()), tuple(squares.tolist()), dict(special))
+        return Rows(
+            ids,
+            encoded,
+            labels,
+            tuple(bad),
+            tuple(total.tolist()),
+            tuple(squares.tolist()),
+            dict(special),
+        )
 
     def files_to_range(self) -> list[str]:
         return [file for file in self.files if _may_need_range(file)]
@@ -264,7 +329,9 @@ def spans_of(files: Sequence[str]) -> list[Span]:
 
 
 def list_imagefolder(root: Path, test: Path | None) -> Listing:
-    """Images in one folder a class; stored raw when all have one small size, as they are otherwise."""
+    """Images in one folder a class; stored raw when all have one small size, as they are
+    otherwise.
+    """
     folders = Folders.of(root, test)
     spec = _common_size([f for files in folders.splits.values() for f, _ in files])
     per_row = int(np.prod(spec.shape)) if spec.encoding == "raw" else 20_000
@@ -273,14 +340,25 @@ def list_imagefolder(root: Path, test: Path | None) -> Listing:
     digest = hashlib.sha256()
     for split, files in folders.splits.items():
         cuts = range(0, len(files), step)
-        chunks[split] = tuple(_file_chunk(files[i:i + step], i) for i in cuts)
+        chunks[split] = tuple(_file_chunk(files[i : i + step], i) for i in cuts)
         for file, label in files:
             stat = os.stat(file)
             digest.update(json.dumps([split, file, label, stat.st_size, stat.st_mtime_ns]).encode())
     rows = {str(split): len(files) for split, files in folders.splits.items()}
-    return Listing(folders.classes, spec, chunks, rows, folders.where, digest.hexdigest(), everywhere=True,
-                   counts=folders.counts, notes=folders.notes,
-                   labels={split: frozenset(label for _, label in files) for split, files in folders.splits.items()})
+    return Listing(
+        folders.classes,
+        spec,
+        chunks,
+        rows,
+        folders.where,
+        digest.hexdigest(),
+        everywhere=True,
+        counts=folders.counts,
+        notes=folders.notes,
+        labels={
+            split: frozenset(label for _, label in files) for split, files in folders.splits.items()
+        },
+    )
 
 
 def _file_chunk(files: tuple[tuple[str, int], ...], first_id: int) -> FileChunk:
@@ -289,11 +367,15 @@ def _file_chunk(files: tuple[tuple[str, int], ...], first_id: int) -> FileChunk:
 
 
 def _common_size(files: list[str]) -> ImageSpec:
-    """Raw with the one size that all readable images have, if it is small; encoded files otherwise."""
+    """Raw with the one size that all readable images have, if it is small; encoded files
+    otherwise.
+    """
     common: tuple[int, int] | None = None
     with ThreadPoolExecutor(8) as pool:
-        for start in range(0, len(files), 512):  # in batches, so that mixed sizes end the reading early
-            for size in pool.map(_size_or_none, files[start:start + 512]):
+        for start in range(
+            0, len(files), 512
+        ):  # in batches, so that mixed sizes end the reading early
+            for size in pool.map(_size_or_none, files[start : start + 512]):
                 if size is None:
                     continue  # unreadable: found and named when it is decoded
                 common = common or size

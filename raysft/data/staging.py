@@ -1,4 +1,6 @@
-"""Decoded rows on the device of a worker: whole splits where they fit, otherwise batch by batch, the next one ahead."""
+"""Decoded rows on the device of a worker: whole splits where they fit, otherwise batch by batch,
+the next one ahead.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import torch
 
 from raysft.data.ingest import Batch, Kept, Reader, Rows
 
-RESIDENT_SHARE = 0.25  # of a GPU's memory that is free when a split is first used; the rest is for training
+RESIDENT_SHARE = (
+    0.25  # of a GPU's memory that is free when a split is first used; the rest is for training
+)
 AHEAD = 2  # batches made while one trains
 
 Part = TypeVar("Part", Batch, Rows)
@@ -23,7 +27,10 @@ def resident(split: Kept, device: torch.device, share: float) -> Kept:
 
     share: the part of the GPU that this worker has.
     """
-    if device.type != "cuda" or split.nbytes > RESIDENT_SHARE * share * torch.cuda.mem_get_info(device)[0]:
+    if (
+        device.type != "cuda"
+        or split.nbytes > RESIDENT_SHARE * share * torch.cuda.mem_get_info(device)[0]
+    ):
         return split
     return Kept(on_device(split.rows, device))
 
@@ -37,13 +44,18 @@ def on_device(rows: Rows, device: torch.device) -> Rows:
 def staged(split: Reader, parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
     """`parts` of `split`, batches or rows, with tensors on `device`.
 
-    What has to be read, or copied to a GPU, is so in a thread while the part before is trained on, and copied on a
-    stream of its own.
+    What has to be read, or copied to a GPU, is so in a thread while the part before is trained on,
+    and copied on a stream of its own.
     """
-    if isinstance(split, Kept) and (device.type == "cpu" or isinstance(split.rows.images, torch.Tensor)):
+    if isinstance(split, Kept) and (
+        device.type == "cpu" or isinstance(split.rows.images, torch.Tensor)
+    ):
         return (_with_rows(part, on_device(_rows(part), device)) for part in parts)
-    return _copied(_ahead(parts), device) if device.type == "cuda" else (
-        _with_rows(part, on_device(_rows(part), device)) for part in _ahead(parts))
+    return (
+        _copied(_ahead(parts), device)
+        if device.type == "cuda"
+        else (_with_rows(part, on_device(_rows(part), device)) for part in _ahead(parts))
+    )
 
 
 def _copied(parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
@@ -56,15 +68,24 @@ def _copied(parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
         for tensor in (_rows(part).images, _rows(part).labels):
-            tensor.record_stream(current)  # its memory is not given away before training has read it
+            tensor.record_stream(
+                current
+            )  # its memory is not given away before training has read it
         return part
 
     for part in parts:
         rows = _rows(part)
         with torch.cuda.stream(stream):
-            images, labels = (torch.as_tensor(v).pin_memory().to(device, non_blocking=True)
-                              for v in (rows.images, rows.labels))
-            under_way.append((_with_rows(part, replace(rows, images=images, labels=labels)), stream.record_event()))
+            images, labels = (
+                torch.as_tensor(v).pin_memory().to(device, non_blocking=True)
+                for v in (rows.images, rows.labels)
+            )
+            under_way.append(
+                (
+                    _with_rows(part, replace(rows, images=images, labels=labels)),
+                    stream.record_event(),
+                )
+            )
         if len(under_way) > 1:
             yield arrived()
     while under_way:

@@ -1,6 +1,7 @@
 """Files below a folder, each either an image or left out for a reason that is counted.
 
-Contents decide, not endings: an ending only spares the look into files that have one of the usual endings of images.
+Contents decide, not endings: an ending only spares the look into files that have one of the usual
+endings of images.
 """
 
 from __future__ import annotations
@@ -25,11 +26,28 @@ USED_ALREADY = "links to images that are used already"
 OUTSIDE = "outside of the class folders"
 UNREADABLE = "unreadable images"
 
-# What Windows, macOS, NAS systems, notebooks and version control leave in folders. Names that begin with a dot, among
-# them the ._NAME of macOS archives, .DS_Store, .ipynb_checkpoints and .thumbnails, are left out anyway.
-_SYSTEM = frozenset({"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r",
-                     "$recycle.bin", "#recycle", "@recycle", "@recently-snapshot", "#snapshot",
-                     "system volume information", "lost+found", "__pycache__"})
+# What Windows, macOS, NAS systems, notebooks and version control leave in folders. Names that begin
+# with a dot, among them the ._NAME of macOS archives, .DS_Store, .ipynb_checkpoints and
+# .thumbnails, are left out anyway.
+_SYSTEM = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "thumbs.db",
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "desktop.ini",
+        "icon\r",
+        "$recycle.bin",
+        "#recycle",
+        "@recycle",
+        "@recently-snapshot",
+        "#snapshot",
+        "system volume information",
+        "lost+found",
+        "__pycache__",
+    }
+)
 _USUAL = EXTENSIONS | {".avif", ".heic", ".heif"}
 
 
@@ -65,7 +83,9 @@ class Counts:
 
     @property
     def held(self) -> str:
-        """What files there are where none is an image, to be put behind "holds no image"; nothing of no files."""
+        """What files there are where none is an image, to be put behind "holds no image"; nothing
+        of no files.
+        """
         return f": its {self.seen:,} files are {by_kind(self.left_out)}" if self.seen else ""
 
     def _note(self, path: PurePath, kind: str) -> None:
@@ -82,7 +102,9 @@ def is_skipped(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a folder and what it stands for, links followed; `status` is None for a link to nothing."""
+    """A name in a folder and what it stands for, links followed; `status` is None for a link to
+    nothing.
+    """
 
     path: Path
     status: os.stat_result | None
@@ -105,7 +127,8 @@ class Entry:
         if not stat.S_ISREG(self.status.st_mode):
             return "sockets, pipes or devices"
         if self.path.suffix.lower() in EXTENSIONS:
-            return None  # what claims to be an image and is none is an unreadable image: the person decides
+            # what claims to be an image and is none is an unreadable image: the person decides
+            return None
         try:
             with self.path.open("rb") as file:
                 head = file.read(HEAD_BYTES)
@@ -115,12 +138,19 @@ class Entry:
 
 
 def entries_of(folder: Path) -> list[Entry]:
-    """What is in a folder, in the order of the names; raises DataError for one that cannot be read."""
+    """What is in a folder, in the order of the names; raises DataError for one that cannot be
+    read.
+    """
     try:
         with os.scandir(folder) as found:
-            return [Entry(Path(each.path), _status(each)) for each in sorted(found, key=lambda each: each.name)]
+            return [
+                Entry(Path(each.path), _status(each))
+                for each in sorted(found, key=lambda each: each.name)
+            ]
     except OSError as error:
-        raise DataError(readable(folder), f"cannot be read ({error.strerror})", "give yourself the right to") from None
+        raise DataError(
+            readable(folder), f"cannot be read ({error.strerror})", "give yourself the right to"
+        ) from None
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -131,9 +161,11 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def image_files(folder: Path, counts: Counts) -> list[Path]:
-    """The images in a folder and all folders below it, in the order of their paths, links followed; counts all files.
+    """The images in a folder and all folders below it, in the order of their paths, links followed;
+    counts all files.
 
-    An image that has a second name there, by a link, is used once. Raises DataError for a folder that cannot be read.
+    An image that has a second name there, by a link, is used once. Raises DataError for a folder
+    that cannot be read.
     """
     found = []
     used: set[tuple[int, int]] = set()
@@ -157,7 +189,9 @@ def images_directly_in(folder: Path) -> Iterator[Path]:
 
 
 def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[Counts]:
-    """Count the files below a folder that lie in none of the folders `taken`, a record for each folder that has any."""
+    """Count the files below a folder that lie in none of the folders `taken`, a record for each
+    folder that has any.
+    """
     counts = Counts(readable(folder))
     for entry in entries_of(folder):
         path = entry.path
@@ -183,9 +217,11 @@ def _all_outside(folder: Path) -> Counts:
 
 
 def walk(folder: Path) -> Iterator[tuple[Entry, str | None]]:
-    """(file, None for an image or why it is left out) of all files at or below a folder; raises DataError.
+    """(file, None for an image or why it is left out) of all files at or below a folder; raises
+    DataError.
 
-    A folder that is reached a second time through a link is read once, and one that holds `folder` not at all.
+    A folder that is reached a second time through a link is read once, and one that holds `folder`
+    not at all.
     """
     around = [folder, *folder.resolve().parents]
     yield from _walk(folder, {Entry(each, each.stat()).identity for each in around})

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Sent = tuple[str, bytes]  # an image as it came: its name, for what is said about it, and the file
-Run = Callable[[list[Sent], int], Awaitable[Sequence[Any]]]  # images and how many classes to name: an answer an image
+Run = Callable[
+    [list[Sent], int], Awaitable[Sequence[Any]]
+]  # images and how many classes to name: an answer an image
 
 
 @dataclass
@@ -24,8 +26,8 @@ class _Waiting:
 class Batcher:
     """Hands images to `run`, at most `most` at a time and `at_once` times at once.
 
-    A batch goes when it is full, or when its first image has waited `wait_s` and there is room for it. What comes while
-    there is none gathers, so that batches grow with the load.
+    A batch goes when it is full, or when its first image has waited `wait_s` and there is room for
+    it. What comes while there is none gathers, so that batches grow with the load.
     """
 
     def __init__(self, run: Run, most: int, wait_s: float, at_once: int) -> None:
@@ -72,7 +74,9 @@ class Batcher:
         wanted = [one for one in batch if not one.answer.done()]  # a request may have given up
         try:
             if wanted:
-                answers = await self._run([one.image for one in wanted], max(one.top for one in wanted))
+                answers = await self._run(
+                    [one.image for one in wanted], max(one.top for one in wanted)
+                )
                 for one, answer in zip(wanted, answers, strict=True):
                     if not one.answer.done():
                         one.answer.set_result(answer)

@@ -1,7 +1,9 @@
-"""A delivered model on any number of images, on Ray Data: streamed, resumable, one row an image in one Parquet file.
+"""A delivered model on any number of images, on Ray Data: streamed, resumable, one row an image in
+one Parquet file.
 
-The rows of each chunk of images are written to a part beside the result, whole or not at all, and joined at the end. A
-prediction that was interrupted goes on with the chunks that have no part yet. A bad image is a row with an error.
+The rows of each chunk of images are written to a part beside the result, whole or not at all, and
+joined at the end. A prediction that was interrupted goes on with the chunks that have no part yet.
+A bad image is a row with an error.
 """
 
 from __future__ import annotations
@@ -28,17 +30,31 @@ from raysft.data.parquet import read_plain
 from raysft.deploy.images import Chunk, Item, Source
 from raysft.errors import DataError, RaysftError, RunError, UserError
 from raysft.results.model import ModelCard, check_trust, read_card
-from raysft.storage import Place, Remote, made_beside, place, read_json, remove, write_bytes, write_json
+from raysft.storage import (
+    Place,
+    Remote,
+    made_beside,
+    place,
+    read_json,
+    remove,
+    write_bytes,
+    write_json,
+)
 from raysft.train.allocator import keep_freed_memory
 
 PLAN = "plan.json"
-AGAIN = "make room or give yourself the right, then give the same command again: it goes on where it was"
+AGAIN = (
+    "make room or give yourself the right, then give the same command again: it goes on "
+    "where it was"
+)
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a prediction came to; `images_per_s` once the processes are up, None where all was there already."""
+    """What a prediction came to; `images_per_s` once the processes are up, None where all was there
+    already.
+    """
 
     out: str
     images: int
@@ -55,23 +71,34 @@ def check_out(out: Place) -> None:
     if out.exists():
         raise UserError(str(out), "is there already", "remove it, or give another --out")
     if not str(out).endswith(".parquet"):
-        raise UserError(f"--out {out}", "is not a Parquet file", "give a name that ends in .parquet")
+        raise UserError(
+            f"--out {out}", "is not a Parquet file", "give a name that ends in .parquet"
+        )
 
 
-def predict_all(model: Place, source: Source, out: Place, shares: bool, progress: Progress,
-                trust_code: bool = False) -> Predicted:
-    """Predict all images of `source` on the Ray this process is connected to, and write them to `out`.
+def predict_all(
+    model: Place,
+    source: Source,
+    out: Place,
+    shares: bool,
+    progress: Progress,
+    trust_code: bool = False,
+) -> Predicted:
+    """Predict all images of `source` on the Ray this process is connected to, and write them to
+    `out`.
 
     shares: whether each row also has the probabilities of all classes. trust_code: as for
-    `raysft.results.model.load_model`, also from the current folder. Takes up what an interrupted call has left.
-    Raises UserError for a model, images or parts that cannot be used, DataError for a shard that is torn, and RunError
-    where the result cannot be written.
+    `raysft.results.model.load_model`, also from the current folder. Takes up what an interrupted
+    call has left. Raises UserError for a model, images or parts that cannot be used, DataError for
+    a shard that is torn, and RunError where the result cannot be written.
     """
     check_out(out)
     card = read_card(model)
     check_trust(model, card, trust_code)
     parts = out.parent / f"{out.name}.parts"
-    _prepare(parts, {"model": card.weights_sha256, "source": source.fingerprint, "probabilities": shares})
+    _prepare(
+        parts, {"model": card.weights_sha256, "source": source.fingerprint, "probabilities": shares}
+    )
     waiting = [i for i in range(len(source.chunks)) if not _part(parts, i).is_file()]
     done = source.images - sum(source.chunks[i].images for i in waiting)
     progress("predict", done, source.images)
@@ -88,7 +115,9 @@ def _rate(told: list[dict[str, Any]]) -> float | None:
     """Images a second from the beginning of the first chunk to the end of the last."""
     if not told:
         return None
-    return sum(row["images"] for row in told) / (max(r["ended"] for r in told) - min(r["began"] for r in told))
+    return sum(row["images"] for row in told) / (
+        max(r["ended"] for r in told) - min(r["began"] for r in told)
+    )
 
 
 def _prepare(parts: Place, identity: dict[str, Any]) -> None:
@@ -98,11 +127,16 @@ def _prepare(parts: Place, identity: dict[str, Any]) -> None:
         try:
             before = read_json(plan)
         except (OSError, ValueError) as error:
-            raise UserError(str(plan), f"cannot be read ({error})", f"remove {parts} to begin again") from None
+            raise UserError(
+                str(plan), f"cannot be read ({error})", f"remove {parts} to begin again"
+            ) from None
         changed = [key for key, value in identity.items() if before.get(key) != value]
         if changed:
-            raise UserError(str(parts), f"is of another prediction: other {' and '.join(changed)}",
-                            "remove it to begin again, or give another --out")
+            raise UserError(
+                str(parts),
+                f"is of another prediction: other {' and '.join(changed)}",
+                "remove it to begin again, or give another --out",
+            )
         return
     with _writable(plan):
         if not isinstance(parts, Remote):
@@ -114,11 +148,20 @@ def _part(parts: Place, number: int) -> Place:
     return parts / f"{number:05d}.parquet"
 
 
-# --- on Ray Data -----------------------------------------------------------------------------------------------------
+# --- on Ray Data -------------------------------------------------------------------------------
 
-def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares: bool,
-         import_from: str | None) -> Iterator[dict[str, Any]]:
-    """Predict chunks with one actor a GPU, or a CPU where there is none; yields what each tells when it is done."""
+
+def _run(
+    model: Place,
+    source: Source,
+    parts: Place,
+    waiting: list[int],
+    shares: bool,
+    import_from: str | None,
+) -> Iterator[dict[str, Any]]:
+    """Predict chunks with one actor a GPU, or a CPU where there is none; yields what each tells
+    when it is done.
+    """
     import ray
     import ray.data
 
@@ -134,9 +177,20 @@ def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares:
     rows = [{"number": i, "chunk": pickle.dumps(source.chunks[i])} for i in waiting]
     actor: Any = Predictor
     predicted = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        actor, fn_constructor_args=(str(model), str(parts), source.labelled, shares, threads, bool(gpus), import_from),
+        actor,
+        fn_constructor_args=(
+            str(model),
+            str(parts),
+            source.labelled,
+            shares,
+            threads,
+            bool(gpus),
+            import_from,
+        ),
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=threads if gpus else 1, num_gpus=1 if gpus else 0)
+        num_cpus=threads if gpus else 1,
+        num_gpus=1 if gpus else 0,
+    )
     for row in predicted.iter_rows():
         if row["fatal"]:
             raise pickle.loads(row["fatal"])
@@ -144,14 +198,24 @@ def _run(model: Place, source: Source, parts: Place, waiting: list[int], shares:
 
 
 class Predictor:
-    """The actor of Ray Data: it takes chunk after chunk, writes the part of each, and tells when it was.
+    """The actor of Ray Data: it takes chunk after chunk, writes the part of each, and tells when it
+    was.
 
-    `threads` decode images ahead of the network, one decodes them in between. A network of a person's own is imported
-    where there is an `import_from`, from there where nothing else has a module of that name.
+    `threads` decode images ahead of the network, one decodes them in between. A network of a
+    person's own is imported where there is an `import_from`, from there where nothing else has a
+    module of that name.
     """
 
-    def __init__(self, model: str, parts: str, labelled: bool, shares: bool, threads: int, gpu: bool,
-                 import_from: str | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        parts: str,
+        labelled: bool,
+        shares: bool,
+        threads: int,
+        gpu: bool,
+        import_from: str | None,
+    ) -> None:
         import torch
 
         from raysft.results.predict import Classifier
@@ -161,7 +225,9 @@ class Predictor:
         if import_from is not None:
             sys.path.append(import_from)
         torch.set_num_threads(threads)
-        self.classifier = Classifier(place(model), "cuda" if gpu else "cpu", import_from is not None)
+        self.classifier = Classifier(
+            place(model), "cuda" if gpu else "cpu", import_from is not None
+        )
         self.parts, self.labelled, self.shares = place(parts), labelled, shares
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -179,21 +245,27 @@ class Predictor:
         """The rows of a chunk: (image, [label,] class, probability, error[, probabilities])."""
         card = self.classifier.card
         made = [self._rows(items, images) for items, images in self._batches(chunk)]
-        return pa.Table.from_pylist(list(itertools.chain.from_iterable(made)),
-                                    schema=schema_of(card, self.labelled, self.shares))
+        return pa.Table.from_pylist(
+            list(itertools.chain.from_iterable(made)),
+            schema=schema_of(card, self.labelled, self.shares),
+        )
 
     def _batches(self, chunk: Chunk) -> Iterator[tuple[list[Item], list[np.ndarray | DataError]]]:
-        """Items with their decoded images, or why there is none, as many as go through the network at once."""
+        """Items with their decoded images, or why there is none, as many as go through the network
+        at once.
+        """
         from raysft.results.predict import batch_of
 
         card = self.classifier.card
         items, size = list(chunk.items(card)), batch_of(self.classifier.card)
         decoded = self.pool.map(_decoded, items) if self.pool else map(_decoded, items)
         for start in range(0, len(items), size):
-            part = items[start:start + size]
+            part = items[start : start + size]
             yield part, list(itertools.islice(decoded, len(part)))
 
-    def _rows(self, items: list[Item], images: list[np.ndarray | DataError]) -> Iterator[dict[str, Any]]:
+    def _rows(
+        self, items: list[Item], images: list[np.ndarray | DataError]
+    ) -> Iterator[dict[str, Any]]:
         good = [image for image in images if isinstance(image, np.ndarray)]
         found = iter(self.classifier.shares(np.stack(good)) if good else ())
         for item, image in zip(items, images, strict=True):
@@ -203,8 +275,11 @@ class Predictor:
                 continue
             shares = next(found)
             best = int(shares.argmax())
-            yield row | {"class": self.classifier.card.classes[best], "probability": shares[best],
-                         "probabilities": shares if self.shares else None}
+            yield row | {
+                "class": self.classifier.card.classes[best],
+                "probability": shares[best],
+                "probabilities": shares if self.shares else None,
+            }
 
 
 def _decoded(item: Item) -> np.ndarray | DataError:
@@ -215,18 +290,30 @@ def _decoded(item: Item) -> np.ndarray | DataError:
 
 
 def schema_of(card: ModelCard, labelled: bool, shares: bool) -> pa.Schema:
-    """The columns of a result; the classes, in the order of `probabilities`, are in its metadata."""
-    named = {"image": pa.string(), **({"label": pa.string()} if labelled else {}), "class": pa.string(),
-             "probability": pa.float32(), "error": pa.string()}
+    """The columns of a result; the classes, in the order of `probabilities`, are in its
+    metadata.
+    """
+    named = {
+        "image": pa.string(),
+        **({"label": pa.string()} if labelled else {}),
+        "class": pa.string(),
+        "probability": pa.float32(),
+        "error": pa.string(),
+    }
     if shares:
-        named["probabilities"] = pa.list_(pa.float32())  # of a fixed size, Parquet cannot hold the nulls of bad images
+        named["probabilities"] = pa.list_(
+            pa.float32()
+        )  # of a fixed size, Parquet cannot hold the nulls of bad images
     about = {"classes": json.dumps(card.classes), "model": card.weights_sha256}
     return pa.schema(list(named.items()), metadata=about)
 
 
-# --- the end ---------------------------------------------------------------------------------------------------------
+# --- the end -----------------------------------------------------------------------------------
 
-def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float | None) -> Predicted:
+
+def _join(
+    parts: Place, out: Place, source: Source, card: ModelCard, rate: float | None
+) -> Predicted:
     """Make one file of all parts, in the order of the images, and remove them."""
     counts = dict.fromkeys(card.classes, 0)
     images = errors = 0
@@ -249,7 +336,9 @@ def _join(parts: Place, out: Place, source: Source, card: ModelCard, rate: float
 
 @contextmanager
 def _opened(out: Place) -> Iterator[Any]:
-    """A file to write, which is there at its end, whole or not at all; raises RunError where it cannot be written."""
+    """A file to write, which is there at its end, whole or not at all; raises RunError where it
+    cannot be written.
+    """
     with _writable(out):
         if isinstance(out, Remote):
             with out.fs.open_output_stream(out.key) as stream:
@@ -278,10 +367,15 @@ def _read_part(file: Place, chunk: Chunk) -> pa.Table:
     try:
         table = read_plain(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise RunError(str(file), f"cannot be read ({str(error).splitlines()[0]})",
-                       "remove it and give the same command again") from None
+        raise RunError(
+            str(file),
+            f"cannot be read ({str(error).splitlines()[0]})",
+            "remove it and give the same command again",
+        ) from None
     if len(table) != chunk.images:
-        raise RunError(str(file), f"has {len(table)} rows for {chunk.images} images",
-                       "remove it and give the same command again")
+        raise RunError(
+            str(file),
+            f"has {len(table)} rows for {chunk.images} images",
+            "remove it and give the same command again",
+        )
     return table
-

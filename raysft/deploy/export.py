@@ -1,4 +1,6 @@
-"""A delivered model as a file for other runtimes, scored again in each of them before it is handed out."""
+"""A delivered model as a file for other runtimes, scored again in each of them before it is handed
+out.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,16 @@ from raysft.results.places import located
 from raysft.results.predict import Classifier, batch_of, image_count, labelled_images
 from raysft.results.run import INFO, versions
 from raysft.results.run import read_json as read_info
-from raysft.storage import Place, local_copy, place, put_file, put_folder, scratch_beside, sha256, write_json
+from raysft.storage import (
+    Place,
+    local_copy,
+    place,
+    put_file,
+    put_folder,
+    scratch_beside,
+    sha256,
+    write_json,
+)
 from raysft.train.architecture import network_call
 
 FORMAT = 1
@@ -38,7 +49,8 @@ IMAGES, PROBABILITIES = "images", "probabilities"
 SPLIT = "test"
 _SIDES = ("n", "height", "width")
 
-# Far above what another order of the same sums changes, far below what a person would call another answer.
+# Far above what another order of the same sums changes, far below what a person would call another
+# answer.
 TOLERANCE = 1e-4
 # Two classes this close are told apart by rounding alone: such an image is in nobody's accuracy.
 UNDECIDED = 2e-6
@@ -62,15 +74,22 @@ class Format:
     libraries: tuple[str, ...] = ()
 
 
-def export(model: Place, name: str, out: Place | None, data: Place | None, progress: Progress,
-           trust_code: bool = False) -> dict[str, Any]:
-    """Make the folder `out` (beside the model without it) of a delivered model; returns what its export.json holds.
+def export(
+    model: Place,
+    name: str,
+    out: Place | None,
+    data: Place | None,
+    progress: Progress,
+    trust_code: bool = False,
+) -> dict[str, Any]:
+    """Make the folder `out` (beside the model without it) of a delivered model; returns what its
+    export.json holds.
 
-    The export is scored on the test images of `data` beside the model, without it of the data that the model was
-    trained on. trust_code: as for `raysft.results.model.load_model`.
+    The export is scored on the test images of `data` beside the model, without it of the data that
+    the model was trained on. trust_code: as for `raysft.results.model.load_model`.
 
-    Raises UserError for what a person has to correct; RunError, with nothing left behind, where the export
-    answers differently from the model.
+    Raises UserError for what a person has to correct; RunError, with nothing left behind, where the
+    export answers differently from the model.
     """
     form = _format(name)
     folder = model_folder(model)
@@ -92,8 +111,11 @@ def export(model: Place, name: str, out: Place | None, data: Place | None, progr
             comparison.add(images, labels)
             progress("compare", comparison.images, total)
         if not comparison.alike:
-            raise RunError(str(target), f"is not made: the {name} export differs from the model: {comparison.words()}",
-                           "give another --format")
+            raise RunError(
+                str(target),
+                f"is not made: the {name} export differs from the model: {comparison.words()}",
+                "give another --format",
+            )
         record["checked"] = {"data": str(data), "split": SPLIT, **comparison.told()}
         write_json(scratch / RECORD, record)
         put_folder(scratch, target, last=RECORD)
@@ -105,8 +127,9 @@ def _writable(target: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(str(target), f"cannot be written ({error.strerror or error})", "give an --out that can"
-                        ) from None
+        raise UserError(
+            str(target), f"cannot be written ({error.strerror or error})", "give an --out that can"
+        ) from None
 
 
 def _format(name: str) -> Format:
@@ -116,8 +139,9 @@ def _format(name: str) -> Format:
         try:
             importlib.import_module(library)
         except ImportError:
-            raise UserError(f"--format {name}", f"needs the library {library}", f"pip install 'raysft[{name}]'"
-                            ) from None
+            raise UserError(
+                f"--format {name}", f"needs the library {library}", f"pip install 'raysft[{name}]'"
+            ) from None
     return FORMATS[name]
 
 
@@ -128,19 +152,28 @@ def default_out(folder: Place, name: str) -> Place:
 
 
 def _check_out(target: Place) -> None:
-    """Raise UserError where there is something that is not an export; an older export is replaced."""
+    """Raise UserError where there is something that is not an export; an older export is
+    replaced.
+    """
     if target.exists() and not (target / RECORD).is_file():
         raise UserError(str(target), "is there already and is not an export", "give another --out")
 
 
 def data_of(folder: Place, card: ModelCard) -> Place:
-    """The data set that a model was trained on, told by its fingerprint; raises UserError where it is not here."""
+    """The data set that a model was trained on, told by its fingerprint; raises UserError where it
+    is not here.
+    """
     for found in _likely_data(folder, card):
         with suppress(DataError, OSError):  # no data set any more, or not to be reached
-            if (found / MANIFEST).is_file() and read_manifest(found).fingerprint == card.provenance["data"]:
+            if (found / MANIFEST).is_file() and read_manifest(found).fingerprint == card.provenance[
+                "data"
+            ]:
                 return found
-    raise UserError(str(folder), "the data it was trained on is not here any more",
-                    "give --data: a data set of shards, or a folder CLASS/IMAGE of test images")
+    raise UserError(
+        str(folder),
+        "the data it was trained on is not here any more",
+        "give --data: a data set of shards, or a folder CLASS/IMAGE of test images",
+    )
 
 
 def _likely_data(folder: Place, card: ModelCard) -> Iterator[Place]:
@@ -158,46 +191,84 @@ def _likely_data(folder: Place, card: ModelCard) -> Iterator[Place]:
 
 def _record(name: str, card: ModelCard, file: Path) -> dict[str, Any]:
     """What export.json says of any export."""
-    known = {key: card.provenance[key] for key in ("run", "trial", "epoch") if key in card.provenance}
-    return {"format": FORMAT, "kind": name, "file": file.name,
-            "files": {part.name: {"bytes": part.stat().st_size, "sha256": sha256(part)}
-                      for part in sorted(file.parent.iterdir())},
-            "classes": list(card.classes),
-            "model": {**known, "architecture": card.architecture, "weights_sha256": card.weights_sha256},
-            "preparation": {"height": card.height, "width": card.width, "mean": list(card.mean),
-                            "std": list(card.std), "image_size": card.image_size,
-                            "interpolation": card.interpolation, "resampling": card.resampling,
-                            "decoding": card.decoding.document()}}
+    known = {
+        key: card.provenance[key] for key in ("run", "trial", "epoch") if key in card.provenance
+    }
+    return {
+        "format": FORMAT,
+        "kind": name,
+        "file": file.name,
+        "files": {
+            part.name: {"bytes": part.stat().st_size, "sha256": sha256(part)}
+            for part in sorted(file.parent.iterdir())
+        },
+        "classes": list(card.classes),
+        "model": {
+            **known,
+            "architecture": card.architecture,
+            "weights_sha256": card.weights_sha256,
+        },
+        "preparation": {
+            "height": card.height,
+            "width": card.width,
+            "mean": list(card.mean),
+            "std": list(card.std),
+            "image_size": card.image_size,
+            "interpolation": card.interpolation,
+            "resampling": card.resampling,
+            "decoding": card.decoding.document(),
+        },
+    }
 
 
-# --- formats ---------------------------------------------------------------------------------------------------------
+# --- formats -----------------------------------------------------------------------------------
 
-_PIXELS = ("RGB in sRGB (from the image's own profile where decoding.profiles), upright by its EXIF orientation, 8 "
-           "bits a channel: samples of more bits scaled so that decoding.ranges, (black, white) of each kind of "
-           "sample, become 0 and 255; transparent pixels over decoding.background, without one as they are stored")
-_STEPS = [_PIXELS,
-          "where it is not height × width: scaled to cover it and cropped around its centre, as PIL.ImageOps.fit does "
-          "(with the filter resampling; each row first, rounded to 8 bits, then each column)",
-          "divided by 255, minus mean, divided by std, a channel each",
-          "where image_size is not null: resized to it × it with interpolation (of float values; antialias but for "
-          "nearest)"]
+_PIXELS = (
+    "RGB in sRGB (from the image's own profile where decoding.profiles), upright by its EXIF "
+    "orientation, 8 "
+    "bits a channel: samples of more bits scaled so that decoding.ranges, (black, white) of each "
+    "kind of "
+    "sample, become 0 and 255; transparent pixels over decoding.background, without one as they "
+    "are stored"
+)
+_STEPS = [
+    _PIXELS,
+    "where it is not height × width: scaled to cover it and cropped around its centre, as "
+    "PIL.ImageOps.fit does "
+    "(with the filter resampling; each row first, rounded to 8 bits, then each column)",
+    "divided by 255, minus mean, divided by std, a channel each",
+    "where image_size is not null: resized to it × it with interpolation (of float values; "
+    "antialias but for "
+    "nearest)",
+]
 
 
 def _write_safetensors(file: Path, folder: Place, classifier: Classifier) -> dict[str, Any]:
-    """The weights as they were delivered; export.json says how to make the network and how to prepare images."""
+    """The weights as they were delivered; export.json says how to make the network and how to
+    prepare images.
+    """
     card = classifier.card
     with local_copy(folder / WEIGHTS) as weights:
         put_file(weights, file)
     call, arguments = network_call(card.architecture, len(card.classes), card.image_size)
     size = (card.image_size,) * 2 if card.image_size else (card.height, card.width)
-    return {"network": {"call": call, "arguments": arguments}, "preparation_steps": _STEPS,
-            "input": {"type": "float32", "shape": ["n", 3, *size]},
-            "output": {"meaning": "logits: softmax makes probabilities of them", "type": "float32",
-                       "shape": ["n", len(card.classes)]}, "versions": _versions("safetensors")}
+    return {
+        "network": {"call": call, "arguments": arguments},
+        "preparation_steps": _STEPS,
+        "input": {"type": "float32", "shape": ["n", 3, *size]},
+        "output": {
+            "meaning": "logits: softmax makes probabilities of them",
+            "type": "float32",
+            "shape": ["n", len(card.classes)],
+        },
+        "versions": _versions("safetensors"),
+    }
 
 
 def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
-    """The network made from what export.json says alone, as a program without raysft would make it."""
+    """The network made from what export.json says alone, as a program without raysft would make
+    it.
+    """
     from safetensors.torch import load_file
 
     module, _, name = record["network"]["call"].rpartition(".")
@@ -205,12 +276,16 @@ def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
     net.load_state_dict(load_file(file))
     net.eval()
     how = record["preparation"]
-    prepare = Preparer(Preparation(tuple(how["mean"]), tuple(how["std"]), how["image_size"], how["interpolation"]))
+    prepare = Preparer(
+        Preparation(tuple(how["mean"]), tuple(how["std"]), how["image_size"], how["interpolation"])
+    )
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
         size = how["height"], how["width"]
-        fitted = np.stack([fit(Image.fromarray(image), *size, how["resampling"]) for image in images])
+        fitted = np.stack(
+            [fit(Image.fromarray(image), *size, how["resampling"]) for image in images]
+        )
         return net(prepare(torch.from_numpy(fitted))).softmax(dim=1).numpy()
 
     return run
@@ -218,7 +293,9 @@ def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
 
 def _write_torch_export(file: Path, folder: Place, classifier: Classifier) -> dict[str, Any]:
     classes = json.dumps(classifier.card.classes)
-    torch.export.save(_program(classifier, "torch-export"), file, extra_files={"classes.json": classes})
+    torch.export.save(
+        _program(classifier, "torch-export"), file, extra_files={"classes.json": classes}
+    )
     return _whole(classifier.card) | {"versions": _versions()}
 
 
@@ -235,12 +312,23 @@ def _open_torch_export(file: Path, record: dict[str, Any]) -> Runtime:
 def _write_onnx(file: Path, folder: Place, classifier: Classifier) -> dict[str, Any]:
     program = _program(classifier, "onnx")
     with _told(classifier.card, "onnx"):
-        made: Any = torch.onnx.export(program, (), input_names=[IMAGES], output_names=[PROBABILITIES], dynamo=True,
-                                      dynamic_shapes=(dict(enumerate(_SIDES)),), verbose=False)
+        made: Any = torch.onnx.export(
+            program,
+            (),
+            input_names=[IMAGES],
+            output_names=[PROBABILITIES],
+            dynamo=True,
+            dynamic_shapes=(dict(enumerate(_SIDES)),),
+            verbose=False,
+        )
         made.model.metadata_props["classes"] = json.dumps(classifier.card.classes)
-        made.save(file)  # weights of more than 2 GB, which protobuf cannot hold, go to a file beside it
-    return _whole(classifier.card) | {"opset": made.model.opset_imports[""],
-                                      "versions": _versions("onnx", "onnxscript", "onnxruntime")}
+        made.save(
+            file
+        )  # weights of more than 2 GB, which protobuf cannot hold, go to a file beside it
+    return _whole(classifier.card) | {
+        "opset": made.model.opset_imports[""],
+        "versions": _versions("onnx", "onnxscript", "onnxruntime"),
+    }
 
 
 def _open_onnx(file: Path, record: dict[str, Any]) -> Runtime:
@@ -254,9 +342,11 @@ def _open_onnx(file: Path, record: dict[str, Any]) -> Runtime:
     return run
 
 
-FORMATS = {"safetensors": Format(WEIGHTS, _write_safetensors, _open_safetensors),
-           "torch-export": Format("model.pt2", _write_torch_export, _open_torch_export),
-           "onnx": Format("model.onnx", _write_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime"))}
+FORMATS = {
+    "safetensors": Format(WEIGHTS, _write_safetensors, _open_safetensors),
+    "torch-export": Format("model.pt2", _write_torch_export, _open_torch_export),
+    "onnx": Format("model.onnx", _write_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime")),
+}
 
 
 def _program(classifier: Classifier, name: str) -> torch.export.ExportedProgram:
@@ -265,19 +355,26 @@ def _program(classifier: Classifier, name: str) -> torch.export.ExportedProgram:
     sizes = {axis: torch.export.Dim(word) for axis, word in enumerate(_SIDES)}
     example = torch.zeros(2, card.height + 3, card.width + 5, 3, dtype=torch.uint8)
     with _told(card, name), torch.no_grad():
-        return torch.export.export(WholeModel(classifier.net, card).eval(), (example,), dynamic_shapes=(sizes,))
+        return torch.export.export(
+            WholeModel(classifier.net, card).eval(), (example,), dynamic_shapes=(sizes,)
+        )
 
 
 @contextmanager
 def _told(card: ModelCard, name: str) -> Iterator[None]:
-    """Raise ModelError for a network that a library cannot export, and keep to itself what else it says."""
+    """Raise ModelError for a network that a library cannot export, and keep to itself what else it
+    says.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # whatever a network does that cannot be traced or translated
-        raise ModelError(card.architecture, f"cannot be exported as {name} ({in_words(error)})",
-                         "give another --format") from error
+        raise ModelError(
+            card.architecture,
+            f"cannot be exported as {name} ({in_words(error)})",
+            "give another --format",
+        ) from error
 
 
 @contextmanager
@@ -286,22 +383,32 @@ def _running(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each runtime has a tree of errors of its own
-        raise RunError(f"--format {name}", f"its own runtime cannot run the export ({in_words(error)})",
-                       "give another --format") from error
+        raise RunError(
+            f"--format {name}",
+            f"its own runtime cannot run the export ({in_words(error)})",
+            "give another --format",
+        ) from error
 
 
 def _whole(card: ModelCard) -> dict[str, Any]:
-    return {"input": {"name": IMAGES, "meaning": f"any number, height and width; {_PIXELS}", "type": "uint8",
-                      "shape": [*_SIDES, 3]},
-            "output": {"name": PROBABILITIES, "type": "float32", "shape": ["n", len(card.classes)]},
-            "preparation_steps": ["in the graph"]}
+    return {
+        "input": {
+            "name": IMAGES,
+            "meaning": f"any number, height and width; {_PIXELS}",
+            "type": "uint8",
+            "shape": [*_SIDES, 3],
+        },
+        "output": {"name": PROBABILITIES, "type": "float32", "shape": ["n", len(card.classes)]},
+        "preparation_steps": ["in the graph"],
+    }
 
 
 def _versions(*libraries: str) -> dict[str, str]:
     return versions() | {name: metadata.version(name) for name in libraries}
 
 
-# --- the comparison --------------------------------------------------------------------------------------------------
+# --- the comparison ----------------------------------------------------------------------------
+
 
 class _Comparison:
     """An export beside its model: counts of right answers, and by how much probabilities differ."""
@@ -342,8 +449,12 @@ class _Comparison:
         """The model's probabilities, once they are compared with the export's."""
         ours = self.classifier.probabilities(map(Image.fromarray, images))
         if theirs.shape != ours.shape:
-            raise RunError(f"--format {self.name}", f"gives {theirs.shape} where the model gives {ours.shape}")
-        self.difference = float(np.maximum(self.difference, np.abs(theirs - ours).max()))  # keeps what is not a number
+            raise RunError(
+                f"--format {self.name}", f"gives {theirs.shape} where the model gives {ours.shape}"
+            )
+        self.difference = float(
+            np.maximum(self.difference, np.abs(theirs - ours).max())
+        )  # keeps what is not a number
         return ours
 
     @property
@@ -353,18 +464,29 @@ class _Comparison:
 
     def told(self) -> dict[str, Any]:
         """What export.json says of the comparison."""
-        return {"images": self.images, "accuracy": self.right / self.images,
-                "model_accuracy": self.model_right / self.images, "undecided": self.undecided,
-                "largest_difference": self.difference, "tolerance": TOLERANCE, "seconds": round(self.seconds, 3)}
+        return {
+            "images": self.images,
+            "accuracy": self.right / self.images,
+            "model_accuracy": self.model_right / self.images,
+            "undecided": self.undecided,
+            "largest_difference": self.difference,
+            "tolerance": TOLERANCE,
+            "seconds": round(self.seconds, 3),
+        }
 
     def words(self) -> str:
         """Accuracies and differences in words."""
-        return (f"accuracy {self.right / self.images:.4f}, the model's {self.model_right / self.images:.4f}; "
-                f"probabilities differ by up to {self.difference:.2g}, {TOLERANCE:g} is allowed")
+        return (
+            f"accuracy {self.right / self.images:.4f}, the model's "
+            f"{self.model_right / self.images:.4f}; "
+            f"probabilities differ by up to {self.difference:.2g}, {TOLERANCE:g} is allowed"
+        )
 
 
 def _batches(data: Place, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images (n, height, width, 3) uint8 as they are stored, labels (n,)): neighbours of one size in one batch."""
+    """(images (n, height, width, 3) uint8 as they are stored, labels (n,)): neighbours of one size
+    in one batch.
+    """
     images: list[np.ndarray] = []
     labels: list[int] = []
     for image, label in labelled_images(data, SPLIT, card):

@@ -8,7 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -22,14 +29,28 @@ from raysft.deploy.settings import Refused, Settings
 from raysft.errors import in_words
 from raysft.results.ranking import TOP, Ranking, ranking_json
 
-TYPES = frozenset({"image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff",
-                   "image/avif", "image/heic", "image/heif", "image/x-portable-pixmap", "image/x-portable-anymap",
-                   "application/octet-stream"})
+TYPES = frozenset(
+    {
+        "image/jpeg",
+        "image/jpg",
+        "image/png",
+        "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/tiff",
+        "image/avif",
+        "image/heic",
+        "image/heif",
+        "image/x-portable-pixmap",
+        "image/x-portable-anymap",
+        "application/octet-stream",
+    }
+)
 FORM, FIELD = "multipart/form-data", "images"
 FIELDS = 8  # that are no files: as many are read before one is refused
 BODY_SECONDS, ANSWER_SECONDS = 60.0, 60.0
 GONE = 499  # the client has closed the connection; counted, never sent
-LATENCIES = (.005, .01, .02, .03, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60)
+LATENCIES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -42,37 +63,65 @@ class Model(Protocol):
 
 
 class Front:
-    """The ASGI application before the replicas, which take `at_once` batches together; `report` is told of failures."""
+    """The ASGI application before the replicas, which take `at_once` batches together; `report` is
+    told of failures.
+    """
 
-    def __init__(self, about: dict[str, Any], settings: Settings, replicas: Model, at_once: int,
-                 report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        about: dict[str, Any],
+        settings: Settings,
+        replicas: Model,
+        at_once: int,
+        report: Callable[[str], None],
+    ) -> None:
         self._about, self._settings, self._report = about, settings, report
         self._replicas, self._at_once = replicas, at_once
         self._open = 0  # requests that are accepted and not yet answered
         self._batcher: Batcher
         registry = self._registry = CollectorRegistry()
-        self._requests = Counter("raysft_requests", "Requests to /predict by HTTP status.", ["status"],
-                                 registry=registry)
+        self._requests = Counter(
+            "raysft_requests", "Requests to /predict by HTTP status.", ["status"], registry=registry
+        )
         self._images = Counter("raysft_images", "Images that were classified.", registry=registry)
-        self._seconds = Histogram("raysft_request_seconds", "Seconds from a request's headers to its answer.",
-                                  buckets=LATENCIES, registry=registry)
-        self._sizes = Histogram("raysft_batch_images", "Images of a batch.", buckets=SIZES, registry=registry)
-        Gauge("raysft_requests_open", "Requests accepted and not yet answered.",
-              registry=registry).set_function(lambda: self._open)
-        Gauge("raysft_images_waiting", "Images that are in no batch yet.",
-              registry=registry).set_function(lambda: self._batcher.waiting)
+        self._seconds = Histogram(
+            "raysft_request_seconds",
+            "Seconds from a request's headers to its answer.",
+            buckets=LATENCIES,
+            registry=registry,
+        )
+        self._sizes = Histogram(
+            "raysft_batch_images", "Images of a batch.", buckets=SIZES, registry=registry
+        )
+        Gauge(
+            "raysft_requests_open", "Requests accepted and not yet answered.", registry=registry
+        ).set_function(lambda: self._open)
+        Gauge(
+            "raysft_images_waiting", "Images that are in no batch yet.", registry=registry
+        ).set_function(lambda: self._batcher.waiting)
 
     def app(self) -> Starlette:
         """The application, with the paths it answers."""
-        routes = [Route("/", self.describe), Route("/predict", self.predict, methods=["POST"]),
-                  Route("/health", self.health), Route("/metrics", self.metrics)]
-        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={
-            HTTPException: self._no_such_path, Exception: self._failed})
+        routes = [
+            Route("/", self.describe),
+            Route("/predict", self.predict, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/metrics", self.metrics),
+        ]
+        return Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: self._no_such_path, Exception: self._failed},
+        )
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._batcher = Batcher(self._counted, self._settings.max_batch, self._settings.batch_wait_ms / 1000,
-                                self._at_once)
+        self._batcher = Batcher(
+            self._counted,
+            self._settings.max_batch,
+            self._settings.batch_wait_ms / 1000,
+            self._at_once,
+        )
         working = asyncio.create_task(self._batcher.work())
         yield
         working.cancel()
@@ -81,7 +130,7 @@ class Front:
         self._sizes.observe(len(images))
         return await self._replicas.predict(images, top)
 
-    # --- what is asked -----------------------------------------------------------------------------------------------
+    # --- what is asked --------------------------------------------------------------------------
 
     async def describe(self, request: Request) -> Response:
         """GET /: the model, and what may be asked of it."""
@@ -90,12 +139,20 @@ class Front:
     async def health(self, request: Request) -> Response:
         """GET /health: 200 where at least one replica has loaded the model and answers."""
         running = await self._replicas.running()
-        return JSONResponse({"status": "ready" if running else "no replica can predict", "replicas": running,
-                             "wanted": self._settings.replicas}, 200 if running else 503)
+        return JSONResponse(
+            {
+                "status": "ready" if running else "no replica can predict",
+                "replicas": running,
+                "wanted": self._settings.replicas,
+            },
+            200 if running else 503,
+        )
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, in Prometheus' text format."""
-        return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(
+            generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
+        )
 
     async def predict(self, request: Request) -> Response:
         """POST /predict: the classes of one image or of several."""
@@ -118,10 +175,21 @@ class Front:
             raise Refused(503, "queue", f"{self._open} requests are waiting", "send it again later")
         self._open += 1
         try:
-            images = await _in_time(self._sent(request), BODY_SECONDS, Refused(
-                408, "body", f"has not come within {BODY_SECONDS:g} seconds"))
-            answers = await _in_time(self._batcher.predict(images, top), ANSWER_SECONDS, Refused(
-                504, "model", f"has not answered within {ANSWER_SECONDS:g} seconds", "send it again later"))
+            images = await _in_time(
+                self._sent(request),
+                BODY_SECONDS,
+                Refused(408, "body", f"has not come within {BODY_SECONDS:g} seconds"),
+            )
+            answers = await _in_time(
+                self._batcher.predict(images, top),
+                ANSWER_SECONDS,
+                Refused(
+                    504,
+                    "model",
+                    f"has not answered within {ANSWER_SECONDS:g} seconds",
+                    "send it again later",
+                ),
+            )
         finally:
             self._open -= 1
         for answer in answers:
@@ -130,14 +198,19 @@ class Front:
         self._images.inc(len(answers))
         return JSONResponse({"predictions": [ranking_json(answer[:top]) for answer in answers]})
 
-    # --- what was sent -----------------------------------------------------------------------------------------------
+    # --- what was sent --------------------------------------------------------------------------
 
     async def _sent(self, request: Request) -> list[Sent]:
         """The images of a request, of which no more is read than is allowed; raises Refused."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != FORM and kind not in TYPES:
-            raise Refused(415, "content-type", f"{kind or 'nothing'} is not one of an image",
-                          f"send image/jpeg, image/png, application/octet-stream, or {FORM} with files as {FIELD}")
+            raise Refused(
+                415,
+                "content-type",
+                f"{kind or 'nothing'} is not one of an image",
+                f"send image/jpeg, image/png, application/octet-stream, or {FORM} with files as "
+                f"{FIELD}",
+            )
         most = self._settings.max_body
         if int(request.headers.get("content-length", 0)) > most:
             raise self._too_large()
@@ -156,19 +229,32 @@ class Front:
                     if field != FIELD or not isinstance(value, UploadFile):
                         raise Refused(422, field, "is not expected", f"send files, each as {FIELD}")
                 files = [file for file in form.getlist(FIELD) if isinstance(file, UploadFile)]
-                images = [(file.filename or f"{FIELD}[{i}]", await file.read()) for i, file in enumerate(files)]
+                images = [
+                    (file.filename or f"{FIELD}[{i}]", await file.read())
+                    for i, file in enumerate(files)
+                ]
         except HTTPException as error:  # Starlette's, in the words of its parser
             if "Too many files" in error.detail:
-                raise Refused(413, FIELD, f"are more than {most}", "send fewer at a time, or serve with --max-images"
-                              ) from None
-            raise Refused(400, "body", f"is not {FORM} with files as {FIELD} ({error.detail})",
-                          f"see `curl --form {FIELD}=@FILE`") from None
+                raise Refused(
+                    413,
+                    FIELD,
+                    f"are more than {most}",
+                    "send fewer at a time, or serve with --max-images",
+                ) from None
+            raise Refused(
+                400,
+                "body",
+                f"is not {FORM} with files as {FIELD} ({error.detail})",
+                f"see `curl --form {FIELD}=@FILE`",
+            ) from None
         if not images:
             raise Refused(422, FIELD, "is missing", f"send files, each as {FIELD}")
         return images
 
     def _bounded(self, receive: Receive, most: int) -> Receive:
-        """What hands a body on piece by piece and raises Refused once it has more than `most` bytes."""
+        """What hands a body on piece by piece and raises Refused once it has more than `most`
+        bytes.
+        """
         seen = 0
 
         async def _receive() -> Message:
@@ -182,20 +268,32 @@ class Front:
         return _receive
 
     def _too_large(self) -> Refused:
-        return Refused(413, "body", f"has more than {self._settings.max_body_mb} MB",
-                       "send fewer or smaller images, or serve with --max-body-mb")
+        return Refused(
+            413,
+            "body",
+            f"has more than {self._settings.max_body_mb} MB",
+            "send fewer or smaller images, or serve with --max-body-mb",
+        )
 
-    # --- what goes wrong ---------------------------------------------------------------------------------------------
+    # --- what goes wrong ------------------------------------------------------------------------
 
     async def _no_such_path(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        found = Refused(error.status_code, f"{request.method} {request.url.path}", error.detail.lower(),
-                        "there are POST /predict, GET /, GET /health and GET /metrics")
+        found = Refused(
+            error.status_code,
+            f"{request.method} {request.url.path}",
+            error.detail.lower(),
+            "there are POST /predict, GET /, GET /health and GET /metrics",
+        )
         return _refusal(found, error.headers)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         self._report(f"{request.method} {request.url.path}: {in_words(error, -1)}")
-        return _refusal(Refused(500, "server", f"failed ({in_words(error, -1)})", "see what `raysft serve` prints"))
+        return _refusal(
+            Refused(
+                500, "server", f"failed ({in_words(error, -1)})", "see what `raysft serve` prints"
+            )
+        )
 
 
 def _refusal(refused: Refused, headers: Any = None) -> Response:

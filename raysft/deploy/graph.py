@@ -1,4 +1,6 @@
-"""Preparation and network as one torch module, made of operations that torch.export and ONNX both have."""
+"""Preparation and network as one torch module, made of operations that torch.export and ONNX both
+have.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ class WholeModel(nn.Module):
 
     def __init__(self, net: nn.Module, card: ModelCard) -> None:
         super().__init__()
-        self.net, self.height, self.width, self.filter = net, card.height, card.width, card.resampling
+        self.net, self.height, self.width, self.filter = (
+            net,
+            card.height,
+            card.width,
+            card.resampling,
+        )
         scale, shift = scale_and_shift(card.mean, card.std)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
@@ -33,7 +40,9 @@ class WholeModel(nn.Module):
         if size is not None and (size, size) != (card.height, card.width):
             self.resized = True
             self.register_buffer("rows", enlarging(card.height, size, card.interpolation))
-            self.register_buffer("columns", enlarging(card.width, size, card.interpolation).T.contiguous())
+            self.register_buffer(
+                "columns", enlarging(card.width, size, card.interpolation).T.contiguous()
+            )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pixels = fit(images, self.height, self.width, self.filter) * self.scale + self.shift
@@ -42,25 +51,35 @@ class WholeModel(nn.Module):
         return self.net(pixels).softmax(dim=1)
 
 
-def fit(images: torch.Tensor, height: int, width: int, resampling: str = "bilinear") -> torch.Tensor:
-    """(n, any, any, 3) uint8 to (n, 3, height, width) float32: the whole numbers that `raysft.data.images.fit` gives.
+def fit(
+    images: torch.Tensor, height: int, width: int, resampling: str = "bilinear"
+) -> torch.Tensor:
+    """(n, any, any, 3) uint8 to (n, 3, height, width) float32: the whole numbers that
+    `raysft.data.images.fit` gives.
 
-    Resizing is a product with a matrix of weights along each axis, in whole numbers as Pillow does it, which float64
-    holds exactly.
+    Resizing is a product with a matrix of weights along each axis, in whole numbers as Pillow does
+    it, which float64 holds exactly.
     """
     tall, wide = (torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[1:3])
-    columns = shrinking(images.shape[2], wide, torch.minimum(wide, tall * (width / height)), width, resampling)
-    rows = shrinking(images.shape[1], tall, torch.minimum(tall, wide / (width / height)), height, resampling)
+    columns = shrinking(
+        images.shape[2], wide, torch.minimum(wide, tall * (width / height)), width, resampling
+    )
+    rows = shrinking(
+        images.shape[1], tall, torch.minimum(tall, wide / (width / height)), height, resampling
+    )
     pixels = _rounded(images.permute(0, 3, 1, 2).to(torch.float64) @ columns.T)
     return _rounded(rows @ pixels).to(torch.float32)
 
 
-def shrinking(pixels: int, side: torch.Tensor, kept: torch.Tensor, out: int, resampling: str = "bilinear"
-              ) -> torch.Tensor:
-    """(out, pixels) float64 whole numbers: weights of Pillow's filter from the middle `kept` of a side.
+def shrinking(
+    pixels: int, side: torch.Tensor, kept: torch.Tensor, out: int, resampling: str = "bilinear"
+) -> torch.Tensor:
+    """(out, pixels) float64 whole numbers: weights of Pillow's filter from the middle `kept` of a
+    side.
 
-    The bilinear one is a triangle, as wide as two pixels of the smaller of the two images, the bicubic one twice as
-    wide (Pillow's Resample.c). Pillow hands the edges of what is kept over in float32.
+    The bilinear one is a triangle, as wide as two pixels of the smaller of the two images, the
+    bicubic one twice as wide (Pillow's Resample.c). Pillow hands the edges of what is kept over in
+    float32.
     """
     begin = (side - kept) * 0.5
     first, last = begin.to(torch.float32), (begin + kept).to(torch.float32)
@@ -93,4 +112,6 @@ def enlarging(pixels: int, out: int, interpolation: str) -> torch.Tensor:
     identity = torch.eye(pixels)[None, None]
     if interpolation == "nearest":
         return F.interpolate(identity, (out, pixels), mode="nearest")[0, 0]
-    return F.interpolate(identity, (out, pixels), mode=interpolation, align_corners=False, antialias=True)[0, 0]
+    return F.interpolate(
+        identity, (out, pixels), mode=interpolation, align_corners=False, antialias=True
+    )[0, 0]

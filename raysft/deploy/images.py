@@ -1,4 +1,6 @@
-"""What is to be predicted, in chunks that can be read apart: image files of a folder, or rows of a data set."""
+"""What is to be predicted, in chunks that can be read apart: image files of a folder, or rows of a
+data set.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,16 @@ class Chunk(Protocol):
         """How many there are."""
 
     def items(self, card: ModelCard) -> Iterator[Item]:
-        """For a model, the images in their order; raises DataError where they cannot be found at all."""
+        """For a model, the images in their order; raises DataError where they cannot be found at
+        all.
+        """
 
 
 @dataclass(frozen=True)
 class Source:
-    """All images; `fingerprint` says whether they are still the same, `labelled` whether classes are known."""
+    """All images; `fingerprint` says whether they are still the same, `labelled` whether classes
+    are known.
+    """
 
     chunks: tuple[Chunk, ...]
     fingerprint: str
@@ -108,8 +114,11 @@ class ShardRows:
     def items(self, card: ModelCard) -> Iterator[Item]:
         why = conflict(self.spec.decoding, card.decoding) if self.spec.encoding == "raw" else None
         if why is not None:
-            raise DataError(str(self.folder), f"holds images that were scaled otherwise than those of the model: {why}",
-                            "give the folder of the original images")
+            raise DataError(
+                str(self.folder),
+                f"holds images that were scaled otherwise than those of the model: {why}",
+                "give the folder of the original images",
+            )
         table = _shard(self.folder, self.file).slice(self.start, self.images)
         ids, images, labels = columns(table, self.spec)
         for row, image, label in zip(ids, images, labels, strict=True):
@@ -127,7 +136,9 @@ def _decode_row(image: Any, name: str, card: ModelCard) -> np.ndarray:
 
 
 def source_of(where: Place, split: str | None = None) -> Source:
-    """The images of a folder and all folders below it, or of a data set (of one split of it); raises DataError."""
+    """The images of a folder and all folders below it, or of a data set (of one split of it);
+    raises DataError.
+    """
     if (where / MANIFEST).is_file():
         return _of_dataset(where, split)
     if split is not None:
@@ -138,12 +149,25 @@ def source_of(where: Place, split: str | None = None) -> Source:
 def _of_dataset(folder: Place, split: str | None) -> Source:
     manifest = read_manifest(folder)
     if split is not None and split not in manifest.splits:
-        raise DataError(str(folder), f"has no split {split}", f"it has {', '.join(manifest.splits)}")
+        raise DataError(
+            str(folder), f"has no split {split}", f"it has {', '.join(manifest.splits)}"
+        )
     chosen = {name: of for name, of in manifest.splits.items() if split in (None, name)}
     size = _chunk_size(sum(of.rows for of in chosen.values()))
     chunks: list[Chunk] = [
-        ShardRows(folder, name, file, manifest.image, manifest.classes, start, min(start + size, file.rows))
-        for name, of in chosen.items() for file in of.files for start in range(0, file.rows, size)]
+        ShardRows(
+            folder,
+            name,
+            file,
+            manifest.image,
+            manifest.classes,
+            start,
+            min(start + size, file.rows),
+        )
+        for name, of in chosen.items()
+        for file in of.files
+        for start in range(0, file.rows, size)
+    ]
     return Source(tuple(chunks), _digest([manifest.fingerprint, split]), labelled=True)
 
 
@@ -151,15 +175,22 @@ def _of_folder(folder: Place) -> Source:
     counts = Counts(str(folder))
     found = sorted(_local(folder, counts) if isinstance(folder, Path) else _remote(folder, counts))
     if not found:
-        raise DataError(readable(str(folder)), f"holds no image{counts.held}",
-                        "give a folder of images, or a data set of shards")
+        raise DataError(
+            readable(str(folder)),
+            f"holds no image{counts.held}",
+            "give a folder of images, or a data set of shards",
+        )
     names, size = tuple(name for name, *_ in found), _chunk_size(len(found))
-    chunks: list[Chunk] = [Files(folder, names[start:start + size]) for start in range(0, len(names), size)]
+    chunks: list[Chunk] = [
+        Files(folder, names[start : start + size]) for start in range(0, len(names), size)
+    ]
     return Source(tuple(chunks), _digest(found), labelled=False, left_out=counts.left_out)
 
 
 def _chunk_size(images: int) -> int:
-    """Images of a chunk: a function of their number alone, so that an interrupted prediction finds its chunks again."""
+    """Images of a chunk: a function of their number alone, so that an interrupted prediction finds
+    its chunks again.
+    """
     return max(CHUNK_IMAGES, math.ceil(images / MOST_CHUNKS))
 
 
@@ -167,15 +198,23 @@ Found = Iterator[tuple[str, int, int]]  # relative path, size in bytes, time of 
 
 
 def _local(folder: Path, counts: Counts) -> Found:
-    """The images at or below a folder; counts all files. A folder that has two names is read once, a file for each."""
+    """The images at or below a folder; counts all files. A folder that has two names is read once,
+    a file for each.
+    """
     if not folder.is_dir():
-        raise DataError(readable(folder), "is not a folder", "give a folder of images, or a data set of shards")
+        raise DataError(
+            readable(folder), "is not a folder", "give a folder of images, or a data set of shards"
+        )
     for entry, why in walk(folder):
         if why is not None or entry.status is None:
             counts.leave_out(entry.path, why or BROKEN_LINK)
             continue
         counts.use(entry.path)
-        yield entry.path.relative_to(folder).as_posix(), entry.status.st_size, entry.status.st_mtime_ns
+        yield (
+            entry.path.relative_to(folder).as_posix(),
+            entry.status.st_size,
+            entry.status.st_mtime_ns,
+        )
 
 
 def _remote(folder: Remote, counts: Counts) -> Found:
@@ -183,7 +222,9 @@ def _remote(folder: Remote, counts: Counts) -> Found:
     from pyarrow.fs import FileSelector
 
     root = folder.key.rstrip("/") + "/"
-    for info in folder.fs.get_file_info(FileSelector(folder.key, recursive=True, allow_not_found=True)):
+    for info in folder.fs.get_file_info(
+        FileSelector(folder.key, recursive=True, allow_not_found=True)
+    ):
         if not info.is_file:
             continue
         name = info.path.removeprefix(root)

@@ -34,7 +34,9 @@ NOTICE_SECONDS = 1.0  # how often Serve looks whether a replica lives
 class Predictor:
     """One replica: decodes images in threads, and classifies those of a batch together."""
 
-    def __init__(self, model: str, max_pixels: int, threads: int, device: str, import_from: str | None) -> None:
+    def __init__(
+        self, model: str, max_pixels: int, threads: int, device: str, import_from: str | None
+    ) -> None:
         import torch  # here: the process that starts the replicas needs none of it
 
         from raysft.results.predict import Classifier, batch_of
@@ -49,7 +51,9 @@ class Predictor:
         self._network = ThreadPoolExecutor(1, "network")
         card = self._classifier.card
         self._at_once = batch_of(card)  # of large images fewer than a batch has
-        self._classifier.rank(np.zeros((1, card.height, card.width, 3), np.uint8), 1)  # the first request need not wait
+        self._classifier.rank(
+            np.zeros((1, card.height, card.width, 3), np.uint8), 1
+        )  # the first request need not wait
 
     async def alive(self) -> None:
         """Returns once the model is loaded."""
@@ -57,30 +61,47 @@ class Predictor:
     async def predict(self, images: Sequence[Sent], top: int) -> list[Ranking | Refused]:
         """The `top` most likely classes of each image, or what is wrong with it."""
         loop = asyncio.get_running_loop()
-        decoded = await asyncio.gather(*(loop.run_in_executor(self._decoders, self._decoded, *image)
-                                         for image in images))
+        decoded = await asyncio.gather(
+            *(loop.run_in_executor(self._decoders, self._decoded, *image) for image in images)
+        )
         sound = [image for image in decoded if not isinstance(image, Refused)]
         ranked = await loop.run_in_executor(self._network, self._ranked, sound, top)
         rest = iter(ranked)
         return [image if isinstance(image, Refused) else next(rest) for image in decoded]
 
     def _decoded(self, name: str, content: bytes) -> np.ndarray | Refused:
-        """(height, width, 3) uint8 of the card's size; nothing is decoded before its size is known."""
+        """(height, width, 3) uint8 of the card's size; nothing is decoded before its size is
+        known.
+        """
         card = self._classifier.card
         try:
             height, width = size_of(content, name)
             if height * width > self._max_pixels:
-                return Refused(413, name, f"has {height * width / 1e6:,.1f} megapixels, the limit is "
-                               f"{self._max_pixels / 1e6:g}", "scale it down, or serve with --max-megapixels")
-            return fit(open_rgb(content, name, card.decoding), card.height, card.width, card.resampling)
+                return Refused(
+                    413,
+                    name,
+                    f"has {height * width / 1e6:,.1f} megapixels, the limit is "
+                    f"{self._max_pixels / 1e6:g}",
+                    "scale it down, or serve with --max-megapixels",
+                )
+            return fit(
+                open_rgb(content, name, card.decoding), card.height, card.width, card.resampling
+            )
         except DataError as error:
-            return Refused(422, error.where, error.what, error.todo or
-                           "send a whole JPEG, PNG, WebP, TIFF, BMP, GIF, PPM or AVIF file")
+            return Refused(
+                422,
+                error.where,
+                error.what,
+                error.todo or "send a whole JPEG, PNG, WebP, TIFF, BMP, GIF, PPM or AVIF file",
+            )
 
     def _ranked(self, images: Sequence[np.ndarray], top: int) -> list[Ranking]:
         size = self._at_once
-        return [ranking for start in range(0, len(images), size)
-                for ranking in self._classifier.rank(np.stack(images[start:start + size]), top)]
+        return [
+            ranking
+            for start in range(0, len(images), size)
+            for ranking in self._classifier.rank(np.stack(images[start : start + size]), top)
+        ]
 
 
 class Replicas:
@@ -96,11 +117,17 @@ class Replicas:
         except RayTaskError:
             raise
         except (RayError, RayServeException) as error:
-            raise Refused(503, "replica", f"died while it had this request ({type(error).__name__})", "send it again"
-                          ) from error
+            raise Refused(
+                503,
+                "replica",
+                f"died while it had this request ({type(error).__name__})",
+                "send it again",
+            ) from error
 
     async def running(self) -> int:
-        """How many replicas can predict, by one that has just answered and by what Serve knows of the others."""
+        """How many replicas can predict, by one that has just answered and by what Serve knows of
+        the others.
+        """
         answer = self._handle.alive.remote()
         try:
             await asyncio.wait_for(answer, HEALTH_SECONDS)
@@ -109,7 +136,9 @@ class Replicas:
             return 0
         except (RayError, RayServeException):
             return 0
-        with suppress(asyncio.TimeoutError, RayError, RayServeException):  # Ray restarts what answers here, too
+        with suppress(
+            asyncio.TimeoutError, RayError, RayServeException
+        ):  # Ray restarts what answers here, too
             known = await asyncio.wait_for(asyncio.to_thread(_deployment), HEALTH_SECONDS)
             return max(1, known.replica_states.get("RUNNING", 0))
         return 1
@@ -126,20 +155,33 @@ def share(settings: Settings, node: Node) -> tuple[float, int]:
 
 
 def start(model: str, settings: Settings, node: Node) -> Replicas:
-    """Put the model on Serve in this Ray, and return when all replicas have loaded it; raises RunError."""
+    """Put the model on Serve in this Ray, and return when all replicas have loaded it; raises
+    RunError.
+    """
     cpus, threads = share(settings, node)
     device = "cuda" if settings.gpus_per_replica else "cpu"
     import_from = os.getcwd() if settings.trust_code else None
     deployment = serve.deployment(
         name=DEPLOYMENT,
         # All batches that are under way may meet at one replica, where the others have died.
-        num_replicas=settings.replicas, max_ongoing_requests=BATCHES_A_REPLICA * settings.replicas + PROBES,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=BATCHES_A_REPLICA * settings.replicas + PROBES,
         ray_actor_options={"num_cpus": cpus, "num_gpus": settings.gpus_per_replica},
-        health_check_period_s=NOTICE_SECONDS)(Predictor)
-    # Serve's own HTTP proxy would read a body of any size into memory before a replica could refuse it.
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        health_check_period_s=NOTICE_SECONDS,
+    )(Predictor)
+    # Serve's own HTTP proxy would read a body of any size into memory before a replica could refuse
+    # it.
+    serve.start(
+        proxy_location="Disabled",
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
     try:
-        return Replicas(serve.run(deployment.bind(model, settings.max_pixels, threads, device, import_from),
-                                  name=APPLICATION, route_prefix=None))
+        return Replicas(
+            serve.run(
+                deployment.bind(model, settings.max_pixels, threads, device, import_from),
+                name=APPLICATION,
+                route_prefix=None,
+            )
+        )
     except RuntimeError as error:
         raise RunError(model, f"could not be started ({in_words(error, -1)})") from error

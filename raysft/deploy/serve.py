@@ -32,7 +32,8 @@ FAREWELL_SECONDS = 10  # for requests that are accepted when the end comes
 def serve_here(model: str, settings: Settings, output: Output) -> None:
     """Serve a model until Ctrl-C or SIGTERM, which is raised as KeyboardInterrupt.
 
-    Raises UserError for what can be known to be wrong before Ray starts, RunError where the model does not start.
+    Raises UserError for what can be known to be wrong before Ray starts, RunError where the model
+    does not start.
     """
     _check_installed()
     card = read_card(place(model))
@@ -41,10 +42,15 @@ def serve_here(model: str, settings: Settings, output: Output) -> None:
     check_gpus(settings, node)
     with _bound(settings) as listener, _log() as log:
         if not is_loopback(settings.host):
-            output.warning(f"--host {settings.host}: whoever reaches this machine can use the model; there is no "
-                           "authentication")
-        output.line(f"Ray starts on this machine ({node.cpus:g} CPUs, {node.gpus:g} GPUs) with "
-                    f"{count_text(settings.replicas, 'replica')} of {model}")
+            output.warning(
+                f"--host {settings.host}: whoever reaches this machine can use the model; there "
+                "is no "
+                "authentication"
+            )
+        output.line(
+            f"Ray starts on this machine ({node.cpus:g} CPUs, {node.gpus:g} GPUs) with "
+            f"{count_text(settings.replicas, 'replica')} of {model}"
+        )
         output.send_others_to(log)
         with local_ray(node):
             interrupts.listen()  # Ray has put handlers of its own there
@@ -57,17 +63,33 @@ def serve_here(model: str, settings: Settings, output: Output) -> None:
             _serve(replicas, about(model, card, settings), card, settings, listener, output)
 
 
-def _serve(replicas: Replicas, document: dict[str, Any], card: ModelCard, settings: Settings, listener: socket.socket,
-           output: Output) -> None:
+def _serve(
+    replicas: Replicas,
+    document: dict[str, Any],
+    card: ModelCard,
+    settings: Settings,
+    listener: socket.socket,
+    output: Output,
+) -> None:
     import uvicorn
 
     from raysft.deploy.front import FIELD, Front
     from raysft.deploy.replicas import BATCHES_A_REPLICA
 
-    front = Front(document, settings, replicas, BATCHES_A_REPLICA * settings.replicas, output.warning)
-    server = uvicorn.Server(uvicorn.Config(front.app(), lifespan="on", log_config=None, log_level="warning",
-                                           access_log=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                                           timeout_graceful_shutdown=FAREWELL_SECONDS))
+    front = Front(
+        document, settings, replicas, BATCHES_A_REPLICA * settings.replicas, output.warning
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            front.app(),
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=FAREWELL_SECONDS,
+        )
+    )
     listener.listen(BACKLOG)
     url = url_of(listener)
     output.line(f"{document['model']} answers at {url} (Ctrl-C ends it)")
@@ -78,11 +100,21 @@ def _serve(replicas: Replicas, document: dict[str, Any], card: ModelCard, settin
 
 def about(model: str, card: ModelCard, settings: Settings) -> dict[str, Any]:
     """What GET / tells."""
-    return {"model": model, "raysft": __version__, "architecture": card.architecture, "classes": card.classes,
-            "image": {"height": card.height, "width": card.width}, "scores": card.scores,
-            "limits": {"body_mb": settings.max_body_mb, "images": settings.max_images,
-                       "megapixels": settings.max_megapixels, "queue": settings.queue},
-            "paths": ["POST /predict?top=K", "GET /health", "GET /metrics", "GET /"]}
+    return {
+        "model": model,
+        "raysft": __version__,
+        "architecture": card.architecture,
+        "classes": card.classes,
+        "image": {"height": card.height, "width": card.width},
+        "scores": card.scores,
+        "limits": {
+            "body_mb": settings.max_body_mb,
+            "images": settings.max_images,
+            "megapixels": settings.max_megapixels,
+            "queue": settings.queue,
+        },
+        "paths": ["POST /predict?top=K", "GET /health", "GET /metrics", "GET /"],
+    }
 
 
 def is_loopback(host: str) -> bool:
@@ -97,9 +129,13 @@ def check_gpus(settings: Settings, node: Node) -> None:
     """Raise ResourceError where this machine has too few GPUs."""
     gpus = settings.replicas * settings.gpus_per_replica
     if gpus > node.gpus:
-        raise ResourceError(f"--gpus-per-replica {settings.gpus_per_replica:g}",
-                            f"{count_text(settings.replicas, 'replica')} would take {gpus:g} GPUs, this machine has "
-                            f"{node.gpus:g}", "give fewer, or 0 to predict on CPUs")
+        raise ResourceError(
+            f"--gpus-per-replica {settings.gpus_per_replica:g}",
+            f"{count_text(settings.replicas, 'replica')} would take {gpus:g} GPUs, this machine "
+            "has "
+            f"{node.gpus:g}",
+            "give fewer, or 0 to predict on CPUs",
+        )
 
 
 def url_of(listener: socket.socket) -> str:
@@ -109,10 +145,19 @@ def url_of(listener: socket.socket) -> str:
 
 
 def _check_installed() -> None:
-    # Without importing Ray, which reads its settings then. Starlette reads forms with python_multipart.
-    missing = [name for name in ("fastapi", "starlette", "uvicorn", "python_multipart") if find_spec(name) is None]
+    # Without importing Ray, which reads its settings then. Starlette reads forms with
+    # python_multipart.
+    missing = [
+        name
+        for name in ("fastapi", "starlette", "uvicorn", "python_multipart")
+        if find_spec(name) is None
+    ]
     if missing:
-        raise UserError("raysft serve", f"Ray Serve is not installed (no {missing[0]})", "pip install 'raysft[serve]'")
+        raise UserError(
+            "raysft serve",
+            f"Ray Serve is not installed (no {missing[0]})",
+            "pip install 'raysft[serve]'",
+        )
 
 
 @contextmanager
@@ -124,7 +169,9 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         try:
             listener.bind((settings.host, settings.port))
         except OSError as error:
-            raise UserError(where, f"cannot be used ({error.strerror})", "give another --port or --host") from None
+            raise UserError(
+                where, f"cannot be used ({error.strerror})", "give another --port or --host"
+            ) from None
         yield listener
 
 

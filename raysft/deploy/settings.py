@@ -40,7 +40,9 @@ class Settings:
 
 
 class Refused(RaysftError):
-    """A request, or one image of it, that gets a reason for an answer; survives pickling between processes."""
+    """A request, or one image of it, that gets a reason for an answer; survives pickling between
+    processes.
+    """
 
     def __init__(self, status: int, where: str, what: str, todo: str = "") -> None:
         super().__init__(where, what, todo)

@@ -1,4 +1,6 @@
-"""How the rows of an epoch are cut into batches: one answer for the plan, training, learning rates and progress."""
+"""How the rows of an epoch are cut into batches: one answer for the plan, training, learning rates
+and progress.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,16 @@ LEAST_ROWS = 2  # of a worker's share: the variance of a single row is nothing t
 
 
 def batch_sizes(rows: int, batch_size: int, workers: int = 1) -> list[int]:
-    """Sizes of the global batches of an epoch: as few as `batch_size` allows, all equal to within one row.
+    """Sizes of the global batches of an epoch: as few as `batch_size` allows, all equal to within
+    one row.
 
-    A last batch of a few rows would weigh those rows more. Where one of `workers` would have a share of a single row,
-    the last batch joins those before it, so that all have two: batch normalisation cannot be trained on one. Where
-    `batch_size` is below two rows a worker that cannot be; see `fewest_rows`.
+    A last batch of a few rows would weigh those rows more. Where one of `workers` would have a
+    share of a single row, the last batch joins those before it, so that all have two: batch
+    normalisation cannot be trained on one. Where `batch_size` is below two rows a worker that
+    cannot be; see `fewest_rows`.
 
-    workers: the most that the job may have, so that batches stay the same while workers come and go.
+    workers: the most that the job may have, so that batches stay the same while workers come and
+    go.
     """
     count = math.ceil(rows / batch_size)
     if batch_size >= LEAST_ROWS * workers:

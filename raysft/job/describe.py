@@ -1,4 +1,6 @@
-"""The job file described from its models: a JSON Schema for editors, one line a field for people."""
+"""The job file described from its models: a JSON Schema for editors, one line a field for
+people.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def fields(section: type[BaseModel] = Job, prefix: str = "") -> Iterator[Field]:
             yield from fields(nested, f"{prefix}{name}.")
         else:
             default = field.get_default(call_default_factory=True)
-            yield Field(prefix + name, _shown(default), field.description or "")
+            yield Field(prefix + name, _shown(default), " ".join((field.description or "").split()))
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -49,7 +51,10 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 def markdown() -> str:
     """The fields as the rows of the README's table."""
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
-    rows += [f"| `{f.key}` | {f'`{f.default}`' if f.default else ''} | {_escaped(f.meaning)} |" for f in fields()]
+    rows += [
+        f"| `{f.key}` | {f'`{f.default}`' if f.default else ''} | {_escaped(f.meaning)} |"
+        for f in fields()
+    ]
     return "\n".join(rows)
 
 
@@ -58,6 +63,8 @@ def _escaped(text: str) -> str:
 
 
 def _shown(default: Any) -> str:
-    """A default that fits in a cell; long ones and those that depend on other fields are told in the meaning."""
+    """A default that fits in a cell; long ones and those that depend on other fields are told in
+    the meaning.
+    """
     shown = "" if default is PydanticUndefined else json.dumps(default)
     return shown.strip('"') if len(shown) <= 20 else ""

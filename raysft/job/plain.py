@@ -1,7 +1,10 @@
-"""Values written without quotes: their text is kept until it is known what kind of value their field takes.
+"""Values written without quotes: their text is kept until it is known what kind of value their
+field takes.
 
-YAML 1.1 reads `no` as false, `12:30` as 750, `007` as 7 and 2024-01-01 as a date, wherever they stand. Here the field
-decides: one that is text takes what is written, one that is a number takes what is a number to a person.
+YAML 1.1 reads `no` as false, `12:30` as 750, `007` as 7 and 2024-01-01 as a date, wherever they
+stand. Here the field
+decides: one that is text takes what is written, one that is a number takes what is a number to a
+person.
 """
 
 from __future__ import annotations
@@ -13,14 +16,19 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
-BOOLS = {form: word in ("true", "yes", "on", "y") for word in ("true", "false", "yes", "no", "on", "off", "y", "n")
-         for form in (word, word.capitalize(), word.upper())}
+BOOLS = {
+    form: word in ("true", "yes", "on", "y")
+    for word in ("true", "false", "yes", "no", "on", "off", "y", "n")
+    for form in (word, word.capitalize(), word.upper())
+}
 
 EXACT = 2**53  # up to here every whole number is a float of its own
 
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _WITH_BASE = re.compile(r"[-+]?0(x[0-9a-fA-F_]+|o[0-7_]+|b[01_]+)")
-_FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(
+    r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"
+)
 _NO_NUMBER = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
@@ -33,7 +41,9 @@ class Plain:
 
 
 def number(text: str) -> int | float | None:
-    """The number that a text is, None where it is none or could be two: 017 is 17 to some readers, 15 to others."""
+    """The number that a text is, None where it is none or could be two: 017 is 17 to some readers,
+    15 to others.
+    """
     if _DECIMAL.fullmatch(text):
         return _int(text, 10)
     if _WITH_BASE.fullmatch(text) and text.rstrip("_")[-1] not in "xob":
@@ -78,7 +88,9 @@ def words_of(option: Any) -> list[str]:
 
 
 def as_field(plain: Plain, options: Sequence[Any]) -> Any:
-    """The value of a plain scalar in a field that takes `options`; what does not fit is left for validation to tell."""
+    """The value of a plain scalar in a field that takes `options`; what does not fit is left for
+    validation to tell.
+    """
     text, value = plain.text, natural(plain.text)
     if value is None and NoneType in options:
         return None

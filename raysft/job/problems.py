@@ -14,18 +14,33 @@ from raysft.job.plain import LEADING_ZERO, Plain, natural, number, options_of, w
 
 LONGEST = 80  # letters of a value that are shown
 
-_KINDS = {"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-          "bool_type": "true or false", "string_type": "text", "list_type": "a list",
-          "model_type": "a section with keys of its own", "dict_type": "a section with keys of its own",
-          "finite_number": "a finite number"}
-_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_KINDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "model_type": "a section with keys of its own",
+    "dict_type": "a section with keys of its own",
+    "finite_number": "a finite number",
+}
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+}
 
 
-def problems_of(error: ValidationError, root: type[BaseModel], tree: Any) -> Iterator[tuple[list[str], str]]:
-    """(keys of the field, what is wrong) for each error of a validation of `tree` as a `root`, one a field.
+def problems_of(
+    error: ValidationError, root: type[BaseModel], tree: Any
+) -> Iterator[tuple[list[str], str]]:
+    """(keys of the field, what is wrong) for each error of a validation of `tree` as a `root`, one
+    a field.
 
-    Where a field may be several things, pydantic has an error for each, at places that are in no file: they are one
-    here.
+    Where a field may be several things, pydantic has an error for each, at places that are in no
+    file: they are one here.
     """
     fields: dict[tuple[str, ...], list[tuple[list[Any], Any]]] = {}
     for found in error.errors(include_url=False):
@@ -47,7 +62,9 @@ def _place(loc: Sequence[Any], tree: Any) -> tuple[list[Any], int | None]:
     place: list[Any] = []
     tag = None
     for key in loc:
-        if (isinstance(tree, dict) and key in tree) or (isinstance(tree, list) and isinstance(key, int)):
+        if (isinstance(tree, dict) and key in tree) or (
+            isinstance(tree, list) and isinstance(key, int)
+        ):
             tree = tree[key]
             place.append(key)
         elif tag is None:
@@ -64,7 +81,11 @@ def _written(tree: Any, place: Sequence[Any], given: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value of a job file as a message shows it."""
-    value = natural(value.text) if isinstance(value, Plain) and isinstance(natural(value.text), str) else value
+    value = (
+        natural(value.text)
+        if isinstance(value, Plain) and isinstance(natural(value.text), str)
+        else value
+    )
     if isinstance(value, Plain):
         text = value.text or "nothing"
     elif value is None or isinstance(value, bool):
@@ -83,7 +104,9 @@ def what_is_wrong(error: Any, root: type[BaseModel], loc: list[Any], given: str)
         return str(error["ctx"]["error"])
     allowed = re.sub(r"^\w+ should ", "must ", error["msg"]).replace(" after validation", "")
     if kind in _KINDS:
-        allowed = f"must be {_KINDS[kind]}{' or null' if type(None) in _options_at(root, loc) else ''}"
+        allowed = (
+            f"must be {_KINDS[kind]}{' or null' if type(None) in _options_at(root, loc) else ''}"
+        )
     return f"got {given}, {allowed[0].lower()}{allowed[1:]}{_how_to_write(kind, error['input'])}"
 
 
@@ -95,15 +118,23 @@ def _how_to_write(kind: str, given: Any) -> str:
         return ""
     if LEADING_ZERO.fullmatch(given):
         digits = given.replace("_", "").lstrip("+-0") or "0"
-        return f"; write {digits}" + (f", or 0o{digits} for an octal number" if set(digits) <= set("01234567") else "")
+        return f"; write {digits}" + (
+            f", or 0o{digits} for an octal number" if set(digits) <= set("01234567") else ""
+        )
     if number(given) is not None:
         return f"; write {given} without quotes"
     point = given.replace(",", ".")
-    return f"; write {point} with a point" if given.count(",") == 1 and number(point) is not None else ""
+    return (
+        f"; write {point} with a point"
+        if given.count(",") == 1 and number(point) is not None
+        else ""
+    )
 
 
 def _allowed(root: type[BaseModel], field: Sequence[str]) -> str:
-    """In words, what a field takes that may be several things; empty where there is no such field."""
+    """In words, what a field takes that may be several things; empty where there is no such
+    field.
+    """
     return " or ".join(_words(option) for option in _options_at(root, field))
 
 

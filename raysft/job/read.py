@@ -12,13 +12,18 @@ import yaml
 from raysft.errors import JobError
 from raysft.job.plain import Plain
 
-MOST_VALUES, MOST_LEVELS = 100_000, 40  # aliases of aliases can stand for more than any memory holds
+MOST_VALUES, MOST_LEVELS = (
+    100_000,
+    40,
+)  # aliases of aliases can stand for more than any memory holds
 
 _PLAIN, _MERGE = "raysft:plain", "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a scalar without quotes stays text, every key is text, and a key given twice is an error."""
+    """YAML in which a scalar without quotes stays text, every key is text, and a key given twice is
+    an error.
+    """
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 - PyYAML's own name
 
@@ -36,18 +41,22 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self._key(key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice",
-                                                        key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
             seen.add(key)
         self.flatten_mapping(node)
-        return {self._key(key): self.construct_object(value, deep=deep) for key, value in node.value}
+        return {
+            self._key(key): self.construct_object(value, deep=deep) for key, value in node.value
+        }
 
     def _key(self, node: yaml.Node) -> str:
         key = self.construct_object(node, deep=True)
         key = key.text if isinstance(key, Plain) else key
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, "the key is not a name but a value of its own",
-                                                    node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "the key is not a name but a value of its own", node.start_mark
+            )
         return key
 
 
@@ -72,7 +81,9 @@ def mapping(text: str, where: str) -> dict[str, Any]:
     if (isinstance(tree, Plain) and not tree.text) or tree is None:
         raise JobError(where, "is empty: a mapping of keys is expected", "see jobs/quickstart.yaml")
     if not isinstance(tree, dict):
-        raise JobError(where, "is not a job: a mapping of keys is expected", "see jobs/quickstart.yaml")
+        raise JobError(
+            where, "is not a job: a mapping of keys is expected", "see jobs/quickstart.yaml"
+        )
     return tree
 
 
@@ -96,7 +107,9 @@ def _in_words(problem: str) -> tuple[str, str]:
         return "holds a second document (---): a job file is one", "give each job a file of its own"
     hint = ""
     if "mapping values are not allowed" in problem:
-        hint = "a value with `: ` in it needs quotes, and keys of one section begin in the same column"
+        hint = (
+            "a value with `: ` in it needs quotes, and keys of one section begin in the same column"
+        )
     if "'\\t'" in problem:
         hint = "indent with spaces instead of tabs"
     if "unknown escape character" in problem:
@@ -115,8 +128,12 @@ class _Copy:
     def of(self, node: Any, level: int = 0) -> Any:
         self._left -= 1
         if self._left < 0 or level > MOST_LEVELS:
-            raise JobError(self._where, "is nested too deeply to be a job" if level > MOST_LEVELS else
-                           f"holds more than {MOST_VALUES:,} values, its aliases (*name) counted in full")
+            raise JobError(
+                self._where,
+                "is nested too deeply to be a job"
+                if level > MOST_LEVELS
+                else f"holds more than {MOST_VALUES:,} values, its aliases (*name) counted in full",
+            )
         if isinstance(node, dict):
             return {key: self.of(value, level + 1) for key, value in node.items()}
         if isinstance(node, list):
@@ -124,10 +141,13 @@ class _Copy:
         return node
 
 
-# --- encodings -------------------------------------------------------------------------------------------------------
+# --- encodings ---------------------------------------------------------------------------------
+
 
 def _decoded(content: bytes, where: str) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark; raises JobError that tells another encoding."""
+    """The text of a file in UTF-8, with or without a byte order mark; raises JobError that tells
+    another encoding.
+    """
     encoding = _wide_encoding(content)
     if encoding is None:
         try:
@@ -137,21 +157,31 @@ def _decoded(content: bytes, where: str) -> str:
             line = content.count(b"\n", 0, at)
             where = f"{where}, line {line + 1}"
             if encoding is None:
-                raise JobError(where, "is neither UTF-8 nor any other text that a job can be read from",
-                               "save the file as UTF-8") from None
+                raise JobError(
+                    where,
+                    "is neither UTF-8 nor any other text that a job can be read from",
+                    "save the file as UTF-8",
+                ) from None
             shown = content.splitlines()[line].decode(encoding).strip()
             read = f", which would read it as {shown[:60]!r}"
     else:
         read = ""
     file = where.partition(", line ")[0]
-    raise JobError(where, f"is not UTF-8 but looks like {encoding.upper()}{read}",
-                   f"convert it: iconv -f {encoding.upper()} -t UTF-8 '{file}' > converted.yaml")
+    raise JobError(
+        where,
+        f"is not UTF-8 but looks like {encoding.upper()}{read}",
+        f"convert it: iconv -f {encoding.upper()} -t UTF-8 '{file}' > converted.yaml",
+    )
 
 
 def _wide_encoding(content: bytes) -> str | None:
     """UTF-16 or UTF-32, by its mark or by the zeros that it puts between the letters."""
-    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
-             codecs.BOM_UTF16_BE: "utf-16"}
+    marks = {
+        codecs.BOM_UTF32_LE: "utf-32",
+        codecs.BOM_UTF32_BE: "utf-32",
+        codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16",
+    }
     for mark, encoding in marks.items():
         if content.startswith(mark):
             return encoding

@@ -10,8 +10,20 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from raysft.job.optimizers import NAMES, OPTIMIZERS, WITHOUT_DECAY, wrong_argument
 from raysft.job.section import Section
 
-OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "adafactor", "adadelta", "adagrad", "adamax", "asgd",
-                        "nadam", "radam", "rprop"]
+OptimizerName = Literal[
+    "sgd",
+    "adam",
+    "adamw",
+    "rmsprop",
+    "adafactor",
+    "adadelta",
+    "adagrad",
+    "adamax",
+    "asgd",
+    "nadam",
+    "radam",
+    "rprop",
+]
 
 
 _EVERY = re.compile(r"epoch|[1-9]\d{0,8} steps?|(?:[1-9]\d{0,5}(?:\.\d+)?|0\.\d*[1-9]\d*) minutes?")
@@ -19,8 +31,10 @@ DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
 
 _JSON_TYPES: dict[str, dict[str, Any]] = {
-    "number": {"type": "number"}, "bool": {"type": "boolean"},
-    "pair": {"type": "array", "items": {"type": ["number", "null"]}, "minItems": 2, "maxItems": 2}}
+    "number": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "pair": {"type": "array", "items": {"type": ["number", "null"]}, "minItems": 2, "maxItems": 2},
+}
 
 
 def _with_arguments(schema: dict[str, Any]) -> None:
@@ -32,17 +46,23 @@ def _with_arguments(schema: dict[str, Any]) -> None:
     for argument, kinds in takers.items():
         forms = [_JSON_TYPES[kind] for kind in dict.fromkeys(kinds.values())]
         form = forms[0] if len(forms) == 1 else {"anyOf": forms}
-        schema["properties"].setdefault(argument, {**form, "description": f"Argument of {', '.join(kinds)}."})
+        schema["properties"].setdefault(
+            argument, {**form, "description": f"Argument of {', '.join(kinds)}."}
+        )
     schema["additionalProperties"] = False
 
 
 class Optimizer(Section):
-    """The optimizer, with the arguments that torch.optim gives it (momentum, nesterov, betas, eps, ...)."""
+    """The optimizer, with the arguments that torch.optim gives it (momentum, nesterov, betas, eps,
+    ...).
+    """
 
     model_config = ConfigDict(extra="allow", json_schema_extra=_with_arguments)
 
     name: OptimizerName = "sgd"
-    """sgd | adam | adamw | rmsprop | any other of torch.optim; its own arguments (betas, eps, ...) stand beside lr."""
+    """sgd | adam | adamw | rmsprop | any other of torch.optim; its own arguments (betas, eps, ...)
+    stand beside lr.
+    """
     lr: float = Field(OPTIMIZERS["sgd"][0], gt=0, le=100)
     """Highest learning rate; default 0.01 for sgd, 0.001 for adam, adamw and rmsprop."""
     momentum: float | None = Field(None, ge=0, lt=1)
@@ -78,7 +98,10 @@ class Optimizer(Section):
     def _arguments_exist(self) -> Optimizer:
         given = {**(self.model_extra or {}), "momentum": self.momentum, "nesterov": self.nesterov}
         for argument, value in given.items():
-            if value is not None and (wrong := wrong_argument(self.name, argument, value)) is not None:
+            if (
+                value is not None
+                and (wrong := wrong_argument(self.name, argument, value)) is not None
+            ):
                 raise ValueError(wrong)
         if self.weight_decay and self.name in WITHOUT_DECAY:
             raise ValueError(f"{self.name} has no weight_decay")
@@ -95,7 +118,9 @@ class Schedule(Section):
     """How the learning rate changes with the step."""
 
     name: Literal["cosine", "constant", "linear", "step", "one_cycle"] = "cosine"
-    """cosine | linear (both down to `floor` at the last step) | constant | step | one_cycle (up, then down)"""
+    """cosine | linear (both down to `floor` at the last step) | constant | step | one_cycle (up,
+    then down)
+    """
     warmup_epochs: float = Field(0.0, ge=0)
     """Epochs over which the learning rate first rises linearly; one_cycle has a rise of its own."""
     floor: float = Field(0.0, ge=0, lt=1)
@@ -122,15 +147,23 @@ class Augment(Section):
     crop_padding: int = Field(4, ge=0, le=64)
     """Pixels of zero padding around the image before a random crop back to its size; 0: no crop."""
     color_jitter: float = Field(0.0, ge=0, le=1)
-    """Brightness, contrast and saturation change by up to this share, each image by its own; 0: off."""
+    """Brightness, contrast and saturation change by up to this share, each image by its own; 0:
+    off.
+    """
     auto: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """randaugment | trivialaugment | none: torchvision's policies, drawn and applied image by image."""
+    """randaugment | trivialaugment | none: torchvision's policies, drawn and applied image by
+    image.
+    """
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a random rectangle of an image is erased."""
     mixup: float = Field(0.0, ge=0)
-    """Mix pairs of images and their labels; alpha of the Beta distribution of their shares; 0: off."""
+    """Mix pairs of images and their labels; alpha of the Beta distribution of their shares; 0:
+    off.
+    """
     cutmix: float = Field(0.0, ge=0)
-    """Paste a rectangle of one image into another; alpha as for mixup. With both, each batch takes one by chance."""
+    """Paste a rectangle of one image into another; alpha as for mixup. With both, each batch takes
+    one by chance.
+    """
 
     @property
     def used(self) -> dict[str, Any]:
@@ -139,7 +172,9 @@ class Augment(Section):
 
     @property
     def any(self) -> bool:
-        """Whether training images differ from one epoch to the next: a field makes them so unless it is off."""
+        """Whether training images differ from one epoch to the next: a field makes them so unless
+        it is off.
+        """
         return bool(self.used)
 
 
@@ -151,7 +186,9 @@ class Train(Section):
     batch_size: int = Field(128, ge=1)
     """Images a step over all workers together: the same result on 1 or 8 workers."""
     freeze: Literal["none", "backbone"] | list[str] = "none"
-    """What is not trained: none | backbone (all but the head) | a list of prefixes of tensor names."""
+    """What is not trained: none | backbone (all but the head) | a list of prefixes of tensor
+    names.
+    """
     head_epochs: int = Field(0, ge=0)
     """Epochs at the start in which the head alone is trained."""
     layer_decay: float = Field(1.0, gt=0, le=1)
@@ -169,7 +206,9 @@ class Train(Section):
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: errors weigh as if all classes had the same number of training images."""
     ema: float | None = Field(None, gt=0, lt=1)
-    """Decay a step of a moving average of the weights, which is validated and delivered; null: none."""
+    """Decay a step of a moving average of the weights, which is validated and delivered; null:
+    none.
+    """
     patience: int | None = Field(None, ge=1)
     """End a trial after this many epochs without a better search.metric; null: never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -206,22 +245,41 @@ class Train(Section):
     @classmethod
     def _one_prefix(cls, value: Any) -> Any:
         if isinstance(value, (bool, int, float)):
-            raise ValueError("must be none (nothing is frozen), backbone, or a list of prefixes of tensor names, "
-                             "such as [layer1]")
+            raise ValueError(
+                "must be none (nothing is frozen), backbone, or a list of prefixes of tensor "
+                "names, "
+                "such as [layer1]"
+            )
         return [value] if isinstance(value, str) and value not in ("none", "backbone") else value
 
     @model_validator(mode="after")
     def _epochs_fit(self) -> Train:
         if self.schedule.warmup_epochs > self.epochs:
-            raise ValueError(f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, more than the "
-                             f"{self.epochs} epochs there are")
+            raise ValueError(
+                f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, more than the "
+                f"{self.epochs} epochs there are"
+            )
         if self.head_epochs > self.epochs:
-            raise ValueError(f"head_epochs is {self.head_epochs}, more than the {self.epochs} epochs there are")
+            raise ValueError(
+                f"head_epochs is {self.head_epochs}, more than the {self.epochs} epochs there are"
+            )
         if self.head_epochs and self.freeze == "backbone":
-            raise ValueError("freeze: backbone trains the head alone in every epoch; leave head_epochs at 0")
-        if self.head_epochs and self.optimizer.name == "sgd" and self.optimizer.arguments.get("fused"):
-            raise ValueError("optimizer.fused: torch's fused sgd cannot begin with the head alone; leave it out or "
-                             "head_epochs at 0")
+            raise ValueError(
+                "freeze: backbone trains the head alone in every epoch; leave head_epochs at 0"
+            )
+        if (
+            self.head_epochs
+            and self.optimizer.name == "sgd"
+            and self.optimizer.arguments.get("fused")
+        ):
+            raise ValueError(
+                "optimizer.fused: torch's fused sgd cannot begin with the head alone; leave it "
+                "out or "
+                "head_epochs at 0"
+            )
         if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate is {self.accumulate}, more than the {self.batch_size} images of a batch")
+            raise ValueError(
+                f"accumulate is {self.accumulate}, more than the {self.batch_size} images of a "
+                "batch"
+            )
         return self

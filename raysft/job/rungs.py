@@ -1,4 +1,6 @@
-"""Successive halving before it runs: after which epochs trials are compared, and how many go on from each time."""
+"""Successive halving before it runs: after which epochs trials are compared, and how many go on
+from each time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def grace_of(scheduler: Scheduler, epochs: int) -> int:
 
 
 def rungs_of(scheduler: Scheduler, epochs: int) -> list[int]:
-    """Epochs after which trials are compared: those of grace, and a factor more at each rung; at last all `epochs`."""
+    """Epochs after which trials are compared: those of grace, and a factor more at each rung; at
+    last all `epochs`.
+    """
     rungs = [min(grace_of(scheduler, epochs), epochs)]
     while rungs[-1] * scheduler.reduction_factor < epochs:
         rungs.append(rungs[-1] * scheduler.reduction_factor)
@@ -24,19 +28,29 @@ def rungs_of(scheduler: Scheduler, epochs: int) -> list[int]:
 
 
 def places_of(scheduler: Scheduler, trials: int, rungs: int, teams: int) -> list[int]:
-    """How many trials train to each rung: one in a factor of those before, or as many more as would leave a team
-    without work, but never more than half of them."""
+    """How many trials train to each rung: one in a factor of those before, or as many more as would
+    leave a team without work, but never more than half of them.
+    """
     places = [trials]
     while len(places) < rungs:
         before = places[-1]
-        places.append(max(math.ceil(before / scheduler.reduction_factor), min(teams, math.ceil(before / 2))))
+        places.append(
+            max(math.ceil(before / scheduler.reduction_factor), min(teams, math.ceil(before / 2)))
+        )
     return places
 
 
-def stages_of(scheduler: Scheduler, trials: int, epochs: int, teams: int) -> tuple[tuple[int, int], ...]:
-    """(trials, epochs that each of them trains) from one rung to the next; one stage where there are no rungs."""
+def stages_of(
+    scheduler: Scheduler, trials: int, epochs: int, teams: int
+) -> tuple[tuple[int, int], ...]:
+    """(trials, epochs that each of them trains) from one rung to the next; one stage where there
+    are no rungs.
+    """
     if scheduler.name != "asha":
         return ((trials, epochs),)
     rungs = rungs_of(scheduler, epochs)
     places = places_of(scheduler, trials, len(rungs), teams)
-    return tuple((count, rung - before) for count, (before, rung) in zip(places, pairwise([0, *rungs]), strict=True))
+    return tuple(
+        (count, rung - before)
+        for count, (before, rung) in zip(places, pairwise([0, *rungs]), strict=True)
+    )

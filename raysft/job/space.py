@@ -1,4 +1,6 @@
-"""The search space of a job: what may be searched, what is wrong with a space, how many combinations it has."""
+"""The search space of a job: what may be searched, what is wrong with a space, how many
+combinations it has.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,19 @@ from raysft.job.section import Section
 from raysft.job.spec import Job, Model
 
 # Sections that a space may hold a list of: each alternative takes the place of the whole section.
-SECTIONS: dict[str, type[Section]] = {"optimizer": Optimizer, "train.schedule": Schedule, "train.augment": Augment,
-                                      "model": Model}
+SECTIONS: dict[str, type[Section]] = {
+    "optimizer": Optimizer,
+    "train.schedule": Schedule,
+    "train.augment": Augment,
+    "model": Model,
+}
 
 # Searching these would move what trials are compared by, or is written elsewhere.
-NOT_SEARCHABLE = {"train.epochs": "all trials are compared at the same number of epochs",
-                  "train.optimizer": "use the key `optimizer`, a list of optimizers",
-                  "train.optimizer.name": "use the key `optimizer`, a list of optimizers"}
+NOT_SEARCHABLE = {
+    "train.epochs": "all trials are compared at the same number of epochs",
+    "train.optimizer": "use the key `optimizer`, a list of optimizers",
+    "train.optimizer.name": "use the key `optimizer`, a list of optimizers",
+}
 
 Space = Mapping[str, Any]
 Problem = tuple[str, str]
@@ -79,13 +87,15 @@ def _placed(tree: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-# --- counting --------------------------------------------------------------------------------------------------------
+# --- counting ----------------------------------------------------------------------------------
+
 
 def count_trials(job: Job) -> int:
-    """Trials of a job: 1 without a search, whole passes over the combinations of a grid, at least one.
+    """Trials of a job: 1 without a search, whole passes over the combinations of a grid, at least
+    one.
 
-    Where nothing is drawn at random, more than one pass would train the same again. Configurations to start with are
-    of the number where they stand in for random ones, and come on top of a grid.
+    Where nothing is drawn at random, more than one pass would train the same again. Configurations
+    to start with are of the number where they stand in for random ones, and come on top of a grid.
     """
     if job.search is None:
         return 1
@@ -98,7 +108,9 @@ def count_trials(job: Job) -> int:
 
 
 def grid_size(space: Space) -> tuple[int, bool, bool]:
-    """(combinations of alternatives and grids, whether there is a grid, whether anything is drawn at random)."""
+    """(combinations of alternatives and grids, whether there is a grid, whether anything is drawn
+    at random).
+    """
     space = completed(space)
     combinations, ranges = 1, []
     for value in space.values():
@@ -109,28 +121,40 @@ def grid_size(space: Space) -> tuple[int, bool, bool]:
     return combinations, any("grid" in r for r in ranges), any("grid" not in r for r in ranges)
 
 
-# --- problems --------------------------------------------------------------------------------------------------------
+# --- problems ----------------------------------------------------------------------------------
+
 
 def searchable() -> list[str]:
     """Every key that a search space may hold."""
-    known = [f.key for section, prefix in ((Train, "train."), (Model, "model.")) for f in fields(section, prefix)]
+    known = [
+        f.key
+        for section, prefix in ((Train, "train."), (Model, "model."))
+        for f in fields(section, prefix)
+    ]
     return [*SECTIONS, *(key for key in known if key not in NOT_SEARCHABLE)]
 
 
 def search_problems(search: Mapping[str, Any], job: Job) -> Iterator[Problem]:
-    """(key below `search`, what is wrong) for its space and for the configurations it is to start with."""
+    """(key below `search`, what is wrong) for its space and for the configurations it is to start
+    with.
+    """
     if isinstance(search.get("space"), Mapping):
         yield from ((f"space.{key}", what) for key, what in space_problems(search["space"], job))
     known = search.get("start_with")
     for i, config in enumerate(known if isinstance(known, list) else []):
         if isinstance(config, Mapping):
-            yield from ((f"start_with.{i}{key}", what) for key, what in _config_problems(config, job))
+            yield from (
+                (f"start_with.{i}{key}", what) for key, what in _config_problems(config, job)
+            )
 
 
 def space_problems(space: Space, job: Job) -> Iterator[Problem]:
     """(key, what is wrong) for every range that names no field or leaves the field's bounds."""
     if not space:
-        yield "optimizer", f"the space is empty; give a list of optimizers or train.* keys with {FORMS}"
+        yield (
+            "optimizer",
+            f"the space is empty; give a list of optimizers or train.* keys with {FORMS}",
+        )
     for key, value in space.items():
         if not isinstance(key, str):
             continue  # told by the model
@@ -139,13 +163,20 @@ def space_problems(space: Space, job: Job) -> Iterator[Problem]:
         elif key in NOT_SEARCHABLE:
             yield key, f"cannot be searched: {NOT_SEARCHABLE[key]}"
         elif (above := _above(key, space)) is not None:
-            yield key, f"stands beside the key `{above}`, which has its own; put the range into its list"
+            yield (
+                key,
+                f"stands beside the key `{above}`, which has its own; put the range into its list",
+            )
         elif key not in searchable() and not key.startswith("train.optimizer."):
             yield key, f"is not a field that can be searched{did_you_mean(key, searchable())}"
-        elif (wrong := check_range(value) if is_range(value) else f"got {shown(value)}, give {FORMS}") is not None:
+        elif (
+            wrong := check_range(value) if is_range(value) else f"got {shown(value)}, give {FORMS}"
+        ) is not None:
             yield key, wrong
         else:
-            yield from ((key, what) for what in _range_problems(key, value, job, _first_values(space)))
+            yield from (
+                (key, what) for what in _range_problems(key, value, job, _first_values(space))
+            )
 
 
 def _above(key: str, space: Space) -> str | None:
@@ -159,7 +190,10 @@ def _above(key: str, space: Space) -> str | None:
 def _range_problems(key: str, value: Any, job: Job, others: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the values of a range, beside a first value of each of the `others`."""
     for probe in values_to_check(value):
-        alone, beside = recipe_problems(job, {key: probe}), recipe_problems(job, {**others, key: probe})
+        alone, beside = (
+            recipe_problems(job, {key: probe}),
+            recipe_problems(job, {**others, key: probe}),
+        )
         if alone and beside:
             yield from alone
             return
@@ -176,8 +210,11 @@ def recipe_problems(job: Job, config: Mapping[str, Any]) -> list[str]:
 
 def _first_values(space: Space) -> dict[str, Any]:
     """A first value of every range that is well formed."""
-    return {key: values_to_check(value)[0] for key, value in space.items()
-            if key in searchable() and is_range(value) and check_range(value) is None}
+    return {
+        key: values_to_check(value)[0]
+        for key, value in space.items()
+        if key in searchable() and is_range(value) and check_range(value) is None
+    }
 
 
 def _alternatives_problems(key: str, options: Any, job: Job) -> Iterator[Problem]:
@@ -198,7 +235,9 @@ def _alternatives_problems(key: str, options: Any, job: Job) -> Iterator[Problem
             yield from found or ((f"{key}.{i}", what) for what in recipe_problems(job, whole))
 
 
-def _alternative_problems(key: str, option: dict[str, Any], section: type[BaseModel]) -> Iterator[Problem]:
+def _alternative_problems(
+    key: str, option: dict[str, Any], section: type[BaseModel]
+) -> Iterator[Problem]:
     """Problems of the constants together, then of each value that a range may take beside them."""
     constants = {k: v for k, v in option.items() if not is_range(v)}
     ranges = {k: v for k, v in option.items() if is_range(v)}
@@ -215,11 +254,15 @@ def _alternative_problems(key: str, option: dict[str, Any], section: type[BaseMo
     yield from found
 
 
-def _section_problems(key: str, values: dict[str, Any], section: type[BaseModel]) -> Iterator[Problem]:
+def _section_problems(
+    key: str, values: dict[str, Any], section: type[BaseModel]
+) -> Iterator[Problem]:
     try:
         section.model_validate(values)
     except ValidationError as error:
-        yield from ((".".join([key, *loc]), what) for loc, what in problems_of(error, section, values))
+        yield from (
+            (".".join([key, *loc]), what) for loc, what in problems_of(error, section, values)
+        )
 
 
 def _config_problems(config: Mapping[str, Any], job: Job) -> Iterator[Problem]:
@@ -228,7 +271,10 @@ def _config_problems(config: Mapping[str, Any], job: Job) -> Iterator[Problem]:
         if key in NOT_SEARCHABLE and key != "train.optimizer":
             yield f".{key}", f"cannot be searched: {NOT_SEARCHABLE[key]}"
         elif key not in searchable() and not str(key).startswith("train.optimizer."):
-            yield f".{key}", f"is not a field that can be searched{did_you_mean(str(key), searchable())}"
+            yield (
+                f".{key}",
+                f"is not a field that can be searched{did_you_mean(str(key), searchable())}",
+            )
         elif not found:
             found = recipe_problems(job, {key: config[key]})
             yield from ((f".{key}", what) for what in found)

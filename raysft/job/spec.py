@@ -13,8 +13,14 @@ from raysft.job.ranges import check_range, is_range, values_to_check
 from raysft.job.recipe import Train
 from raysft.job.section import Section, no_switch
 
-MetricName = Literal["val_accuracy", "val_loss", "val_top5_accuracy", "val_macro_f1", "val_balanced_accuracy",
-                     "val_calibration_error"]
+MetricName = Literal[
+    "val_accuracy",
+    "val_loss",
+    "val_top5_accuracy",
+    "val_macro_f1",
+    "val_balanced_accuracy",
+    "val_calibration_error",
+]
 
 METRICS: tuple[str, ...] = get_args(MetricName)
 
@@ -24,7 +30,12 @@ Count = Annotated[int, Field(ge=1)]
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
-_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128), "gray": (128, 128, 128)}
+_COLOURS = {
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "grey": (128, 128, 128),
+    "gray": (128, 128, 128),
+}
 
 
 def colour_of(text: str) -> tuple[int, int, int]:
@@ -32,8 +43,10 @@ def colour_of(text: str) -> tuple[int, int, int]:
     if text.lower() in _COLOURS:
         return _COLOURS[text.lower()]
     if not re.fullmatch(r"#[0-9A-Fa-f]{6}", text):
-        raise ValueError('must be white, black, grey or "#rrggbb" (in quotes: # begins a comment in YAML)')
-    red, green, blue = (int(text[at:at + 2], 16) for at in (1, 3, 5))
+        raise ValueError(
+            'must be white, black, grey or "#rrggbb" (in quotes: # begins a comment in YAML)'
+        )
+    red, green, blue = (int(text[at : at + 2], 16) for at in (1, 3, 5))
     return red, green, blue
 
 
@@ -41,15 +54,23 @@ class Data(Section):
     """The labelled images."""
 
     source: Literal["cifar10", "digits", "imagefolder", "shards"] = "digits"
-    """Kind of data: cifar10 | digits | imagefolder (ROOT/CLASS/IMAGE) | shards (made by `raysft data import`)."""
+    """Kind of data: cifar10 | digits | imagefolder (ROOT/CLASS/IMAGE) | shards (made by `raysft
+    data import`).
+    """
     path: str | None = None
     """Where it lies: a file or folder; null: bundled, or downloaded to the cache on first use."""
     test_path: str | None = None
-    """imagefolder: the folder of test images; null: the test split in PATH, else a fifth of the training images."""
+    """imagefolder: the folder of test images; null: the test split in PATH, else a fifth of the
+    training images.
+    """
     val_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the training images used for validation, stratified, fixed by the seed; unused with a val split."""
+    """Share of the training images used for validation, stratified, fixed by the seed; unused with
+    a val split.
+    """
     limit: int | None = Field(None, ge=1)
-    """At most this many training images (before the validation share is taken), stratified; null: all."""
+    """At most this many training images (before the validation share is taken), stratified; null:
+    all.
+    """
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What an unreadable image does: end the import with its name, or be counted and left out."""
     background: str = "white"
@@ -57,11 +78,15 @@ class Data(Section):
     verify: bool = True
     """Compare every shard with its SHA-256 before training."""
     mean: Triple | None = None
-    """Mean of each channel (0 to 1) for normalising; null: that of the weights, without weights the data set's."""
+    """Mean of each channel (0 to 1) for normalising; null: that of the weights, without weights the
+    data set's.
+    """
     std: Triple | None = None
     """Standard deviation of each channel (0 to 1) for normalising; null: as for the mean."""
     budget_gb: float = Field(4.0, gt=0)
-    """Decoded images up to this many gigabytes (10^9 bytes) are kept in memory, more are streamed every epoch."""
+    """Decoded images up to this many gigabytes (10^9 bytes) are kept in memory, more are streamed
+    every epoch.
+    """
 
     @field_validator("background")
     @classmethod
@@ -81,7 +106,11 @@ class Data(Section):
         if self.source != "imagefolder" and self.test_path is not None:
             raise ValueError("test_path belongs to source imagefolder")
         if self.source != "imagefolder" and self.background != "white":
-            hint = "; a data set of shards was given its own when it was imported" if self.source == "shards" else ""
+            hint = (
+                "; a data set of shards was given its own when it was imported"
+                if self.source == "shards"
+                else ""
+            )
             raise ValueError(f"background belongs to source imagefolder{hint}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be greater than 0 in every channel")
@@ -92,13 +121,21 @@ class Model(Section):
     """The network and where its weights come from."""
 
     name: str = Field("resnet18", min_length=1)
-    """A torchvision classifier (resnet18, mobilenet_v3_small, ...), timm:NAME, or package.module:factory."""
+    """A torchvision classifier (resnet18, mobilenet_v3_small, ...), timm:NAME, or
+    package.module:factory.
+    """
     weights: str = "DEFAULT"
-    """The library's weights (DEFAULT, IMAGENET1K_V1, ...), a file or URI (.safetensors or a state dict), or none."""
+    """The library's weights (DEFAULT, IMAGENET1K_V1, ...), a file or URI (.safetensors or a state
+    dict), or none.
+    """
     image_size: int | None = Field(None, ge=8, le=1024)
-    """Height and width in pixels that the network sees; null: as stored, 224 for images of mixed sizes."""
+    """Height and width in pixels that the network sees; null: as stored, 224 for images of mixed
+    sizes.
+    """
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    """How images are scaled; null: small ones are enlarged as the weights were trained, others bilinear."""
+    """How images are scaled; null: small ones are enlarged as the weights were trained, others
+    bilinear.
+    """
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -115,11 +152,17 @@ class Scheduler(Section):
     """Which trials end early."""
 
     name: Literal["asha", "median", "none"] = "asha"
-    """asha (pause all at each rung, the best go on) | median (stop what is below the median of the others) | none"""
+    """asha (pause all at each rung, the best go on) | median (stop what is below the median of the
+    others) | none
+    """
     grace_epochs: int | None = Field(None, ge=1)
-    """Epochs every trial trains before it can be paused or stopped; null: an eighth of train.epochs."""
+    """Epochs every trial trains before it can be paused or stopped; null: an eighth of
+    train.epochs.
+    """
     reduction_factor: int = Field(4, ge=2)
-    """asha: at each rung about one trial in this many goes on; rungs are this many times as far as the one before."""
+    """asha: at each rung about one trial in this many goes on; rungs are this many times as far as
+    the one before.
+    """
 
 
 class Search(Section):
@@ -130,26 +173,40 @@ class Search(Section):
     algorithm: Literal["random", "tpe"] = "random"
     """random (and grids) | tpe (Optuna's: what did well so far guides what is tried next)"""
     metric: MetricName = "val_accuracy"
-    """What picks the best trial and epoch: val_ and accuracy | loss | top5_accuracy | macro_f1 | balanced_accuracy | calibration_error"""  # noqa: E501
+    """What picks the best trial and epoch: val_ and accuracy | loss | top5_accuracy | macro_f1 |
+    balanced_accuracy | calibration_error
+    """
     target: float | None = None
     """Stop the whole search when a trial's metric reaches this; null: never."""
     space: dict[str, Any] = Field(default_factory=lambda: {"optimizer": DEFAULT_OPTIMIZERS})
-    """Dotted train.* and model.* keys, a range each; optimizer (or a section): a list of alternatives with ranges."""
+    """Dotted train.* and model.* keys, a range each; optimizer (or a section): a list of
+    alternatives with ranges.
+    """
     start_with: list[dict[str, Any]] = Field(default_factory=list)
     """Known configurations to try first, each with keys as in `space` and a value for each."""
     max_failures: int | None = Field(None, ge=0)
     """End the run when more trials than this have failed (not those that diverged); null: never."""
     confirm: int = Field(0, ge=0, le=100)
-    """Train the best configuration again with this many other seeds, and tell mean and standard deviation."""
+    """Train the best configuration again with this many other seeds, and tell mean and standard
+    deviation.
+    """
     scheduler: Scheduler = Field(default_factory=Scheduler)
     """Which trials end early, decided at every epoch."""
 
     @model_validator(mode="after")
     def _grids_are_tried_in_full(self) -> Search:
-        held = [v for value in self.space.values() for option in (value if isinstance(value, list) else [value])
-                for v in (option.values() if isinstance(option, dict) and not is_range(option) else [option])]
+        held = [
+            v
+            for value in self.space.values()
+            for option in (value if isinstance(value, list) else [value])
+            for v in (
+                option.values() if isinstance(option, dict) and not is_range(option) else [option]
+            )
+        ]
         if self.algorithm == "tpe" and any(is_range(v) and "grid" in v for v in held):
-            raise ValueError("tpe proposes values and does not try a grid in full; give {choice: [...]} instead")
+            raise ValueError(
+                "tpe proposes values and does not try a grid in full; give {choice: [...]} instead"
+            )
         return self
 
 
@@ -157,9 +214,13 @@ class Resources(Section):
     """What one trial uses."""
 
     workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = 1
-    """Data-parallel workers (processes) a trial; [LEAST, MOST]: as many as there is room for, also while it trains."""
+    """Data-parallel workers (processes) a trial; [LEAST, MOST]: as many as there is room for, also
+    while it trains.
+    """
     gpus_per_worker: float = Field(0, ge=0, json_schema_extra={"maximum": 1})
-    """GPUs a worker, at most 1; 0: the CPU trains. A fraction shares a GPU, more workers use more GPUs."""
+    """GPUs a worker, at most 1; 0: the CPU trains. A fraction shares a GPU, more workers use more
+    GPUs.
+    """
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and so threads, a worker."""
     hang_minutes: float = Field(5.0, gt=0, le=24 * 60)
@@ -177,14 +238,19 @@ class Resources(Section):
     @classmethod
     def _one_or_a_share(cls, value: float) -> float:
         if value > 1:
-            raise ValueError("must be at most 1: a worker trains on one GPU, and others would be reserved and stand "
-                             "idle; raise resources.workers to use more")
+            raise ValueError(
+                "must be at most 1: a worker trains on one GPU, and others would be reserved and "
+                "stand "
+                "idle; raise resources.workers to use more"
+            )
         return value
 
     @model_validator(mode="after")
     def _one_gpu_each(self) -> Resources:
         if 0 < self.gpus_per_worker < 1 and self.most_workers > 1:
-            raise ValueError("workers of one trial cannot share a GPU: set gpus_per_worker to 1, or workers to 1")
+            raise ValueError(
+                "workers of one trial cannot share a GPU: set gpus_per_worker to 1, or workers to 1"
+            )
         return self
 
     @property
@@ -207,18 +273,26 @@ class Cluster(Section):
     """How the job uses a cluster; of no account on one machine."""
 
     scale_up_minutes: float = Field(15, ge=0, le=24 * 60)
-    """How long to wait for nodes that an autoscaler starts, where those there are too few for one trial."""
+    """How long to wait for nodes that an autoscaler starts, where those there are too few for one
+    trial.
+    """
     price_per_hour: float | None = Field(None, ge=0)
-    """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then tells what a run costs."""
+    """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then tells
+    what a run costs.
+    """
 
 
 class Tracking(Section):
-    """Where the curves of a run go besides its own directory; keys and passwords come from the environment alone."""
+    """Where the curves of a run go besides its own directory; keys and passwords come from the
+    environment alone.
+    """
 
     tensorboard: bool = True
     """Event files in RUN/tensorboard, a folder a trial."""
     mlflow: str | None = None
-    """Address of an MLflow server (http://host:5000) or database (sqlite:///mlflow.db); null: none."""
+    """Address of an MLflow server (http://host:5000) or database (sqlite:///mlflow.db); null:
+    none.
+    """
     mlflow_experiment: str | None = Field(None, min_length=1)
     """MLflow's experiment that the run belongs to; null: the job's name."""
     wandb: str | None = Field(None, min_length=1)
@@ -238,12 +312,17 @@ class Tracking(Section):
             return address
         parts = urlsplit(address)
         if parts.scheme in ("", "file"):
-            raise ValueError("MLflow keeps no runs in plain folders any more; give http://host:5000 or "
-                             "sqlite:///FOLDER/mlflow.db")
+            raise ValueError(
+                "MLflow keeps no runs in plain folders any more; give http://host:5000 or "
+                "sqlite:///FOLDER/mlflow.db"
+            )
         if "@" in parts.netloc or _SECRET.search(parts.query):
-            raise ValueError("has a user or a password in it, which would be stored with the run; set "
-                             "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the "
-                             "environment instead")
+            raise ValueError(
+                "has a user or a password in it, which would be stored with the run; set "
+                "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, in the "
+                "environment instead"
+            )
         return address
 
 
@@ -270,7 +349,9 @@ class Job(Section):
     tracking: Tracking = Field(default_factory=Tracking)
     """Where the curves of a run go besides its own directory."""
     storage: str = "runs"
-    """Folder for run directories, or a URI (s3://…, gs://…); on a cluster all nodes must reach it."""
+    """Folder for run directories, or a URI (s3://…, gs://…); on a cluster all nodes must reach
+    it.
+    """
     seed: int = Field(0, ge=0, lt=2**31)
     """Fixes splits, order, augmentation, initial weights and the configurations searched."""
 
@@ -279,11 +360,17 @@ class Job(Section):
         smallest = min(self.batch_sizes())
         workers = self.resources.most_workers
         if smallest < workers:
-            raise ValueError(f"train.batch_size is {smallest}, less than one image for each of the {workers} workers "
-                             "of resources.workers")
+            raise ValueError(
+                f"train.batch_size is {smallest}, less than one image for each of the {workers} "
+                "workers "
+                "of resources.workers"
+            )
         if smallest // workers < self.train.accumulate:
-            raise ValueError(f"train.accumulate is {self.train.accumulate}, more than the images of a worker's share "
-                             f"of a batch of {smallest}")
+            raise ValueError(
+                f"train.accumulate is {self.train.accumulate}, more than the images of a "
+                "worker's share "
+                f"of a batch of {smallest}"
+            )
         return self
 
     @property
@@ -293,9 +380,15 @@ class Job(Section):
         return not any(key == "model" or key.startswith("model.") for key in space)
 
     def batch_sizes(self) -> list[int]:
-        """The batch sizes that trials may have: that of the job, or the ends or all values of its range."""
+        """The batch sizes that trials may have: that of the job, or the ends or all values of its
+        range.
+        """
         searched = (self.search.space if self.search else {}).get("train.batch_size")
-        if not isinstance(searched, dict) or not is_range(searched) or check_range(searched) is not None:
+        if (
+            not isinstance(searched, dict)
+            or not is_range(searched)
+            or check_range(searched) is not None
+        ):
             return [self.train.batch_size]
         sizes = [v for v in values_to_check(searched) if isinstance(v, int)]
         return sizes or [self.train.batch_size]
@@ -303,8 +396,12 @@ class Job(Section):
     def image_sizes(self) -> set[int | None]:
         """Every model.image_size that trials may have; None stands for that of the data."""
         space, known = (self.search.space, self.search.start_with) if self.search else ({}, [])
-        given: list[Any] = [option.get("image_size") for config in (space, *known) for option in _models(config)]
-        given += [config["model.image_size"] for config in (space, *known) if "model.image_size" in config]
+        given: list[Any] = [
+            option.get("image_size") for config in (space, *known) for option in _models(config)
+        ]
+        given += [
+            config["model.image_size"] for config in (space, *known) if "model.image_size" in config
+        ]
         if not {"model", "model.image_size"} & set(space):
             given.append(self.model.image_size)
         return {v for g in given for v in values_to_check(g) if v is None or isinstance(v, int)}
@@ -313,7 +410,9 @@ class Job(Section):
         """Every model.interpolation that trials may have; None where it is left to the weights."""
         space, known = (self.search.space, self.search.start_with) if self.search else ({}, [])
         key = "interpolation"
-        given: list[Any] = [option.get(key) for config in (space, *known) for option in _models(config)]
+        given: list[Any] = [
+            option.get(key) for config in (space, *known) for option in _models(config)
+        ]
         given += [config[f"model.{key}"] for config in (space, *known) if f"model.{key}" in config]
         if not {"model", f"model.{key}"} & set(space):
             given.append(self.model.interpolation)
@@ -337,7 +436,8 @@ def reached(value: float, target: float, metric: str) -> bool:
 
 
 def order(metrics: Mapping[str, Any], metric: str) -> tuple[float, ...]:
-    """A key that sorts epochs from best to worst: by the metric, the lower validation loss where it is equal."""
+    """A key that sorts epochs from best to worst: by the metric, the lower validation loss where it
+    is equal.
+    """
     value = metrics[metric]
     return (-value if metric_mode(metric) == "max" else value, metrics["val_loss"])
-

@@ -15,7 +15,9 @@ from raysft.job.space import SECTIONS, Recipe, path_of
 from raysft.job.spec import Job, Search
 
 _ARGUMENTS = {argument for _, arguments in OPTIMIZERS.values() for argument in arguments}
-_ARGUMENT = bool | float | list[float | None] | None  # which of these, the optimizer's own check tells
+_ARGUMENT = (
+    bool | float | list[float | None] | None
+)  # which of these, the optimizer's own check tells
 
 
 def typed(node: Any, annotation: Any = Job) -> Any:
@@ -27,7 +29,9 @@ def typed(node: Any, annotation: Any = Job) -> Any:
         item = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
         return [typed(each, item) for each in node]
     if isinstance(node, dict):
-        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        section = next(
+            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None
+        )
         return {key: _field(section, key, value) for key, value in node.items()}
     return node
 
@@ -36,7 +40,10 @@ def annotation_at(keys: list[str]) -> Any:
     """The annotation of the field of a job that dotted keys lead to; Any where there is none."""
     annotation: Any = Job
     for key in keys:
-        section = next((o for o in options_of(annotation) if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        section = next(
+            (o for o in options_of(annotation) if isinstance(o, type) and issubclass(o, BaseModel)),
+            None,
+        )
         annotation = _annotation(section, key)
     return annotation
 
@@ -56,7 +63,8 @@ def _field(section: type[BaseModel] | None, key: str, value: Any) -> Any:
     return typed(value, _annotation(section, key))
 
 
-# --- the search ------------------------------------------------------------------------------------------------------
+# --- the search --------------------------------------------------------------------------------
+
 
 def _recipe_annotation(key: str) -> Any:
     """The annotation of a dotted key of a search space."""
@@ -67,7 +75,9 @@ def _recipe_annotation(key: str) -> Any:
 
 
 def _searched(key: str, value: Any) -> Any:
-    """The value of a key of a search space: a range, or a list of alternatives that may hold ranges."""
+    """The value of a key of a search space: a range, or a list of alternatives that may hold
+    ranges.
+    """
     if key in SECTIONS and isinstance(value, list):
         return [_alternative(SECTIONS[key], option) for option in value]
     return _range(value, _recipe_annotation(key))
@@ -86,8 +96,10 @@ def _range(value: Any, annotation: Any) -> Any:
     if not is_range(value):
         return typed(value, annotation)
     kinds: Mapping[str, Any] = {"int": list[int], "uniform": list[float], "loguniform": list[float]}
-    return {kind: typed(held, list[annotation] if kind in LISTED else kinds.get(kind, Any))
-            for kind, held in value.items()}
+    return {
+        kind: typed(held, list[annotation] if kind in LISTED else kinds.get(kind, Any))
+        for kind, held in value.items()
+    }
 
 
 def _configuration(config: Any) -> Any:

@@ -1,4 +1,6 @@
-"""Whether a run has learned anything: what speaks against it, in words that stand beside its result."""
+"""Whether a run has learned anything: what speaks against it, in words that stand beside its
+result.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,42 @@ History = Sequence[dict[str, Any]]  # the metrics of the epochs of a trial
 def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int]) -> list[str]:
     """What speaks against a run, one sentence each; none of most runs.
 
-    histories: of the trials, best first, those without an epoch left out. metric: what the trials are compared by.
+    histories: of the trials, best first, those without an epoch left out. metric: what the trials
+    are compared by.
     class_rows: validation images of each class.
     """
     epochs = [epoch for history in histories for epoch in history]
     images = sum(class_rows)
     if not epochs or not images:
         return []
-    right = round(max((epoch["val_accuracy"] for epoch in epochs if _known(epoch["val_accuracy"])), default=0) * images)
+    right = round(
+        max((epoch["val_accuracy"] for epoch in epochs if _known(epoch["val_accuracy"])), default=0)
+        * images
+    )
     found = []
-    balanced = max((epoch["val_balanced_accuracy"] for epoch in epochs if _known(epoch.get("val_balanced_accuracy"))),
-                   default=0.0)
-    if at_chance(right, max(class_rows), images, len(histories)) and not tells_apart(balanced, class_rows):
-        found.append(f"nothing was learned as far as can be told: the best of all epochs has {right:,} of {images:,} "
-                     f"validation images right; to always answer the most frequent class gets {max(class_rows):,}"
-                     f"{_flat(histories[0])}")
+    balanced = max(
+        (
+            epoch["val_balanced_accuracy"]
+            for epoch in epochs
+            if _known(epoch.get("val_balanced_accuracy"))
+        ),
+        default=0.0,
+    )
+    if at_chance(right, max(class_rows), images, len(histories)) and not tells_apart(
+        balanced, class_rows
+    ):
+        found.append(
+            f"nothing was learned as far as can be told: the best of all epochs has {right:,} of "
+            f"{images:,} "
+            "validation images right; to always answer the most frequent class gets "
+            f"{max(class_rows):,}"
+            f"{_flat(histories[0])}"
+        )
     # Where all images are right there is nothing left to tell trials apart by.
     if right < images and (same := _same(histories, metric)) is not None:
-        found.append(f"{metric} is {same:.4f} in all {len(histories):,} trials: it does not tell them apart")
+        found.append(
+            f"{metric} is {same:.4f} in all {len(histories):,} trials: it does not tell them apart"
+        )
     return found
 
 
@@ -47,15 +67,19 @@ def doubt_of_test(scores: Mapping[str, float], class_rows: Sequence[int]) -> lis
     balanced = scores.get("test_balanced_accuracy", 0.0)
     if not at_chance(right, max(class_rows), images) or tells_apart(balanced, class_rows):
         return []
-    return [f"the model has {right:,} of {images:,} test images right; to always answer the most frequent class gets "
-            f"{max(class_rows):,}"]
+    return [
+        f"the model has {right:,} of {images:,} test images right; to always answer the most "
+        "frequent class gets "
+        f"{max(class_rows):,}"
+    ]
 
 
 def tells_apart(balanced: float, class_rows: Sequence[int]) -> bool:
-    """Whether a balanced accuracy is surely above chance, as that of a model trained with class weights may be.
+    """Whether a balanced accuracy is surely above chance, as that of a model trained with class
+    weights may be.
 
-    To answer one class always, or any at random, has a mean recall of one in the number of classes. Surely above is by
-    three standard errors of it, each class with a binomial variance of its own.
+    To answer one class always, or any at random, has a mean recall of one in the number of classes.
+    Surely above is by three standard errors of it, each class with a binomial variance of its own.
     """
     seen = [rows for rows in class_rows if rows]
     chance = 1 / len(seen)
@@ -66,13 +90,15 @@ def tells_apart(balanced: float, class_rows: Sequence[int]) -> bool:
 def at_chance(right: int, most_frequent: int, images: int, tries: int = 1) -> bool:
     """Whether an accuracy cannot be told from always answering the most frequent class.
 
-    right: of `images`; most_frequent: images of the most frequent class; tries: of how many trials it is the best.
+    right: of `images`; most_frequent: images of the most frequent class; tries: of how many trials
+    it is the best.
 
-    It can where the one-sided exact binomial test against the share of that class (the "no information rate", which
-    `confusionMatrix` of the R package caret tests an accuracy against in the same way; equal to the lower bound of
-    C. J. Clopper and E. S. Pearson, Biometrika 26, 404-413, 1934) rejects at 5 %, divided by the number of trials
-    (C. E. Bonferroni). With so few images that no accuracy would pass, one above the share is let pass; one that is
-    perfect always is.
+    It can where the one-sided exact binomial test against the share of that class (the "no
+    information rate", which `confusionMatrix` of the R package caret tests an accuracy against in
+    the same way; equal to the lower bound of C. J. Clopper and E. S. Pearson, Biometrika 26,
+    404-413, 1934) rejects at 5 %, divided by the number of trials (C. E. Bonferroni). With so few
+    images that no accuracy would pass, one above the share is let pass; one that is perfect always
+    is.
     """
     if right == images:
         return False
@@ -85,11 +111,20 @@ def at_chance(right: int, most_frequent: int, images: int, tries: int = 1) -> bo
 
 
 def binomial_tail(right: int, images: int, share: float) -> float:
-    """The probability of at least `right` of `images`, above the mean, each with probability 0 < `share` < 1."""
-    term = math.exp(math.lgamma(images + 1) - math.lgamma(right + 1) - math.lgamma(images - right + 1)
-                    + right * math.log(share) + (images - right) * math.log1p(-share))
+    """The probability of at least `right` of `images`, above the mean, each with probability 0 <
+    `share` < 1.
+    """
+    term = math.exp(
+        math.lgamma(images + 1)
+        - math.lgamma(right + 1)
+        - math.lgamma(images - right + 1)
+        + right * math.log(share)
+        + (images - right) * math.log1p(-share)
+    )
     total = 0.0
-    for count in range(right, images + 1):  # above the mean each term is smaller than the one before
+    for count in range(
+        right, images + 1
+    ):  # above the mean each term is smaller than the one before
         total += term
         if term < 1e-12 * total:
             break
@@ -105,8 +140,12 @@ def _flat(history: History) -> str:
 
 
 def _same(histories: Sequence[History], metric: str) -> float | None:
-    """The value that a metric has in all epochs of all trials, of which there are several; None where it differs."""
-    values = [epoch[metric] for history in histories for epoch in history if _known(epoch.get(metric))]
+    """The value that a metric has in all epochs of all trials, of which there are several; None
+    where it differs.
+    """
+    values = [
+        epoch[metric] for history in histories for epoch in history if _known(epoch.get(metric))
+    ]
     if len(histories) < 2 or not values or max(values) - min(values) > 1e-9:
         return None
     return float(values[0])

@@ -1,6 +1,8 @@
-"""The charts of a report as Vega-Lite specifications: plain dictionaries without any data that is not a figure.
+"""The charts of a report as Vega-Lite specifications: plain dictionaries without any data that is
+not a figure.
 
-Colours are names of the page's style sheet, so that they follow the colour scheme without being drawn again.
+Colours are names of the page's style sheet, so that they follow the colour scheme without being
+drawn again.
 """
 
 from __future__ import annotations
@@ -21,19 +23,48 @@ LOG_RATIO = 20.0
 HEIGHT = 240
 BAR: Spec = {"type": "rect", "opacity": 0.7, "stroke": "var(--card)", "strokeWidth": 1}
 SHARES: Spec = {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1], "labelOverlap": False}
-ENDS = {"finished": "to the end", "stopped": "stopped early", "diverged": "diverged", "failed": "failed"}
+ENDS = {
+    "finished": "to the end",
+    "stopped": "stopped early",
+    "diverged": "diverged",
+    "failed": "failed",
+}
 
 CONFIG: Spec = {
-    "background": None, "font": "system-ui, sans-serif", "view": {"stroke": None}, "padding": 2,
-    "axis": {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--line)",
-             "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12,
-             "titleFontWeight": 500, "titlePadding": 8, "labelPadding": 5, "labelOverlap": "greedy"},
-    "axisX": {"grid": False}, "axisY": {"tickCount": 6},
-    "legend": {"labelColor": "var(--ink)", "titleColor": "var(--soft)", "titleFontWeight": 500, "titleFontSize": 12,
-               "labelFontSize": 12, "orient": "top", "columns": 3, "symbolStrokeWidth": 2, "labelLimit": 140,
-               "layout": {"top": {"direction": "vertical"}}},
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "padding": 2,
+    "axis": {
+        "labelColor": "var(--soft)",
+        "titleColor": "var(--soft)",
+        "gridColor": "var(--line)",
+        "domainColor": "var(--line)",
+        "tickColor": "var(--line)",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": 500,
+        "titlePadding": 8,
+        "labelPadding": 5,
+        "labelOverlap": "greedy",
+    },
+    "axisX": {"grid": False},
+    "axisY": {"tickCount": 6},
+    "legend": {
+        "labelColor": "var(--ink)",
+        "titleColor": "var(--soft)",
+        "titleFontWeight": 500,
+        "titleFontSize": 12,
+        "labelFontSize": 12,
+        "orient": "top",
+        "columns": 3,
+        "symbolStrokeWidth": 2,
+        "labelLimit": 140,
+        "layout": {"top": {"direction": "vertical"}},
+    },
     "range": {"category": [f"var(--series-{i})" for i in range(1, 9)]},
-    "mark": {"color": "var(--series-1)"}, "text": {"color": "var(--ink)"},
+    "mark": {"color": "var(--series-1)"},
+    "text": {"color": "var(--ink)"},
 }
 
 
@@ -52,24 +83,41 @@ def charts(figures: dict[str, Any]) -> dict[str, Spec]:
     return found
 
 
-# --- learning curves -------------------------------------------------------------------------------------------------
+# --- learning curves ---------------------------------------------------------------------------
+
 
 def curve_charts(figures: dict[str, Any]) -> dict[str, Spec]:
-    """The metric, and both losses, over the epochs of every trial; they draw the values of `epoch_values`."""
+    """The metric, and both losses, over the epochs of every trial; they draw the values of
+    `epoch_values`.
+    """
     values = epoch_values(figures)
-    names = {"curve-metric": figures["metric"], "curve-val-loss": "val_loss", "curve-train-loss": "train_loss"}
+    names = {
+        "curve-metric": figures["metric"],
+        "curve-val-loss": "val_loss",
+        "curve-train-loss": "train_loss",
+    }
     if figures["metric"] == "val_loss":
         del names["curve-val-loss"]
     return {name: curves(values, key) for name, key in names.items()} if values else {}
 
 
 def epoch_values(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """What curves show of each epoch, once for all of them; `best` is there in those of the best trial alone."""
+    """What curves show of each epoch, once for all of them; `best` is there in those of the best
+    trial alone.
+    """
     keys = dict.fromkeys([figures["metric"], "val_loss", "train_loss"])
     shown = trials_with_curves(figures["trials"])
-    return [{"trial": trial["trial"], "optimizer": trial["optimizer"], "epoch": epoch["epoch"],
-             **{key: _rounded(epoch[key]) for key in keys}, **({"best": True} if trial is shown[0] else {})}
-            for trial in shown for epoch in trial["history"]]
+    return [
+        {
+            "trial": trial["trial"],
+            "optimizer": trial["optimizer"],
+            "epoch": epoch["epoch"],
+            **{key: _rounded(epoch[key]) for key in keys},
+            **({"best": True} if trial is shown[0] else {}),
+        }
+        for trial in shown
+        for epoch in trial["history"]
+    ]
 
 
 def trials_with_curves(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,47 +138,102 @@ def curves(values: Sequence[dict[str, Any]], key: str) -> Spec:
     several = len({value["trial"] for value in values})
     opacity = min(0.55, max(0.12, 8 / several))
     lines: list[Spec] = [
-        {"transform": [{"filter": "!datum.best"}],
-         "mark": {"type": "line", "opacity": opacity, "strokeWidth": 1.5, "point": {"size": 12, "opacity": opacity}}},
-        {"transform": [{"filter": "datum.best"}],
-         "mark": {"type": "line", "strokeWidth": 3, "point": {"size": 36}}}]
-    return _chart(f"{title} of every trial over its epochs", {"name": EPOCHS}, {
-        "encoding": {"x": {"field": "epoch", "type": "quantitative", "title": "epoch",
-                           "scale": {"zero": False, "nice": False}, "axis": {"format": "d", "tickMinStep": 1}},
-                     "y": {"field": key, "type": "quantitative", "scale": scale, "axis": axis,
-                           "title": title + (" (log scale)" if "type" in scale else "")},
-                     "detail": {"field": "trial"}, **_by_optimizer(values),
-                     "tooltip": [*([_tip("trial"), _tip("optimizer")] if several > 1 else []), _tip("epoch"),
-                                 _tip(key, title, ".4f")]},
-        "layer": lines if several > 1 else lines[1:]})
+        {
+            "transform": [{"filter": "!datum.best"}],
+            "mark": {
+                "type": "line",
+                "opacity": opacity,
+                "strokeWidth": 1.5,
+                "point": {"size": 12, "opacity": opacity},
+            },
+        },
+        {
+            "transform": [{"filter": "datum.best"}],
+            "mark": {"type": "line", "strokeWidth": 3, "point": {"size": 36}},
+        },
+    ]
+    return _chart(
+        f"{title} of every trial over its epochs",
+        {"name": EPOCHS},
+        {
+            "encoding": {
+                "x": {
+                    "field": "epoch",
+                    "type": "quantitative",
+                    "title": "epoch",
+                    "scale": {"zero": False, "nice": False},
+                    "axis": {"format": "d", "tickMinStep": 1},
+                },
+                "y": {
+                    "field": key,
+                    "type": "quantitative",
+                    "scale": scale,
+                    "axis": axis,
+                    "title": title + (" (log scale)" if "type" in scale else ""),
+                },
+                "detail": {"field": "trial"},
+                **_by_optimizer(values),
+                "tooltip": [
+                    *([_tip("trial"), _tip("optimizer")] if several > 1 else []),
+                    _tip("epoch"),
+                    _tip(key, title, ".4f"),
+                ],
+            },
+            "layer": lines if several > 1 else lines[1:],
+        },
+    )
 
 
 def _scale(values: Sequence[float]) -> tuple[Spec, Spec]:
     """(scale, axis) of values, logarithmic where they differ by more than a factor of 20."""
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_RATIO:
-        ticks = log_ticks(low, high)  # Vega would leave every other one out where there are more than tickCount
-        return {"type": "log", "nice": False, "padding": 6}, {"values": ticks, "tickCount": len(ticks), "format": "~g"}
+        ticks = log_ticks(
+            low, high
+        )  # Vega would leave every other one out where there are more than tickCount
+        return {"type": "log", "nice": False, "padding": 6}, {
+            "values": ticks,
+            "tickCount": len(ticks),
+            "format": "~g",
+        }
     return {"zero": False}, {}
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`: powers of ten, with twice and five times them where those are few."""
+    """Round numbers from `low` to `high`: powers of ten, with twice and five times them where those
+    are few.
+    """
     steps = (1, 2, 5) if high / low < 300 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{step}e{power}") for power in powers for step in steps]
     return [tick for tick in ticks if low <= tick <= high]
 
 
-# --- the search ------------------------------------------------------------------------------------------------------
+# --- the search --------------------------------------------------------------------------------
+
 
 def scored_trials(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """What charts of a search show of each trial with an epoch, the best of them, in the order of the leaderboard."""
-    numbers = {name: i for i, name in enumerate(sorted(trial["trial"] for trial in figures["trials"]), 1)}
-    return [{"trial": trial["trial"], "number": numbers[trial["trial"]], "optimizer": trial["optimizer"],
-             "lr": trial["lr"], "value": _rounded(trial[figures["metric"]]), "epochs": trial["epochs"],
-             "ended": ENDS.get(trial["status"], trial["status"]), "best": i == 0}
-            for i, trial in enumerate([trial for trial in figures["trials"] if trial["history"]][:MOST_TRIALS])]
+    """What charts of a search show of each trial with an epoch, the best of them, in the order of
+    the leaderboard.
+    """
+    numbers = {
+        name: i for i, name in enumerate(sorted(trial["trial"] for trial in figures["trials"]), 1)
+    }
+    return [
+        {
+            "trial": trial["trial"],
+            "number": numbers[trial["trial"]],
+            "optimizer": trial["optimizer"],
+            "lr": trial["lr"],
+            "value": _rounded(trial[figures["metric"]]),
+            "epochs": trial["epochs"],
+            "ended": ENDS.get(trial["status"], trial["status"]),
+            "best": i == 0,
+        }
+        for i, trial in enumerate(
+            [trial for trial in figures["trials"] if trial["history"]][:MOST_TRIALS]
+        )
+    ]
 
 
 def rates(values: list[dict[str, Any]], metric: str) -> Spec:
@@ -138,26 +241,63 @@ def rates(values: list[dict[str, Any]], metric: str) -> Spec:
     title = metric_text(metric, short=False)
     ends = [end for end in ENDS.values() if any(value["ended"] == end for value in values)]
     shapes = dict(zip(ENDS.values(), ("circle", "triangle-down", "cross", "square"), strict=True))
-    shape: Spec = {"field": "ended", "type": "nominal", "title": None, "scale": {"domain": ends, "range": [
-        shapes[end] for end in ends]}, "legend": {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}
-        if len(ends) > 1 else None}
+    shape: Spec = {
+        "field": "ended",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": ends, "range": [shapes[end] for end in ends]},
+        "legend": {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}
+        if len(ends) > 1
+        else None,
+    }
     whole = {value["ended"] == ENDS["finished"] for value in values}
-    points = [{"transform": [{"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}],
-               "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2},
-               "encoding": dict[str, Any](shape=shape) | _by_optimizer(values)}
-              for filled in sorted(whole, reverse=True)]
+    points = [
+        {
+            "transform": [
+                {"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}
+            ],
+            "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2},
+            "encoding": dict[str, Any](shape=shape) | _by_optimizer(values),
+        }
+        for filled in sorted(whole, reverse=True)
+    ]
     low, high = min(value["lr"] for value in values), max(value["lr"] for value in values)
-    name = {"transform": [{"filter": "datum.best"}], "encoding": {"text": {"field": "trial"}},
-            "mark": {"type": "text", "dy": -13, "fontWeight": 600, "fontSize": 12}}
-    return _chart(f"{title} of each trial over its learning rate", values, {
-        "encoding": {"x": {"field": "lr", "type": "quantitative", "title": "learning rate (log scale)",
-                           "scale": {"type": "log", "nice": False, "padding": 16},
-                           "axis": {"format": "~g", "grid": True, "values": log_ticks(low, high)}},
-                     "y": {"field": "value", "type": "quantitative", "title": title, "scale":
-                           {"zero": False, "padding": 12}},
-                     "tooltip": [_tip("trial"), _tip("optimizer"), _tip("lr", "learning rate", ".3~g"),
-                                 _tip("value", title, ".4f"), _tip("epochs"), _tip("ended", "trained")]},
-        "layer": [*points, name]}, height=300)
+    name = {
+        "transform": [{"filter": "datum.best"}],
+        "encoding": {"text": {"field": "trial"}},
+        "mark": {"type": "text", "dy": -13, "fontWeight": 600, "fontSize": 12},
+    }
+    return _chart(
+        f"{title} of each trial over its learning rate",
+        values,
+        {
+            "encoding": {
+                "x": {
+                    "field": "lr",
+                    "type": "quantitative",
+                    "title": "learning rate (log scale)",
+                    "scale": {"type": "log", "nice": False, "padding": 16},
+                    "axis": {"format": "~g", "grid": True, "values": log_ticks(low, high)},
+                },
+                "y": {
+                    "field": "value",
+                    "type": "quantitative",
+                    "title": title,
+                    "scale": {"zero": False, "padding": 12},
+                },
+                "tooltip": [
+                    _tip("trial"),
+                    _tip("optimizer"),
+                    _tip("lr", "learning rate", ".3~g"),
+                    _tip("value", title, ".4f"),
+                    _tip("epochs"),
+                    _tip("ended", "trained"),
+                ],
+            },
+            "layer": [*points, name],
+        },
+        height=300,
+    )
 
 
 def progress(values: list[dict[str, Any]], metric: str) -> Spec:
@@ -168,60 +308,133 @@ def progress(values: list[dict[str, Any]], metric: str) -> Spec:
     for value in sorted(values, key=lambda v: v["number"]):
         best = value["value"] if best is None else better(best, value["value"])
         line.append(value | {"so_far": best})
-    x = {"field": "number", "type": "quantitative", "title": "trial, in the order of the search",
-         "scale": {"zero": False, "nice": False, "padding": 12}, "axis": {"format": "d", "tickMinStep": 1}}
+    x = {
+        "field": "number",
+        "type": "quantitative",
+        "title": "trial, in the order of the search",
+        "scale": {"zero": False, "nice": False, "padding": 12},
+        "axis": {"format": "d", "tickMinStep": 1},
+    }
     y = {"type": "quantitative", "title": title, "scale": {"zero": False, "padding": 12}}
-    return _chart(f"{title} of the trials in their order, and the best so far", line, {
-        "encoding": {"x": x},
-        "layer": [{"mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5},
-                   "encoding": {"y": {"field": "so_far", **y}}},
-                  {"mark": {"type": "point", "size": 50, "strokeWidth": 2, "color": "var(--soft)"},
-                   "encoding": {"y": {"field": "value", **y},
-                                "tooltip": [_tip("trial"), _tip("value", title, ".4f"),
-                                            _tip("so_far", "best so far", ".4f")]}}]}, height=300)
+    return _chart(
+        f"{title} of the trials in their order, and the best so far",
+        line,
+        {
+            "encoding": {"x": x},
+            "layer": [
+                {
+                    "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5},
+                    "encoding": {"y": {"field": "so_far", **y}},
+                },
+                {
+                    "mark": {"type": "point", "size": 50, "strokeWidth": 2, "color": "var(--soft)"},
+                    "encoding": {
+                        "y": {"field": "value", **y},
+                        "tooltip": [
+                            _tip("trial"),
+                            _tip("value", title, ".4f"),
+                            _tip("so_far", "best so far", ".4f"),
+                        ],
+                    },
+                },
+            ],
+        },
+        height=300,
+    )
 
 
-# --- calibration -----------------------------------------------------------------------------------------------------
+# --- calibration -------------------------------------------------------------------------------
+
 
 def reliability(bins: list[dict[str, Any]]) -> Spec:
     """Accuracy in bins of the probability, beside the diagonal of perfect calibration."""
-    shown = [{**b, "probability": _rounded(b["probability"]), "accuracy": _rounded(b["accuracy"])}
-             for b in bins if b["images"]]
+    shown = [
+        {**b, "probability": _rounded(b["probability"]), "accuracy": _rounded(b["accuracy"])}
+        for b in bins
+        if b["images"]
+    ]
     ends = {"scale": {"domain": [0, 1]}, "type": "quantitative"}
-    diagonal = {"data": {"values": [{"at": 0}, {"at": 1}]},
-                "mark": {"type": "line", "color": "var(--ink)", "strokeDash": [4, 4]},
-                "encoding": {"x": {"field": "at", **ends}, "y": {"field": "at", **ends}}}
-    bars = {"mark": BAR,
-            "encoding": {"x": {"field": "low", "title": "probability of the predicted class", "axis": SHARES, **ends},
-                         "x2": {"field": "high"},
-                         "y": {"field": "accuracy", "title": "accuracy", "axis": SHARES, **ends}, "y2": {"datum": 0},
-                         "tooltip": [_tip("probability", "mean probability", ".4f"), _tip("accuracy", format=".4f"),
-                                     _tip("images", format=",d")]}}
-    return _chart("Accuracy in 15 bins of the probability of the predicted class", shown,
-                  {"layer": [bars, diagonal]}, height=300)
+    diagonal = {
+        "data": {"values": [{"at": 0}, {"at": 1}]},
+        "mark": {"type": "line", "color": "var(--ink)", "strokeDash": [4, 4]},
+        "encoding": {"x": {"field": "at", **ends}, "y": {"field": "at", **ends}},
+    }
+    bars = {
+        "mark": BAR,
+        "encoding": {
+            "x": {
+                "field": "low",
+                "title": "probability of the predicted class",
+                "axis": SHARES,
+                **ends,
+            },
+            "x2": {"field": "high"},
+            "y": {"field": "accuracy", "title": "accuracy", "axis": SHARES, **ends},
+            "y2": {"datum": 0},
+            "tooltip": [
+                _tip("probability", "mean probability", ".4f"),
+                _tip("accuracy", format=".4f"),
+                _tip("images", format=",d"),
+            ],
+        },
+    }
+    return _chart(
+        "Accuracy in 15 bins of the probability of the predicted class",
+        shown,
+        {"layer": [bars, diagonal]},
+        height=300,
+    )
 
 
 def certainty(bins: list[dict[str, Any]]) -> Spec:
     """How many images are in each bin of the probability."""
-    return _chart("Images in 15 bins of the probability of the predicted class",
-                  [{key: b[key] for key in ("low", "high", "images")} for b in bins], {
-        "mark": BAR,
-        "encoding": {"x": {"field": "low", "type": "quantitative", "title": "probability of the predicted class",
-                           "scale": {"domain": [0, 1]}, "axis": SHARES},
-                     "x2": {"field": "high"},
-                     "y": {"field": "images", "type": "quantitative", "title": "images", "axis": {"format": "~s"}},
-                     "y2": {"datum": 0},
-                     "tooltip": [_tip("low", "from", ".3f"), _tip("high", "to", ".3f"),
-                                 _tip("images", format=",d")]}}, height=300)
+    return _chart(
+        "Images in 15 bins of the probability of the predicted class",
+        [{key: b[key] for key in ("low", "high", "images")} for b in bins],
+        {
+            "mark": BAR,
+            "encoding": {
+                "x": {
+                    "field": "low",
+                    "type": "quantitative",
+                    "title": "probability of the predicted class",
+                    "scale": {"domain": [0, 1]},
+                    "axis": SHARES,
+                },
+                "x2": {"field": "high"},
+                "y": {
+                    "field": "images",
+                    "type": "quantitative",
+                    "title": "images",
+                    "axis": {"format": "~s"},
+                },
+                "y2": {"datum": 0},
+                "tooltip": [
+                    _tip("low", "from", ".3f"),
+                    _tip("high", "to", ".3f"),
+                    _tip("images", format=",d"),
+                ],
+            },
+        },
+        height=300,
+    )
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
+# --- parts -------------------------------------------------------------------------------------
 
-def _chart(description: str, data: list[dict[str, Any]] | Spec, rest: Spec, height: int = HEIGHT) -> Spec:
+
+def _chart(
+    description: str, data: list[dict[str, Any]] | Spec, rest: Spec, height: int = HEIGHT
+) -> Spec:
     """A chart as wide as its place on the page, of values of its own or of named data."""
-    return {"description": description, "width": "container", "height": height,
-            "autosize": {"type": "fit-x", "contains": "padding"},
-            "data": data if isinstance(data, dict) else {"values": data}, **rest}
+    return {
+        "description": description,
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "data": data if isinstance(data, dict) else {"values": data},
+        **rest,
+    }
 
 
 def _tip(field: str, title: str | None = None, format: str | None = None) -> Spec:
@@ -234,7 +447,14 @@ def _by_optimizer(values: Iterable[dict[str, Any]]) -> Spec:
     known = sorted({value["optimizer"] for value in values})
     if len(known) < 2:
         return {}
-    return {"color": {"field": "optimizer", "type": "nominal", "title": None, "scale": {"domain": known}}}
+    return {
+        "color": {
+            "field": "optimizer",
+            "type": "nominal",
+            "title": None,
+            "scale": {"domain": known},
+        }
+    }
 
 
 def _rounded(value: float) -> float:

@@ -1,4 +1,6 @@
-"""What a person gives `raysft predict`: files, folders, patterns that the shell left as they are, standard input."""
+"""What a person gives `raysft predict`: files, folders, patterns that the shell left as they are,
+standard input.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class Given:
-    """One image to be predicted, under the name that its answer has; an error stands for one that is not there."""
+    """One image to be predicted, under the name that its answer has; an error stands for one that
+    is not there.
+    """
 
     name: str
     source: Path | bytes | DataError
@@ -32,15 +36,18 @@ class Given:
         try:
             content = self.source.read_bytes()  # of a pipe too, which Pillow could not go back in
         except OSError as error:
-            raise DataError(readable(self.name), f"cannot be read ({error.strerror or error})") from None
+            raise DataError(
+                readable(self.name), f"cannot be read ({error.strerror or error})"
+            ) from None
         return decode(content, readable(self.name), how)
 
 
 def images_given(words: Sequence[str]) -> tuple[list[Given], list[Counts]]:
-    """The images that words of the command line stand for, in their order, and what folders and patterns left out.
+    """The images that words of the command line stand for, in their order, and what folders and
+    patterns left out.
 
-    What stands for no image is an error in its place. Raises DataError where a single word stands for none, and
-    UserError for standard input that is asked for twice or is a terminal.
+    What stands for no image is an error in its place. Raises DataError where a single word stands
+    for none, and UserError for standard input that is asked for twice or is a terminal.
     """
     if words.count(STANDARD_INPUT) > 1:
         raise UserError("-", "is standard input, which holds one image", "give it once")
@@ -80,7 +87,9 @@ def _or_error(found: list[Path], counts: Counts, what: str) -> Iterator[Given]:
 
 
 def _matching(pattern: str, counts: Counts) -> list[Path]:
-    """The images that a pattern stands for, as a shell would expand it (** stands for any folders)."""
+    """The images that a pattern stands for, as a shell would expand it (** stands for any
+    folders).
+    """
     found: list[Path] = []
     named = Path(pattern).parts  # a hidden folder that the pattern itself names is meant
     for match in sorted(glob.glob(pattern, recursive=True)):
@@ -107,7 +116,9 @@ def _why_left_out(path: Path) -> str | None:
 
 def _standard_input() -> bytes:
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("-", "is standard input, which is a terminal", "send an image: … - < cat.jpg")
+        raise UserError(
+            "-", "is standard input, which is a terminal", "send an image: … - < cat.jpg"
+        )
     content = sys.stdin.buffer.read()
     if not content:
         raise DataError("-", "nothing came on standard input", "send the bytes of one image")

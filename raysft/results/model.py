@@ -1,4 +1,6 @@
-"""The delivered model: a folder with weights (safetensors) and model.json, which says all that is needed to use it."""
+"""The delivered model: a folder with weights (safetensors) and model.json, which says all that is
+needed to use it.
+"""
 
 from __future__ import annotations
 
@@ -77,11 +79,16 @@ def read_card(folder: Place) -> ModelCard:
         if not isinstance(stored, dict) or type(stored["format"]) is not int:
             raise TypeError("it is not a table with a format")
         if stored["format"] > FORMAT:
-            raise UserError(str(path), f"has format {stored['format']!r:.80}, this raysft reads up to {FORMAT}",
-                            "use a newer raysft")
+            raise UserError(
+                str(path),
+                f"has format {stored['format']!r:.80}, this raysft reads up to {FORMAT}",
+                "use a newer raysft",
+            )
         return _card(stored)
     except FileNotFoundError:
-        raise UserError(str(folder), f"is not a model: it has no {CARD}", "give RUN/model") from None
+        raise UserError(
+            str(folder), f"is not a model: it has no {CARD}", "give RUN/model"
+        ) from None
     except KeyError as error:
         raise UserError(str(path), f"cannot be read (it does not say {error})", AGAIN) from None
     except (OSError, ValueError, TypeError, OverflowError) as error:
@@ -89,7 +96,10 @@ def read_card(folder: Place) -> ModelCard:
 
 
 def _card(stored: dict[str, Any]) -> ModelCard:
-    """A card as JSON holds it; raises KeyError, TypeError or ValueError, in words, for what no raysft has written."""
+    """A card as JSON holds it; raises KeyError, TypeError or ValueError, in words, for what no
+    raysft has written.
+    """
+
     def said(name: str, holds: Callable[[Any], bool], what: str, *default: Any) -> Any:
         value = stored.get(name, *default) if default else stored[name]
         if not holds(value):
@@ -99,18 +109,31 @@ def _card(stored: dict[str, Any]) -> ModelCard:
     kernel = " | ".join(INTERPOLATIONS)
     card = ModelCard(
         said("architecture", _is_text, "a name"),
-        tuple(said("classes", lambda v: isinstance(v, list) and v != [] and all(map(_is_text, v)), "a list of names")),
-        said("height", _is_side, "pixels"), said("width", _is_side, "pixels"),
+        tuple(
+            said(
+                "classes",
+                lambda v: isinstance(v, list) and v != [] and all(map(_is_text, v)),
+                "a list of names",
+            )
+        ),
+        said("height", _is_side, "pixels"),
+        said("width", _is_side, "pixels"),
         tuple(said("mean", _are_three, "three numbers")),
         tuple(said("std", lambda v: _are_three(v) and min(v) > 0, "three numbers above 0")),
         said("scores", lambda v: isinstance(v, dict), "a table"),
         said("provenance", lambda v: isinstance(v, dict), "a table"),
         said("image_size", lambda v: v is None or _is_side(v), "pixels"),
-        said("interpolation", _is_kernel, kernel), said("weights_sha256", lambda v: isinstance(v, str), "a checksum"),
-        said("resampling", _is_kernel, kernel, "bilinear"), decoding_of(stored.get("decoding")), stored["format"])
+        said("interpolation", _is_kernel, kernel),
+        said("weights_sha256", lambda v: isinstance(v, str), "a checksum"),
+        said("resampling", _is_kernel, kernel, "bilinear"),
+        decoding_of(stored.get("decoding")),
+        stored["format"],
+    )
     for height, width in ((card.height, card.width), (card.image_size or 1, card.image_size or 1)):
         if height * width > MOST_PIXELS:
-            raise ValueError(f"images of {height} × {width} pixels are more than {MOST_PIXELS:,} pixels")
+            raise ValueError(
+                f"images of {height} × {width} pixels are more than {MOST_PIXELS:,} pixels"
+            )
     return card
 
 
@@ -136,12 +159,18 @@ def model_folder(path: Place) -> Place:
 
 
 def check_trust(folder: Place, card: ModelCard, trust_code: bool) -> None:
-    """Raise ModelError where a model would run code of somebody's own, unless `trust_code` says that it may."""
+    """Raise ModelError where a model would run code of somebody's own, unless `trust_code` says
+    that it may.
+    """
     module = foreign_module(card.architecture)
     if module is not None and not trust_code:
-        raise ModelError(str(model_folder(folder) / CARD), f"its architecture {_shown(card.architecture)} is code of "
-                         f"the module {_shown(module)}, which is not of raysft, torchvision or timm, and was not run",
-                         "where you trust it, give --trust-code (in Python trust_code=True)")
+        raise ModelError(
+            str(model_folder(folder) / CARD),
+            f"its architecture {_shown(card.architecture)} is code of "
+            f"the module {_shown(module)}, which is not of raysft, torchvision or timm, and was "
+            "not run",
+            "where you trust it, give --trust-code (in Python trust_code=True)",
+        )
 
 
 def _shown(name: str) -> str:
@@ -152,8 +181,9 @@ def _shown(name: str) -> str:
 def load_model(folder: Place, trust_code: bool = False) -> tuple[Any, ModelCard]:
     """(torch module in eval mode, card) of a delivered model; raises UserError or ModelError.
 
-    trust_code: whether an architecture that is neither of raysft nor of torchvision or timm may be imported from where
-    this process finds modules. Nothing else that a model folder holds can run code.
+    trust_code: whether an architecture that is neither of raysft nor of torchvision or timm may be
+    imported from where this process finds modules. Nothing else that a model folder holds can run
+    code.
     """
     from raysft.train.modeling import network
     from raysft.train.weights import read_state_dict
@@ -163,11 +193,16 @@ def load_model(folder: Place, trust_code: bool = False) -> tuple[Any, ModelCard]
     net = network(card.architecture, len(card.classes), card.image_size)
     with local_copy(model_folder(folder) / WEIGHTS) as weights:
         if sha256(weights) != card.weights_sha256:
-            raise UserError(str(model_folder(folder) / WEIGHTS), f"does not have the checksum of its {CARD}: it was "
-                            "changed or torn", "train again, or restore it from a copy")
+            raise UserError(
+                str(model_folder(folder) / WEIGHTS),
+                f"does not have the checksum of its {CARD}: it was changed or torn",
+                "train again, or restore it from a copy",
+            )
         state = read_state_dict(weights)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(str(folder), f"its weights do not fit {card.architecture} ({error})") from None
+        raise UserError(
+            str(folder), f"its weights do not fit {card.architecture} ({error})"
+        ) from None
     return net.eval(), card

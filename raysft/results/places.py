@@ -1,5 +1,7 @@
-"""Where the data and the weights of a run are when it is resumed: where they were, beside the run that was moved with
-them, or where a person says. What a run learns of it stays in its run.json; its job.yaml is as it was submitted."""
+"""Where the data and the weights of a run are when it is resumed: where they were, beside the run
+that was moved with them, or where a person says. What a run learns of it stays in its run.json; its
+job.yaml is as it was submitted.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,23 @@ PLACES = (*FILES, "storage")
 
 
 def places_of(overrides: Sequence[str]) -> dict[str, str]:
-    """The places that `raysft resume --set KEY=VALUE` gives; raises UserError for what a run cannot change any more."""
+    """The places that `raysft resume --set KEY=VALUE` gives; raises UserError for what a run cannot
+    change any more.
+    """
     found = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not text:
-            raise UserError(f"--set {override}", "is not KEY=VALUE", "for example --set data.path=/new/place")
+            raise UserError(
+                f"--set {override}", "is not KEY=VALUE", "for example --set data.path=/new/place"
+            )
         if key not in PLACES:
-            raise UserError(f"--set {override}", "cannot be changed in a run that has begun, only where it finds its "
-                            f"files: {', '.join(PLACES)}", "submit a changed job as a run of its own")
+            raise UserError(
+                f"--set {override}",
+                "cannot be changed in a run that has begun, only where it finds its "
+                f"files: {', '.join(PLACES)}",
+                "submit a changed job as a run of its own",
+            )
         found[key] = text
     return found
 
@@ -35,14 +45,19 @@ def places_of(overrides: Sequence[str]) -> dict[str, str]:
 def refuse_storage(places: Mapping[str, str]) -> None:
     """Raise UserError where storage is given for a run that is given by its directory."""
     if "storage" in places:
-        raise UserError(f"--set storage={places['storage']}", "is told by the directory of the run",
-                        "give the run by the path of its directory, and no storage")
+        raise UserError(
+            f"--set storage={places['storage']}",
+            "is told by the directory of the run",
+            "give the run by the path of its directory, and no storage",
+        )
 
 
 def absolute(places: Mapping[str, str]) -> dict[str, str]:
     """The same places, wherever they are read from later."""
-    return {key: value if "://" in value else str(Path(value).expanduser().resolve())
-            for key, value in places.items()}
+    return {
+        key: value if "://" in value else str(Path(value).expanduser().resolve())
+        for key, value in places.items()
+    }
 
 
 def with_places(job: Job, places: Mapping[str, str], where: str) -> Job:
@@ -76,49 +91,65 @@ class Found:
 def find_files(job: Job, folder: Place, info: Mapping[str, Any], given: Mapping[str, str]) -> Found:
     """Look for the files that a run in `folder` with this run.json needs.
 
-    given: the places that a person has said. Raises UserError for what is not there, with how to say where it is, and
-    for weights that are not those that the run began with.
+    given: the places that a person has said. Raises UserError for what is not there, with how to
+    say where it is, and for weights that are not those that the run began with.
     """
     places, notes = dict(given), []
     for key in FILES:
         value = value_of(job, key)
         if key in given:
             _check_given(key, given[key], value)
-        elif value is not None and is_file_name(key, value) and not Path(value).expanduser().exists():
+        elif (
+            value is not None and is_file_name(key, value) and not Path(value).expanduser().exists()
+        ):
             there = next((path for path in beside(folder, info, value) if path.exists()), None)
             if there is None:
-                raise UserError(f"{key}: {value}", "is not there any more, and not beside the run",
-                                f"`raysft resume {folder} --set {key}=PATH` says where it is")
+                raise UserError(
+                    f"{key}: {value}",
+                    "is not there any more, and not beside the run",
+                    f"`raysft resume {folder} --set {key}=PATH` says where it is",
+                )
             places[key] = str(there)
             notes.append(f"{key}: {value} is not there; {there} is taken")
     moved = with_places(job, places, "--set")
     _check_weights(moved.model.weights, info)
     if "model.weights" in places and "weights_sha256" not in info:
-        notes.append(f"model.weights: {moved.model.weights} is not compared with the file that the run began with: its "
-                     "run.json is of an older raysft")
+        notes.append(
+            f"model.weights: {moved.model.weights} is not compared with the file that the run "
+            "began with: its "
+            "run.json is of an older raysft"
+        )
     return Found(moved, places, tuple(notes))
 
 
 def _check_given(key: str, place: str, value: str | None) -> None:
     """Raise UserError where what a person has said is not there, or no place of this run."""
     if value is None or not (is_file_name(key, value) or "://" in value):
-        raise UserError(f"--set {key}={place}", f"cannot be changed: the job of the run has {value or 'none'} there",
-                        "submit a changed job as a run of its own")
+        raise UserError(
+            f"--set {key}={place}",
+            f"cannot be changed: the job of the run has {value or 'none'} there",
+            "submit a changed job as a run of its own",
+        )
     if key == "model.weights" and not is_file_name(key, place):
-        raise UserError(f"--set {key}={place}", "is not a file", "give the file that the run began with")
+        raise UserError(
+            f"--set {key}={place}", "is not a file", "give the file that the run began with"
+        )
     if "://" not in place and not Path(place).expanduser().exists():
         raise UserError(f"--set {key}={place}", "does not exist")
 
 
 def is_file_name(key: str, value: str) -> bool:
-    """Whether a value of a job names a file or folder of this machine, not a web address or a name of a library."""
+    """Whether a value of a job names a file or folder of this machine, not a web address or a name
+    of a library.
+    """
     if "://" in value:
         return False
     return key != "model.weights" or "/" in value or Path(value).suffix != ""
 
 
 def beside(folder: Place, info: Mapping[str, Any], value: str) -> Iterator[Path]:
-    """Where a file may be that the run with this run.json has known as `value`, the likeliest first.
+    """Where a file may be that the run with this run.json has known as `value`, the likeliest
+    first.
 
     It lies from the run as it did when the run was begun, or near it under its own name.
     """
@@ -133,7 +164,9 @@ def beside(folder: Place, info: Mapping[str, Any], value: str) -> Iterator[Path]
 
 
 def located(folder: Place, info: Mapping[str, Any], value: str) -> Place:
-    """Where something is that the run.json of a run in `folder` calls `value`; that itself, where it is not found."""
+    """Where something is that the run.json of a run in `folder` calls `value`; that itself, where
+    it is not found.
+    """
     known = place(value)
     if not isinstance(known, Path) or known.exists():
         return known
@@ -148,8 +181,13 @@ def weights_sha256(job: Job) -> str | None:
 
 
 def _check_weights(value: str, info: Mapping[str, Any]) -> None:
-    """Raise UserError where a weights file is not the one that the run began with, as far as that is known."""
+    """Raise UserError where a weights file is not the one that the run began with, as far as that
+    is known.
+    """
     known = info.get("weights_sha256")
     if known is not None and sha256(Path(value).expanduser()) != known:
-        raise UserError(f"model.weights: {value}", "is not the file that the run began with (another SHA-256)",
-                        "restore it, or submit a run of its own")
+        raise UserError(
+            f"model.weights: {value}",
+            "is not the file that the run began with (another SHA-256)",
+            "restore it, or submit a run of its own",
+        )

@@ -18,7 +18,15 @@ from raysft.data.decoding import conflict
 from raysft.data.folders import Folders, files_lines
 from raysft.data.images import Decoded, decode, decode_stored, fit, note_lines
 from raysft.data.pixels import Preparer, most_at_once
-from raysft.data.shards import MANIFEST, ImageSpec, Manifest, columns, iter_tables, read_manifest, verify
+from raysft.data.shards import (
+    MANIFEST,
+    ImageSpec,
+    Manifest,
+    columns,
+    iter_tables,
+    read_manifest,
+    verify,
+)
 from raysft.errors import DataError
 from raysft.results.given import Given
 from raysft.results.model import ModelCard, load_model
@@ -30,7 +38,9 @@ from raysft.train.metrics import Sums
 class Classifier:
     """A delivered model, ready to classify."""
 
-    def __init__(self, folder: Place, device: torch.device | str = "cpu", trust_code: bool = False) -> None:
+    def __init__(
+        self, folder: Place, device: torch.device | str = "cpu", trust_code: bool = False
+    ) -> None:
         """trust_code: as for `raysft.results.model.load_model`."""
         net, self.card = load_model(folder, trust_code)
         self.net, self._device = net.to(device), device
@@ -46,13 +56,19 @@ class Classifier:
         return F.softmax(self.logits(images), dim=1).numpy()
 
     def rank(self, images: np.ndarray, top: int = TOP) -> list[Ranking]:
-        """The `top` most likely classes of each of (n, height, width, 3) uint8 images of the card's size."""
+        """The `top` most likely classes of each of (n, height, width, 3) uint8 images of the card's
+        size.
+        """
         best = F.softmax(self.logits(images), dim=1).topk(min(top, len(self.card.classes)), dim=1)
-        return [tuple((self.card.classes[i], share) for i, share in zip(labels, shares, strict=True))
-                for shares, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        return [
+            tuple((self.card.classes[i], share) for i, share in zip(labels, shares, strict=True))
+            for shares, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
 
     def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
-        """(n, classes) float32 for n images of any size, of which one at a time is held as it came."""
+        """(n, classes) float32 for n images of any size, of which one at a time is held as it
+        came.
+        """
         return self.shares(np.stack([fitted(image, self.card) for image in images]))
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
@@ -65,15 +81,20 @@ class Classifier:
         return found
 
     def answers(self, images: Iterable[Given]) -> Iterator[Prediction | Failed]:
-        """The most likely classes of each image, in their order, or why there are none; a batch is held at a time."""
+        """The most likely classes of each image, in their order, or why there are none; a batch is
+        held at a time.
+        """
         waiting = iter(images)
         while part := list(itertools.islice(waiting, batch_of(self.card))):
             decoded = [self._decoded(each) for each in part]
             good = [image[0] for image in decoded if not isinstance(image, DataError)]
             rankings = iter(self.rank(np.stack(good)) if good else ())
             for each, image in zip(part, decoded, strict=True):
-                yield (Failed(each.name, image) if isinstance(image, DataError)
-                       else Prediction(each.name, next(rankings), image[1]))
+                yield (
+                    Failed(each.name, image)
+                    if isinstance(image, DataError)
+                    else Prediction(each.name, next(rankings), image[1])
+                )
 
     def _decoded(self, image: Given) -> tuple[np.ndarray, tuple[str, ...]] | DataError:
         """(height, width, 3) uint8 of the card's size, and what was noted."""
@@ -86,9 +107,10 @@ class Classifier:
     def evaluate(self, data: Place, split: str) -> dict[str, Any]:
         """Metrics on a split of a data set, or on a folder with one folder of images a class.
 
-        Returns images, notes (what was left out of a folder, what was special about pixels), the metrics of the whole,
-        `classes` (name, precision, recall, f1, support of each), and `confusion`: images of a class (row) by what they
-        were taken for (column), in the order of the classes.
+        Returns images, notes (what was left out of a folder, what was special about pixels), the
+        metrics of the whole, `classes` (name, precision, recall, f1, support of each), and
+        `confusion`: images of a class (row) by what they were taken for (column), in the order of
+        the classes.
         """
         sums = Sums(len(self.card.classes), torch.device("cpu"))
         guessed: list[np.ndarray] = []
@@ -100,8 +122,12 @@ class Classifier:
             guessed.append(outputs.argmax(1).numpy())
             actual.append(labels)
         notes = [*notes_on(data, split, self.card), *note_lines(special, self.card.decoding)]
-        return {"images": sum(map(len, actual)), "notes": notes, **sums.metrics(),
-                **by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes)}
+        return {
+            "images": sum(map(len, actual)),
+            "notes": notes,
+            **sums.metrics(),
+            **by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes),
+        }
 
 
 def by_class(actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -110,9 +136,20 @@ def by_class(actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]) ->
 
     numbers = np.arange(len(classes))
     scores = precision_recall_fscore_support(actual, guessed, labels=numbers, zero_division=0.0)
-    rows = [{"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for name, p, r, f, n in zip(classes, *scores, strict=True)]
-    return {"classes": rows, "confusion": confusion_matrix(actual, guessed, labels=numbers).tolist()}
+    rows = [
+        {
+            "class": name,
+            "precision": float(p),
+            "recall": float(r),
+            "f1": float(f),
+            "support": int(n),
+        }
+        for name, p, r, f, n in zip(classes, *scores, strict=True)
+    ]
+    return {
+        "classes": rows,
+        "confusion": confusion_matrix(actual, guessed, labels=numbers).tolist(),
+    }
 
 
 def fitted(image: Image.Image, card: ModelCard) -> np.ndarray:
@@ -125,9 +162,12 @@ def batch_of(card: ModelCard) -> int:
     return most_at_once(card.height, card.width, card.image_size or 0)
 
 
-def labelled_batches(data: Place, split: str, card: ModelCard,
-                     special: Counter[str] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's classes."""
+def labelled_batches(
+    data: Place, split: str, card: ModelCard, special: Counter[str] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's
+    classes.
+    """
     images: list[np.ndarray] = []
     labels: list[int] = []
     for image, label in labelled_images(data, split, card, special):
@@ -140,23 +180,32 @@ def labelled_batches(data: Place, split: str, card: ModelCard,
         yield np.stack(images), np.array(labels)
 
 
-def labelled_images(data: Place, split: str, card: ModelCard,
-                    special: Counter[str] | None = None) -> Iterator[tuple[Image.Image, int]]:
-    """Images as they are stored, decoded, with the labels of the model's classes; raises DataError for other classes.
+def labelled_images(
+    data: Place, split: str, card: ModelCard, special: Counter[str] | None = None
+) -> Iterator[tuple[Image.Image, int]]:
+    """Images as they are stored, decoded, with the labels of the model's classes; raises DataError
+    for other classes.
 
-    data: a data set with that split, or a folder with one folder of images a class. special: counts what was noted.
+    data: a data set with that split, or a folder with one folder of images a class. special: counts
+    what was noted.
     """
     if (data / MANIFEST).is_file():
         pairs = _shard_images(data, split, card)
     else:
         folders = _folders(data, split, card)
-        pairs = ((decode(Path(file), file, card.decoding), folders.classes[label]) for file, label in folders.test)
+        pairs = (
+            (decode(Path(file), file, card.decoding), folders.classes[label])
+            for file, label in folders.test
+        )
     number = {unicodedata.normalize("NFC", name): i for i, name in enumerate(card.classes)}
     for image, named in pairs:
         name = unicodedata.normalize("NFC", named)  # data sets of before have it as the disk had it
         if name not in number:
-            raise DataError(str(data), f"has the class {name}, which the model does not know",
-                            f"it knows {', '.join(card.classes)}")
+            raise DataError(
+                str(data),
+                f"has the class {name}, which the model does not know",
+                f"it knows {', '.join(card.classes)}",
+            )
         if special is not None:
             special.update(image.notes)
         yield image.image, number[name]
@@ -170,7 +219,9 @@ def image_count(data: Place, split: str, card: ModelCard) -> int:
 
 
 def notes_on(data: Place, split: str, card: ModelCard) -> list[str]:
-    """How a folder of labelled images was read, what was left out; nothing of a data set, whose manifest says it."""
+    """How a folder of labelled images was read, what was left out; nothing of a data set, whose
+    manifest says it.
+    """
     if (data / MANIFEST).is_file():
         return []
     folders = _folders(data, split, card)
@@ -189,11 +240,16 @@ def _manifest_with(data: Place, split: str) -> Manifest:
 
 
 def check_stored(spec: ImageSpec, card: ModelCard, where: str) -> None:
-    """Raise DataError where images are stored with other black and white values than the model was trained with."""
+    """Raise DataError where images are stored with other black and white values than the model was
+    trained with.
+    """
     why = conflict(spec.decoding, card.decoding) if spec.encoding == "raw" else None
     if why is not None:
-        raise DataError(where, f"holds images that were scaled otherwise than those of the model: {why}",
-                        "give the folder of the original images")
+        raise DataError(
+            where,
+            f"holds images that were scaled otherwise than those of the model: {why}",
+            "give the folder of the original images",
+        )
 
 
 def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Decoded, str]]:

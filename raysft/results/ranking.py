@@ -41,5 +41,8 @@ class Failed:
 
 def ranking_json(ranking: Ranking) -> dict[str, Any]:
     """The best class, and all that were asked for."""
-    return {"class": ranking[0][0], "probability": ranking[0][1],
-            "top": [{"class": name, "probability": share} for name, share in ranking]}
+    return {
+        "class": ranking[0][0],
+        "probability": ranking[0][1],
+        "top": [{"class": name, "probability": share} for name, share in ranking],
+    }

@@ -1,4 +1,6 @@
-"""The run directory: job.yaml, run.json, trials/ID/trial.json, model/, results.json; each file whole or not at all."""
+"""The run directory: job.yaml, run.json, trials/ID/trial.json, model/, results.json; each file
+whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ from raysft.storage import read_json as read_checked
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
 PROGRESS = "progress.json"  # where a run stood a moment ago, for those who watch it
-LOG = "raysft.log"  # what Ray and libraries print; beside a run on an object store it stays on the machine
+# what Ray and libraries print; beside a run on an object store it stays on the machine
+LOG = "raysft.log"
 CLOCK = "%Y-%m-%dT%H:%M:%S%z"  # of times in run.json
 GOING_ON = ("pending", "running", "paused")  # the status of a trial that may still train
 PACKAGES = ("raysft", "ray", "torch", "torchvision", "numpy", "pyarrow")
@@ -68,8 +71,14 @@ class TrialRecord:
         return self.status not in GOING_ON
 
     def add(self, epoch: dict[str, Any], before: Sequence[dict[str, Any]] = ()) -> None:
-        """Take in an epoch in place of any later ones; of those `before` it the ones that are not known yet."""
-        known = {m["epoch"]: m for m in before} | {m["epoch"]: m for m in self.history} | {epoch["epoch"]: epoch}
+        """Take in an epoch in place of any later ones; of those `before` it the ones that are not
+        known yet.
+        """
+        known = (
+            {m["epoch"]: m for m in before}
+            | {m["epoch"]: m for m in self.history}
+            | {epoch["epoch"]: epoch}
+        )
         self.history = [known[number] for number in sorted(known) if number <= epoch["epoch"]]
 
     def best(self, metric: str) -> dict[str, Any] | None:
@@ -81,8 +90,16 @@ class TrialRecord:
     def row(self, metric: str) -> dict[str, Any]:
         """The trial's entry in results.json."""
         best = self.best(metric) or dict.fromkeys(("val_accuracy", "val_loss", metric))
-        return {"trial": self.trial, "status": self.status, "config": self.config, "epochs": len(self.history),
-                **validation_metrics(best), "seconds": round(self.seconds, 2), "host": self.host, "error": self.error}
+        return {
+            "trial": self.trial,
+            "status": self.status,
+            "config": self.config,
+            "epochs": len(self.history),
+            **validation_metrics(best),
+            "seconds": round(self.seconds, 2),
+            "host": self.host,
+            "error": self.error,
+        }
 
 
 def validation_metrics(epoch: dict[str, Any]) -> dict[str, Any]:
@@ -95,13 +112,26 @@ class Run:
 
     def __init__(self, folder: Place, job: Job) -> None:
         self.folder, self.job = folder, job
-        self.log = folder / LOG if isinstance(folder, Path) else Path(tempfile.gettempdir()) / f"{folder.name}.log"
+        self.log = (
+            folder / LOG
+            if isinstance(folder, Path)
+            else Path(tempfile.gettempdir()) / f"{folder.name}.log"
+        )
         self.metric = job.search.metric if job.search else "val_accuracy"
         self.known: dict[str, TrialRecord] = {}
-        self.info: dict[str, Any] = {"run": folder.name, "status": "starting", "started": _now(), "ended": None,
-                                     "versions": versions(), "git": git_revision(), "metric": self.metric,
-                                     "host": platform.node(), "owner": Owner.this().document(),
-                                     "folder": str(folder), "cwd": os.getcwd()}
+        self.info: dict[str, Any] = {
+            "run": folder.name,
+            "status": "starting",
+            "started": _now(),
+            "ended": None,
+            "versions": versions(),
+            "git": git_revision(),
+            "metric": self.metric,
+            "host": platform.node(),
+            "owner": Owner.this().document(),
+            "folder": str(folder),
+            "cwd": os.getcwd(),
+        }
         self.is_new = True
         self.notes: tuple[str, ...] = ()
         """What a person has to know of where its files were found."""
@@ -114,7 +144,9 @@ class Run:
 
     @classmethod
     def create(cls, job: Job, name: str | None) -> Run:
-        """A new directory below the job's storage; raises UserError when it is there already or cannot be made."""
+        """A new directory below the job's storage; raises UserError when it is there already or
+        cannot be made.
+        """
         name = name or new_name(job)
         cls.check_name(name)
         storage = place(job.storage)
@@ -129,7 +161,9 @@ class Run:
             run = cls(folder, job)
             text = dump_job(job)
             write_text(folder / JOB, text)
-            run.save(job=hashlib.sha256(text.encode()).hexdigest(), weights_sha256=weights_sha256(job))
+            run.save(
+                job=hashlib.sha256(text.encode()).hexdigest(), weights_sha256=weights_sha256(job)
+            )
         except BaseException as error:
             remove(folder)
             if isinstance(error, OSError):
@@ -138,12 +172,18 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Place, workers: int | list[int] | None = None,
-               places: Mapping[str, str] | None = None) -> Run:
-        """A run that has stopped or failed, with what its trials had come to; raises UserError for any other.
+    def reopen(
+        cls,
+        folder: Place,
+        workers: int | list[int] | None = None,
+        places: Mapping[str, str] | None = None,
+    ) -> Run:
+        """A run that has stopped or failed, with what its trials had come to; raises UserError for
+        any other.
 
-        workers: resources.workers from now on, where they are to be others. places: where its data and its weights are
-        by now, as `places_of` gives them; what is not said and not where it was is looked for beside the run.
+        workers: resources.workers from now on, where they are to be others. places: where its data
+        and its weights are by now, as `places_of` gives them; what is not said and not where it was
+        is looked for beside the run.
         """
         info = read_json(folder / INFO)
         if info["status"] == "done":
@@ -153,12 +193,23 @@ class Run:
         run = cls(folder, with_workers(found.job, workers))
         run.is_new, run.notes = False, found.notes
         for row in read_trials(folder):
-            record = TrialRecord(row["trial"], row["config"], row["status"], row["history"], None, row["seconds"],
-                                 row["error"], row["trace"], row["host"])
+            record = TrialRecord(
+                row["trial"],
+                row["config"],
+                row["status"],
+                row["history"],
+                None,
+                row["seconds"],
+                row["error"],
+                row["trace"],
+                row["host"],
+            )
             if not record.ended:
                 record.status = "pending"
             run.known[record.trial] = record
-        run.info |= {key: info[key] for key in ("data", "job", "weights", "weights_sha256") if key in info}
+        run.info |= {
+            key: info[key] for key in ("data", "job", "weights", "weights_sha256") if key in info
+        }
         run.info["places"] = info.get("places", {}) | found.places
         run.info |= {"started": info["started"], "resumed": [*info.get("resumed", []), _now()]}
         return run
@@ -170,7 +221,9 @@ class Run:
         A new one that never began leaves nothing behind.
         """
         if not self.is_new:
-            refuse_living(self.folder, read_json(self.folder / INFO))  # another may have resumed it meanwhile
+            refuse_living(
+                self.folder, read_json(self.folder / INFO)
+            )  # another may have resumed it meanwhile
             self.save()  # whose it is from now on
         with beating(self.folder), self._told():
             yield
@@ -194,9 +247,11 @@ class Run:
             raise
 
     def _save_end(self, status: str) -> None:
-        """Write down that the run ended early; on a full disk in the room of what can be done without.
+        """Write down that the run ended early; on a full disk in the room of what can be done
+        without.
 
-        Where even that is too small, run.json stays as it was, and the run can be resumed all the same.
+        Where even that is too small, run.json stays as it was, and the run can be resumed all the
+        same.
         """
         with suppress(StorageFull):
             self.save(status=status)
@@ -231,8 +286,10 @@ class Run:
 
     def save_trial(self, record: TrialRecord) -> None:
         """Write a trial's trial.json."""
-        self._write(f"trials/{record.trial}/{TRIAL}",
-                    record.row(self.metric) | {"history": record.history, "trace": record.trace})
+        self._write(
+            f"trials/{record.trial}/{TRIAL}",
+            record.row(self.metric) | {"history": record.history, "trace": record.trace},
+        )
 
     def save_progress(self, document: dict[str, Any]) -> None:
         """Write progress.json."""
@@ -256,7 +313,9 @@ class Run:
 
 def _unwritable(storage: Place, error: OSError) -> UserError:
     reason = error.strerror or str(error).partition(" (Request ID")[0]
-    return UserError(f"storage: {storage}", f"cannot be written ({reason})", "give a folder or bucket that can")
+    return UserError(
+        f"storage: {storage}", f"cannot be written ({reason})", "give a folder or bucket that can"
+    )
 
 
 def new_name(job: Job) -> str:
@@ -279,7 +338,9 @@ def find_run(name: str, storage: str = "runs") -> Place:
     for folder in (place(name), place(storage) / name):
         if (folder / INFO).is_file():
             return folder
-    raise UserError(name, "is not a run", f"give a run directory, or a name in {storage}/ (`raysft list`)")
+    raise UserError(
+        name, "is not a run", f"give a run directory, or a name in {storage}/ (`raysft list`)"
+    )
 
 
 def status_of(name: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -291,8 +352,12 @@ def status_of(name: str, known: Mapping[str, dict[str, Any]] | None = None) -> d
     info = read_json(folder / INFO)
     info["status"] = standing(folder, info)
     progress = read_json(folder / PROGRESS) if (folder / PROGRESS).is_file() else None
-    return info | {"progress": progress,
-                   "trials": [{k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder, known or {})]}
+    return info | {
+        "progress": progress,
+        "trials": [
+            {k: v for k, v in t.items() if k != "trace"} for t in read_trials(folder, known or {})
+        ],
+    }
 
 
 def is_going_on(info: Mapping[str, Any]) -> bool:
@@ -304,8 +369,11 @@ def results_of(name: str) -> dict[str, Any]:
     """The results.json of a run; raises UserError while there is none."""
     folder = find_run(name)
     if not (folder / RESULTS).is_file():
-        raise UserError(str(folder), f"has no results: its status is {status_of(name)['status']}",
-                        "see `raysft status`")
+        raise UserError(
+            str(folder),
+            f"has no results: its status is {status_of(name)['status']}",
+            "see `raysft status`",
+        )
     return read_json(folder / RESULTS)
 
 
@@ -315,7 +383,11 @@ def standing(folder: Place, info: Mapping[str, Any]) -> str:
     Of one that an older raysft runs on another host nothing more can be known.
     """
     known = Owner.of(info) is not None or info.get("host") == platform.node()
-    return "lost" if known and is_going_on(info) and not is_alive(folder, info) else str(info["status"])
+    return (
+        "lost"
+        if known and is_going_on(info) and not is_alive(folder, info)
+        else str(info["status"])
+    )
 
 
 def is_alive(folder: Place, info: Mapping[str, Any]) -> bool:
@@ -338,39 +410,61 @@ def refuse_living(folder: Place, info: Mapping[str, Any]) -> None:
         return
     if owner is None:
         if _perhaps_alive(info):
-            raise UserError(str(folder), f"may still be running as process {info['pid']} of this machine", "end that "
-                            "process first; its run.json is of an older raysft, which did not tell more of it")
+            raise UserError(
+                str(folder),
+                f"may still be running as process {info['pid']} of this machine",
+                "end that "
+                "process first; its run.json is of an older raysft, which did not tell more of it",
+            )
     elif owner.is_here:
         if owner.lives:
-            raise UserError(str(folder), f"is still running as {owner}", "stop it first with `raysft stop`")
+            raise UserError(
+                str(folder), f"is still running as {owner}", "stop it first with `raysft stop`"
+            )
     elif (heard := heard_ago(folder, INFO, exact=True)) is not None and heard < SILENT_SECONDS:
-        raise UserError(str(folder), f"was running {heard:.0f} s ago, as {owner}, another machine or container",
-                        "stop it there with `raysft stop`; if it is dead, call again in "
-                        f"{SILENT_SECONDS - heard:.0f} s")
+        raise UserError(
+            str(folder),
+            f"was running {heard:.0f} s ago, as {owner}, another machine or container",
+            "stop it there with `raysft stop`; if it is dead, call again in "
+            f"{SILENT_SECONDS - heard:.0f} s",
+        )
 
 
 def _perhaps_alive(info: Mapping[str, Any]) -> bool:
-    """Whether the process of a run may live that an older raysft has written down, by its number and host alone."""
+    """Whether the process of a run may live that an older raysft has written down, by its number
+    and host alone.
+    """
     if info.get("host") != platform.node() or info.get("pid") == os.getpid():
         return False
     with suppress(psutil.Error, KeyError, ValueError):
-        began = datetime.strptime([info["started"], *info.get("resumed", [])][-1], CLOCK).timestamp()
+        began = datetime.strptime(
+            [info["started"], *info.get("resumed", [])][-1], CLOCK
+        ).timestamp()
         process = psutil.Process(info["pid"])
-        return process.create_time() < began + 2 and any("raysft" in word for word in process.cmdline())
+        return process.create_time() < began + 2 and any(
+            "raysft" in word for word in process.cmdline()
+        )
     return False
 
 
 def job_of(folder: Place, info: dict[str, Any]) -> Job:
-    """The job of a run with the run.json `info`; raises UserError where its file is not what was written."""
+    """The job of a run with the run.json `info`; raises UserError where its file is not what was
+    written.
+    """
     file = folder / JOB
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(str(file), f"cannot be read ({error.strerror or error})") from None
     if hashlib.sha256(content).hexdigest() != info["job"]:
-        raise UserError(str(file), "is not what the run began with: it was changed or torn",
-                        "submit a changed job as a run of its own")
-    return with_places(load_text(content.decode(), str(file)), info.get("places", {}), str(folder / INFO))
+        raise UserError(
+            str(file),
+            "is not what the run began with: it was changed or torn",
+            "submit a changed job as a run of its own",
+        )
+    return with_places(
+        load_text(content.decode(), str(file)), info.get("places", {}), str(folder / INFO)
+    )
 
 
 def with_workers(job: Job, workers: int | list[int] | None) -> Job:
@@ -391,12 +485,19 @@ def all_runs(storage: str) -> list[dict[str, Any]]:
     return sorted(infos, key=lambda info: str(info.get("started")))
 
 
-def read_trials(folder: Place, known: Mapping[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """The trial.json of every trial of a run that has begun, in their order; those `known` are not read again."""
+def read_trials(
+    folder: Place, known: Mapping[str, dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The trial.json of every trial of a run that has begun, in their order; those `known` are not
+    read again.
+    """
     trials, known = folder / "trials", known or {}
     names = sorted(p.name for p in trials.iterdir()) if trials.exists() else []
-    return [known.get(name) or read_json(trials / name / TRIAL) for name in names
-            if name in known or (trials / name / TRIAL).is_file()]
+    return [
+        known.get(name) or read_json(trials / name / TRIAL)
+        for name in names
+        if name in known or (trials / name / TRIAL).is_file()
+    ]
 
 
 def read_json(path: Place) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Small pictures of a data set's images as data URIs, found by row id without reading more shards than needed."""
+"""Small pictures of a data set's images as data URIs, found by row id without reading more shards
+than needed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from raysft.errors import DataError
 from raysft.storage import Place, place
 
 PIXELS = 96
-ENLARGED_PIXELS = 48  # images up to this are enlarged by the browser, pixel by pixel, and so must not lose any
+ENLARGED_PIXELS = (
+    48  # images up to this are enlarged by the browser, pixel by pixel, and so must not lose any
+)
 JPEG_QUALITY = 75
 MOST_SAMPLES, MOST_OF_A_CLASS, MOST_CLASSES = 72, 8, 24
 MOST_SHARDS = 12  # that samples are looked for in
@@ -49,19 +53,28 @@ class _Shard:
     def gives(self, missing: Mapping[int, int]) -> int:
         """How many of the samples that are missing of each class it holds."""
         labels, rows = np.unique(self.labels, return_counts=True)
-        return sum(min(n, missing.get(label, 0)) for label, n in zip(labels.tolist(), rows.tolist(), strict=True))
+        return sum(
+            min(n, missing.get(label, 0))
+            for label, n in zip(labels.tolist(), rows.tolist(), strict=True)
+        )
 
     def spread(self, label: int, number: int) -> list[int]:
         """The ids of up to so many rows of a class, from its first to its last."""
         ids = self.ids[self.labels == label]
-        return ids[np.unique(np.linspace(0, len(ids) - 1, number).astype(int))].tolist() if len(ids) else []
+        return (
+            ids[np.unique(np.linspace(0, len(ids) - 1, number).astype(int))].tolist()
+            if len(ids)
+            else []
+        )
 
 
 class Images:
     """The images of the data set that a run was trained on."""
 
     def __init__(self, data: dict[str, Any]) -> None:
-        """data: what run.json says of it. Raises DataError or UserError where it is not there, or another by now."""
+        """data: what run.json says of it. Raises DataError or UserError where it is not there, or
+        another by now.
+        """
         self.folder: Place = place(data["path"])
         self.manifest: Manifest = read_manifest(self.folder)
         if self.manifest.fingerprint != data["fingerprint"]:
@@ -74,7 +87,9 @@ class Images:
         return np.bincount(labels, minlength=len(self.manifest.classes)).tolist()
 
     def samples(self, split: str) -> dict[int, list[Thumbnail]]:
-        """A few images of each class by its number, of as many classes as a few shards and the report have room for."""
+        """A few images of each class by its number, of as many classes as a few shards and the
+        report have room for.
+        """
         classes = min(len(self.manifest.classes), MOST_CLASSES)
         each = min(MOST_OF_A_CLASS, MOST_SAMPLES // classes)
         chosen: dict[int, list[int]] = {}
@@ -100,23 +115,34 @@ class Images:
             at = np.flatnonzero(np.isin(shard.ids, wanted))
             if not len(at):
                 continue
-            _, images, _ = columns(read_table(self.folder, shard.file).take(at), self.manifest.image)
+            _, images, _ = columns(
+                read_table(self.folder, shard.file).take(at), self.manifest.image
+            )
             how = self.manifest.image.decoding
-            found |= {int(shard.ids[i]): thumbnail(image, how) for i, image in zip(at, images, strict=True)}
+            found |= {
+                int(shard.ids[i]): thumbnail(image, how)
+                for i, image in zip(at, images, strict=True)
+            }
         return found
 
     def _index(self, split: str) -> list[_Shard]:
-        """The shards of a split with the ids and labels of their rows, read once, without the images."""
+        """The shards of a split with the ids and labels of their rows, read once, without the
+        images.
+        """
         if split not in self._shards:
             self._shards[split] = []
             for file in self.manifest.splits[split].files:
                 table = read_table(self.folder, file, ["id", "label"])
-                self._shards[split].append(_Shard(file, table["id"].to_numpy(), table["label"].to_numpy()))
+                self._shards[split].append(
+                    _Shard(file, table["id"].to_numpy(), table["label"].to_numpy())
+                )
         return self._shards[split]
 
 
 def thumbnail(image: np.ndarray | bytes, how: Decoding) -> Thumbnail:
-    """A picture of at most 96 pixels a side of a stored image: (height, width, 3) uint8, or an encoded file."""
+    """A picture of at most 96 pixels a side of a stored image: (height, width, 3) uint8, or an
+    encoded file.
+    """
     whole = stored_rgb(image, "image", how)
     whole.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
     kind = "PNG" if max(whole.size) <= ENLARGED_PIXELS else "JPEG"

@@ -1,4 +1,6 @@
-"""The data of a run: what is known of it before it is read, and whether it is still what the run began with."""
+"""The data of a run: what is known of it before it is read, and whether it is still what the run
+began with.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,19 @@ from raysft.errors import DataError
 from raysft.results.run import Run
 from raysft.storage import Place
 
-DECIDED = frozenset({COMPOSITED, BLANK, CONVERTED})  # of `raysft.data.images.NOTES`: what `Decoding` decides
+DECIDED = frozenset(
+    {COMPOSITED, BLANK, CONVERTED}
+)  # of `raysft.data.images.NOTES`: what `Decoding` decides
 
 
 def identity(manifest: Manifest) -> dict[str, Any]:
     """What of a data set must be the same when a run is taken up again."""
-    return {"fingerprint": manifest.fingerprint, "classes": list(manifest.classes),
-            "stored": {name: split.rows for name, split in manifest.splits.items()},
-            "decoding": manifest.image.decoding.document()}
+    return {
+        "fingerprint": manifest.fingerprint,
+        "classes": list(manifest.classes),
+        "stored": {name: split.rows for name, split in manifest.splits.items()},
+        "decoding": manifest.image.decoding.document(),
+    }
 
 
 def compare(run: Run, manifest: Manifest, folder: Place) -> None:
@@ -32,26 +39,40 @@ def compare(run: Run, manifest: Manifest, folder: Place) -> None:
     if before["fingerprint"] == now["fingerprint"]:
         _compare_decoding(decoding_of(before.get("decoding")), manifest, folder)
         return
-    told = [f"{name} has {rows} rows, had {before['stored'].get(name, 0)}" for name, rows in now["stored"].items()
-            if before["stored"].get(name) != rows]
+    told = [
+        f"{name} has {rows} rows, had {before['stored'].get(name, 0)}"
+        for name, rows in now["stored"].items()
+        if before["stored"].get(name) != rows
+    ]
     if now["classes"] != before["classes"]:
         told.append(f"classes are {', '.join(now['classes'])}, were {', '.join(before['classes'])}")
-    raise DataError(str(folder), f"is not the data that the run began with: {'; '.join(told) or 'other images'}",
-                    "restore it, or submit a run of its own")
+    raise DataError(
+        str(folder),
+        f"is not the data that the run began with: {'; '.join(told) or 'other images'}",
+        "restore it, or submit a run of its own",
+    )
 
 
 def _compare_decoding(before: Decoding, manifest: Manifest, folder: Place) -> None:
     """Raise DataError where files of the same fingerprint become other pixels than before.
 
-    Of pixels that are stored raw, the fingerprint says all; of files, not what is made of transparency and profiles.
+    Of pixels that are stored raw, the fingerprint says all; of files, not what is made of
+    transparency and profiles.
     """
     if manifest.image.encoding == "raw" or before == manifest.image.decoding:
         return
     changed = {key: count for key, count in manifest.decoded.items() if key in DECIDED}
     if changed or manifest.image.decoding == BEFORE:  # which counted none
-        told = "; ".join(note_lines(changed, manifest.image.decoding)) or "transparency and profiles are ignored"
-        raise DataError(str(folder), f"holds images that become other pixels than when the run began, with an older "
-                        f"raysft or import: {told}", "submit a run of its own, or resume this one with what began it")
+        told = (
+            "; ".join(note_lines(changed, manifest.image.decoding))
+            or "transparency and profiles are ignored"
+        )
+        raise DataError(
+            str(folder),
+            f"holds images that become other pixels than when the run began, with an older "
+            f"raysft or import: {told}",
+            "submit a run of its own, or resume this one with what began it",
+        )
 
 
 def note_missing(manifest: Manifest, val: SplitSource, note: Callable[[str], None]) -> None:

@@ -1,9 +1,11 @@
-"""Asynchronous successive halving: trials pause at rungs, and the best of each rung are taken up again.
+"""Asynchronous successive halving: trials pause at rungs, and the best of each rung are taken up
+again.
 
-After Li et al., A System for Massively Parallel Hyperparameter Tuning (MLSys 2020), algorithm 2, with the number of
-trials known: all begin before any goes on, so none goes on only because it came first, and no team stands idle for the
-end of a search while there is a trial it could train. Tune's scheduler of this name never takes a trial up again: who
-comes to a rung first trains on, however weak, which with a few teams is most of what the search costs.
+After Li et al., A System for Massively Parallel Hyperparameter Tuning (MLSys 2020), algorithm 2,
+with the number of trials known: all begin before any goes on, so none goes on only because it came
+first, and no team stands idle for the end of a search while there is a trial it could train. Tune's
+scheduler of this name never takes a trial up again: who comes to a rung first trains on, however
+weak, which with a few teams is most of what the search costs.
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ from raysft.search.schedulers import Decision, Known, Scheduler
 class Halving(Scheduler):
     """Decides by `metric`; `epochs` are those of a whole trial, `trials` all of the run."""
 
-    def __init__(self, spec: Spec, trials: int, epochs: int, teams: int, metric: str, known: Known) -> None:
+    def __init__(
+        self, spec: Spec, trials: int, epochs: int, teams: int, metric: str, known: Known
+    ) -> None:
         self.rungs = rungs_of(spec, epochs)
         self.places = places_of(spec, trials, len(self.rungs), teams)
         self.metric, self.known = metric, known
         self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in self.rungs]
-        """At each rung the trials that came so far, and how good their best epoch was until there: less is better."""
+        """At each rung the trials that came so far, and how good their best epoch was until there:
+        less is better.
+        """
         self.best: dict[int, tuple[float, ...]] = {}
         self.trained: dict[int, int] = {}
         self.training: set[int] = set()
@@ -34,7 +40,8 @@ class Halving(Scheduler):
             self._remember(number, history)
 
     def begin(self, number: int) -> None:
-        # The team tells the last epoch again, and it is judged then: it may have died before that was heard.
+        # The team tells the last epoch again, and it is judged then: it may have died before that
+        # was heard.
         self._remember(number, self.known.going_on.get(number, ())[:-1])
         self.training.add(number)
 
@@ -53,27 +60,34 @@ class Halving(Scheduler):
             if metrics is None:
                 reached.pop(number, None)  # another one gets its place
             else:
-                reached.setdefault(number, self.best[number])  # as good as it was where it lost patience
+                reached.setdefault(
+                    number, self.best[number]
+                )  # as good as it was where it lost patience
         self.training.discard(number)
         self.waiting.discard(number)
 
     def promoted(self) -> int | None:
         """The best trial of the highest rung at which one may go on.
 
-        While others are still on their way to a rung, it is as many of those there as are to go on of all.
+        While others are still on their way to a rung, it is as many of those there as are to go on
+        of all.
         """
         for rung in reversed(range(len(self.rungs) - 1)):
             share = len(self.reached[rung]) * self.places[rung + 1] // self.places[rung]
             if (number := self._best_paused(rung, share)) is not None:
                 return self._takes_up(number)
         for rung in range(len(self.rungs) - 1):  # where none of the lower ones has any to give
-            number = self._best_paused(rung, self.places[rung + 1]) if self._is_complete(rung) else None
+            number = (
+                self._best_paused(rung, self.places[rung + 1]) if self._is_complete(rung) else None
+            )
             if number is not None:
                 return self._takes_up(number)
         return None
 
     def hopeless(self) -> list[int]:
-        """Those at a rung from which as many as may have come to the next one: until then one of these may fail."""
+        """Those at a rung from which as many as may have come to the next one: until then one of
+        these may fail.
+        """
         found: list[int] = []
         for rung in range(len(self.rungs) - 1):
             if len(self.reached[rung + 1]) >= self.places[rung + 1]:
@@ -81,7 +95,7 @@ class Halving(Scheduler):
                 self.waiting.difference_update(found)
         return sorted(found)
 
-    # --- inside ---
+    # --- inside ---------------------------------------------------------------------------------
 
     def _remember(self, number: int, history: Sequence[Mapping[str, Any]]) -> None:
         for metrics in history:
@@ -100,11 +114,19 @@ class Halving(Scheduler):
         return all(self.trained.get(number, 0) >= self.rungs[rung] for number in self.training)
 
     def _best(self, rung: int, count: int) -> list[int]:
-        return sorted(self.reached[rung], key=lambda number: (self.reached[rung][number], number))[:count]
+        return sorted(self.reached[rung], key=lambda number: (self.reached[rung][number], number))[
+            :count
+        ]
 
     def _best_paused(self, rung: int, count: int) -> int | None:
-        return next((number for number in self._best(rung, count)
-                     if number in self.waiting and self._rung(number) == rung), None)
+        return next(
+            (
+                number
+                for number in self._best(rung, count)
+                if number in self.waiting and self._rung(number) == rung
+            ),
+            None,
+        )
 
     def _takes_up(self, number: int) -> int:
         self.waiting.discard(number)

@@ -31,8 +31,11 @@ class Estimate:
     def line(self) -> str:
         """The estimate in words."""
         cost = f", {self.cost:.2f} at cluster.price_per_hour" if self.cost is not None else ""
-        return (f"measured {self.images_per_s:,.0f} images/s a team: {self.epoch_s:,.1f} s an epoch, at most "
-                f"{_span(self.hours)}{cost}")
+        return (
+            f"measured {self.images_per_s:,.0f} images/s a team: {self.epoch_s:,.1f} s an epoch, "
+            "at most "
+            f"{_span(self.hours)}{cost}"
+        )
 
 
 class _Silent:
@@ -45,22 +48,44 @@ class _Silent:
     def standing(self, document: dict[str, Any], records: Sequence[Any]) -> None: ...
 
 
-def measure(job: Job, plan: Plan, nodes: Sequence[Node], storage: Place, scratch: Path, datasets: Place | None
-            ) -> Estimate:
-    """Train `STEPS` steps of the job twice in a run of its own, which is removed again; the second time counts.
+def measure(
+    job: Job,
+    plan: Plan,
+    nodes: Sequence[Node],
+    storage: Place,
+    scratch: Path,
+    datasets: Place | None,
+) -> Estimate:
+    """Train `STEPS` steps of the job twice in a run of its own, which is removed again; the second
+    time counts.
 
     With no more images than that takes, the validation share and all else as the job says.
     """
     classes = plan.classes
     rows = max(STEPS * job.train.batch_size / (1 - job.data.val_fraction), 4 * classes)
-    small = job.model_copy(update={
-        "search": None, "storage": str(storage), "tracking": Tracking(tensorboard=False),
-        "train": job.train.model_copy(update={"epochs": 2, "head_epochs": 0, "patience": None, "schedule":
-                                              job.train.schedule.model_copy(update={"warmup_epochs": 0.0})}),
-        "data": job.data.model_copy(update={"limit": min(math.ceil(rows), plan.train_rows + plan.val_rows)})})
+    small = job.model_copy(
+        update={
+            "search": None,
+            "storage": str(storage),
+            "tracking": Tracking(tensorboard=False),
+            "train": job.train.model_copy(
+                update={
+                    "epochs": 2,
+                    "head_epochs": 0,
+                    "patience": None,
+                    "schedule": job.train.schedule.model_copy(update={"warmup_epochs": 0.0}),
+                }
+            ),
+            "data": job.data.model_copy(
+                update={"limit": min(math.ceil(rows), plan.train_rows + plan.val_rows)}
+            ),
+        }
+    )
     run = Run.create(small, f".measure-{job.name}-{scratch.name}")
     try:
-        results = execute(small, run, nodes, _Silent(), scratch, wait_for_end=True, datasets=datasets)
+        results = execute(
+            small, run, nodes, _Silent(), scratch, wait_for_end=True, datasets=datasets
+        )
         last = read_trials(run.folder)[0]["history"][-1]
     finally:
         run.discard()
@@ -71,8 +96,13 @@ def measure(job: Job, plan: Plan, nodes: Sequence[Node], storage: Place, scratch
     turns = plan.turns + math.ceil(repeats / plan.teams) * job.train.epochs
     seconds = results["timing"]["startup_s"] + turns * epoch_s
     price = job.cluster.price_per_hour
-    return Estimate(rate, results["timing"]["startup_s"], epoch_s, seconds / 3600,
-                    None if price is None else price * seconds / 3600)
+    return Estimate(
+        rate,
+        results["timing"]["startup_s"],
+        epoch_s,
+        seconds / 3600,
+        None if price is None else price * seconds / 3600,
+    )
 
 
 def measured_json(estimate: Estimate) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Where a run stands at a moment: epochs, time left, what each team does; told as a small document of plain values."""
+"""Where a run stands at a moment: epochs, time left, what each team does; told as a small document
+of plain values.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,14 @@ class Progress:
         self.rows, self.epochs, self.total = plan.train_rows, job.train.epochs, plan.epochs
         self.repeats = search.confirm if search else 0
         self.may_end_early = job.train.patience is not None or (
-            search is not None and (search.scheduler.name == "median" or search.target is not None))
+            search is not None and (search.scheduler.name == "median" or search.target is not None)
+        )
         self.halving = search is not None and search.scheduler.name == "asha"
-        self.teams = {(number, team): TeamState(number, team)
-                      for number, slot in enumerate(plan.slots) for team in range(slot.teams)}
+        self.teams = {
+            (number, team): TeamState(number, team)
+            for number, slot in enumerate(plan.slots)
+            for team in range(slot.teams)
+        }
         self.inside: dict[str, float] = {}
         """Share of the epoch in progress, by trial."""
         self._trained_before = sum(len(record.history) for record in before)
@@ -57,17 +63,27 @@ class Progress:
         told = event.payload
         if event.kind == "started":
             self._first = event.at if self._first is None else self._first
-            self.teams[told["slot"], told["team"]].enter("training" if told["kind"] == "train" else "scoring",
-                                                         event.trial)
+            self.teams[told["slot"], told["team"]].enter(
+                "training" if told["kind"] == "train" else "scoring", event.trial
+            )
         elif event.kind == "restarted":
             self.teams[told["slot"], told["team"]].enter("starting")
         elif event.kind == "progress":
             self.inside[event.trial] = told["step"] / told["steps"]
-            self._figure(event.trial, self.rows * self.inside[event.trial], told.get("seconds"), told.get("waited"),
-                         told["step"], told["steps"], told.get("gpu"))
+            self._figure(
+                event.trial,
+                self.rows * self.inside[event.trial],
+                told.get("seconds"),
+                told.get("waited"),
+                told["step"],
+                told["steps"],
+                told.get("gpu"),
+            )
         elif event.kind == "epoch":
             self.inside[event.trial] = 0.0
-            self._figure(event.trial, told["images"], told["train_seconds"], told["data_wait_seconds"])
+            self._figure(
+                event.trial, told["images"], told["train_seconds"], told["data_wait_seconds"]
+            )
         elif event.kind not in ("proposed", "arrived", "unable", "built", "refused"):
             self.inside.pop(event.trial, None)
             for team in self._teams_of(event.trial):
@@ -83,9 +99,13 @@ class Progress:
         """Epochs of all trials that are over and done with, of `total`."""
         if all(record.ended for record in records):
             return self.total
-        return min(self.total, sum(self._trained(r) if self.halving else self._over(r) for r in records))
+        return min(
+            self.total, sum(self._trained(r) if self.halving else self._over(r) for r in records)
+        )
 
-    def document(self, records: Sequence[TrialRecord], repeats: Sequence[TrialRecord]) -> dict[str, Any]:
+    def document(
+        self, records: Sequence[TrialRecord], repeats: Sequence[TrialRecord]
+    ) -> dict[str, Any]:
         """Where the run stands; `repeats` are those of the best trial with other seeds."""
         now = time.time()
         done, total = self.done(records), self.total
@@ -94,10 +114,14 @@ class Progress:
         trained = sum(len(record.history) for record in (*records, *repeats)) + sum(inside.values())
         seconds = 0.0 if self._first is None else now - self._first
         rate = (trained - self._trained_before) / seconds if seconds > 0 else 0.0
-        return {"at": round(now, 1),
-                "epochs": {"done": round(done, 2), "total": total, "each": self.epochs},
-                "left_s": round(left / rate, 1) if rate > 0 else None, "may_end_early": self.may_end_early,
-                "inside": inside, "teams": [asdict(team) for team in self.teams.values()]}
+        return {
+            "at": round(now, 1),
+            "epochs": {"done": round(done, 2), "total": total, "each": self.epochs},
+            "left_s": round(left / rate, 1) if rate > 0 else None,
+            "may_end_early": self.may_end_early,
+            "inside": inside,
+            "teams": [asdict(team) for team in self.teams.values()],
+        }
 
     def _trained(self, record: TrialRecord) -> float:
         return len(record.history) + self.inside.get(record.trial, 0.0)
@@ -106,12 +130,23 @@ class Progress:
         """Epochs of a trial; all of them where it ended early."""
         return self.epochs if record.ended else self._trained(record)
 
-    def _figure(self, trial: str, images: float, seconds: float | None, waited: float | None, step: int | None = None,
-                steps: int | None = None, gpu: float | None = None) -> None:
+    def _figure(
+        self,
+        trial: str,
+        images: float,
+        seconds: float | None,
+        waited: float | None,
+        step: int | None = None,
+        steps: int | None = None,
+        gpu: float | None = None,
+    ) -> None:
         for team in self._teams_of(trial):
             team.step, team.steps, team.gpu = step, steps, team.gpu if gpu is None else gpu
             if seconds:
-                team.images_per_s, team.data_wait = round(images / seconds, 1), round((waited or 0.0) / seconds, 4)
+                team.images_per_s, team.data_wait = (
+                    round(images / seconds, 1),
+                    round((waited or 0.0) / seconds, 4),
+                )
 
     def _teams_of(self, trial: str) -> list[TeamState]:
         return [team for team in self.teams.values() if team.trial == trial]

@@ -1,4 +1,6 @@
-"""Which configuration each trial gets: those of a list one after the other, or what Optuna proposes."""
+"""Which configuration each trial gets: those of a list one after the other, or what Optuna
+proposes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from raysft.job.space import completed, path_of, recipe_of
 from raysft.job.spec import metric_mode, order
 from raysft.search.space import Config, fill
 
-# How far a trial that was run before came: its configuration, status, and the metrics of its epochs.
+# How far a trial that was run before came: its configuration, status, and the metrics of its
+# epochs.
 Past = tuple[Config, str, Sequence[Mapping[str, Any]]]
 
 
@@ -41,13 +44,15 @@ class InOrder:
 
 
 class ByOptuna(InOrder):
-    """Tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna; alternatives are conditional spaces of it.
+    """Tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna; alternatives are
+    conditional spaces of it.
 
     Trials in `configs` have theirs already; `past` are the trials of an earlier part of this run.
     """
 
-    def __init__(self, numbers: Sequence[int], configs: Mapping[int, Config], job: Job,
-                 past: Sequence[Past]) -> None:
+    def __init__(
+        self, numbers: Sequence[int], configs: Mapping[int, Config], job: Job, past: Sequence[Past]
+    ) -> None:
         super().__init__(numbers, configs)
         import optuna
 
@@ -57,9 +62,12 @@ class ByOptuna(InOrder):
         self.space = completed(job.search.space)
         seed = job.seed + len(past)  # a run taken up again must not draw the same once more
         # Trials run side by side: a penalty on what is being tried keeps them apart.
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-        self.study = optuna.create_study(sampler=sampler,
-                                         direction="minimize" if metric_mode(self.goal) == "min" else "maximize")
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True
+        )
+        self.study = optuna.create_study(
+            sampler=sampler, direction="minimize" if metric_mode(self.goal) == "min" else "maximize"
+        )
         self.trials: dict[int, Any] = {}
         self.epochs: dict[int, list[Mapping[str, Any]]] = {}
         for config, status, history in past:
@@ -90,7 +98,9 @@ class ByOptuna(InOrder):
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
     def _fixed(self, config: Config) -> Any:
-        """A trial of the study with the parameters of a known configuration; None for one outside the space."""
+        """A trial of the study with the parameters of a known configuration; None for one outside
+        the space.
+        """
         parameters = self._parameters(config)
         if parameters is None:
             return None
@@ -100,19 +110,25 @@ class ByOptuna(InOrder):
         return trial
 
     def _walk(self, trial: Any) -> Config:
-        """The configuration of a trial of the study, its parameters chosen on the way through the space."""
+        """The configuration of a trial of the study, its parameters chosen on the way through the
+        space.
+        """
         case: Config = {}
         for key, value in self.space.items():
             if isinstance(value, list):
-                number = trial.suggest_categorical(key, list(range(len(value)))) if len(value) > 1 else 0
+                number = (
+                    trial.suggest_categorical(key, list(range(len(value)))) if len(value) > 1 else 0
+                )
                 case[key] = value[number]
             else:
                 case[key] = value
-        chosen = {key: trial.params.get(key, 0) for key in case if isinstance(self.space[key], list)}
+        chosen = {
+            key: trial.params.get(key, 0) for key in case if isinstance(self.space[key], list)
+        }
         return fill(case, lambda name, given: self._suggest(trial, _parameter(name, chosen), given))
 
     def _suggest(self, trial: Any, name: str, given: dict[str, Any]) -> Any:
-        (kind, bounds), = given.items()
+        ((kind, bounds),) = given.items()
         if kind == "choice":
             return bounds[trial.suggest_categorical(name, list(range(len(bounds))))]
         if kind == "int":
@@ -120,7 +136,9 @@ class ByOptuna(InOrder):
         return trial.suggest_float(name, *bounds, log=kind == "loguniform")
 
     def _parameters(self, config: Config) -> dict[str, Any] | None:
-        """The parameters of the study that a configuration stands for, where it leaves a value out with the job's."""
+        """The parameters of the study that a configuration stands for, where it leaves a value out
+        with the job's.
+        """
         recipe = recipe_of(self.job, config).model_dump()
         found: dict[str, Any] = {}
         for key, options in self.space.items():
@@ -136,7 +154,9 @@ class ByOptuna(InOrder):
                 found[key] = number
             for name, value in options[number].items():
                 if is_range(value):
-                    found[_parameter(f"{key}.{name}", {key: number})] = _as_parameter(value, given[name])
+                    found[_parameter(f"{key}.{name}", {key: number})] = _as_parameter(
+                        value, given[name]
+                    )
         return None if None in found.values() else found
 
 
@@ -151,8 +171,14 @@ def _at(tree: Mapping[str, Any], key: str) -> Any:
 def _fits(option: Config, given: Any) -> bool:
     """Whether a section could have come out of an alternative."""
     return isinstance(given, Mapping) and all(
-        name in given and (_as_parameter(value, given[name]) is not None if is_range(value) else value == given[name])
-        for name, value in option.items())
+        name in given
+        and (
+            _as_parameter(value, given[name]) is not None
+            if is_range(value)
+            else value == given[name]
+        )
+        for name, value in option.items()
+    )
 
 
 def _parameter(name: str, chosen: Mapping[str, int]) -> str:
@@ -165,18 +191,24 @@ def _parameter(name: str, chosen: Mapping[str, int]) -> str:
 
 def _as_parameter(given: dict[str, Any], value: Any) -> Any:
     """What a range's parameter is called for a value; None for a value outside."""
-    (kind, bounds), = given.items()
+    ((kind, bounds),) = given.items()
     if kind == "choice":
         return bounds.index(value) if value in bounds else None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if number and bounds[0] <= value <= bounds[1] else None
 
 
-def searcher(job: Job, numbers: Sequence[int], configs: Mapping[int, Config], past: Sequence[Past]) -> InOrder:
-    """What proposes the configurations of a job's trials; raises UserError where its library is not installed."""
+def searcher(
+    job: Job, numbers: Sequence[int], configs: Mapping[int, Config], past: Sequence[Past]
+) -> InOrder:
+    """What proposes the configurations of a job's trials; raises UserError where its library is not
+    installed.
+    """
     if job.search is None or job.search.algorithm == "random":
         return InOrder(numbers, configs)
     try:
         return ByOptuna(numbers, configs, job, past)
     except ImportError:
-        raise UserError("search.algorithm: tpe", "needs the library optuna", "pip install 'raysft[optuna]'") from None
+        raise UserError(
+            "search.algorithm: tpe", "needs the library optuna", "pip install 'raysft[optuna]'"
+        ) from None

@@ -1,7 +1,9 @@
-"""What ends or pauses trials early: nothing, Ray Tune's rule of the median, or successive halving (`halving`).
+"""What ends or pauses trials early: nothing, Ray Tune's rule of the median, or successive halving
+(`halving`).
 
-Tune would start an actor for each trial that runs, which had nothing to do here but to hand a configuration to a team,
-and cost two seconds of CPU. So its rule is asked from a thread of the driver.
+Tune would start an actor for each trial that runs, which had nothing to do here but to hand a
+configuration to a team, and cost two seconds of CPU. So its rule is asked from a thread of the
+driver.
 """
 
 from __future__ import annotations
@@ -37,10 +39,14 @@ class Scheduler:
         """A trial that was to pause has left its team."""
 
     def ended(self, number: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """A trial has ended: with the `metrics` of its last epoch, or failed or stopped from outside without any."""
+        """A trial has ended: with the `metrics` of its last epoch, or failed or stopped from
+        outside without any.
+        """
 
     def promoted(self) -> int | None:
-        """The paused trial that goes on now, once all trials have begun; None where none may, or not yet."""
+        """The paused trial that goes on now, once all trials have begun; None where none may, or
+        not yet.
+        """
         return None
 
     def hopeless(self) -> Sequence[int]:
@@ -49,22 +55,31 @@ class Scheduler:
 
 
 class Median(Scheduler):
-    """Tune's rule: a trial whose best epoch is worse than the median of the others' running means ends."""
+    """Tune's rule: a trial whose best epoch is worse than the median of the others' running means
+    ends.
+    """
 
     def __init__(self, grace: int, metric: str, known: Known) -> None:
         from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
-        self.rule = MedianStoppingRule(time_attr="epoch", metric=metric, mode=metric_mode(metric), grace_period=grace)
+        self.rule = MedianStoppingRule(
+            time_attr="epoch", metric=metric, mode=metric_mode(metric), grace_period=grace
+        )
         self.stop, self.known = TrialScheduler.STOP, known
         for number, history in known.ended.items():
             self._tell(number, history)
 
     def begin(self, number: int) -> None:
-        # The team tells the last epoch again, and it is judged then: it may have died before that was heard.
+        # The team tells the last epoch again, and it is judged then: it may have died before that
+        # was heard.
         self._tell(number, self.known.going_on.get(number, ())[:-1])
 
     def epoch(self, number: int, metrics: Mapping[str, Any]) -> Decision:
-        return "stop" if self.rule.on_trial_result(_NO_TUNE, _trial(number), dict(metrics)) == self.stop else "go on"
+        return (
+            "stop"
+            if self.rule.on_trial_result(_NO_TUNE, _trial(number), dict(metrics)) == self.stop
+            else "go on"
+        )
 
     def ended(self, number: int, metrics: Mapping[str, Any] | None = None) -> None:
         if metrics is not None:

@@ -1,4 +1,6 @@
-"""The search: which trials run, side by side, and for how long; asked from a thread of the driver."""
+"""The search: which trials run, side by side, and for how long; asked from a thread of the
+driver.
+"""
 
 from __future__ import annotations
 
@@ -19,39 +21,63 @@ MakeTask = Callable[[int, dict[str, Any]], Task]
 
 
 def scheduler_of(spec: Search, trials: int, epochs: int, teams: int, known: Known) -> Scheduler:
-    """What decides on the trials of a job; known: where the run stood when it was taken up again."""
+    """What decides on the trials of a job; known: where the run stood when it was taken up
+    again.
+    """
     given = spec.scheduler
     if given.name == "asha":
         return Halving(given, trials, epochs, teams, spec.metric, known)
-    return Median(grace_of(given, epochs), spec.metric, known) if given.name == "median" else Scheduler()
+    return (
+        Median(grace_of(given, epochs), spec.metric, known)
+        if given.name == "median"
+        else Scheduler()
+    )
 
 
-def search(proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: Any, teams: int,
-           scheduler: Scheduler) -> None:
-    """Run all trials that are proposed, `teams` at a time; returns when the last one has ended, or was told to.
+def search(
+    proposals: InOrder,
+    make_task: MakeTask,
+    names: Sequence[str],
+    queue: Any,
+    teams: int,
+    scheduler: Scheduler,
+) -> None:
+    """Run all trials that are proposed, `teams` at a time; returns when the last one has ended, or
+    was told to.
 
     names: of all trials of the run, by their numbers.
     """
     going: dict[Any, int] = {}
     while True:
-        while len(going) < teams and (number := _next(proposals, make_task, names, queue, scheduler)) is not None:
+        while (
+            len(going) < teams
+            and (number := _next(proposals, make_task, names, queue, scheduler)) is not None
+        ):
             going[queue.next_event.remote(names[number])] = number
         if not going:
             return
         (told,), _ = ray.wait(list(going), num_returns=1)
         number = going.pop(told)
         if _has_more(number, names[number], ray.get(told), queue, scheduler, proposals):
-            going[queue.next_event.remote(names[number])] = number  # to ask for an epoch lets the team train it
+            going[queue.next_event.remote(names[number])] = (
+                number  # to ask for an epoch lets the team train it
+            )
 
 
-def _next(proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: Any,
-          scheduler: Scheduler) -> int | None:
-    """Hand a trial to the teams: the next one that is proposed, else a paused one; None when there is none now."""
+def _next(
+    proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: Any, scheduler: Scheduler
+) -> int | None:
+    """Hand a trial to the teams: the next one that is proposed, else a paused one; None when there
+    is none now.
+    """
     while (proposed := proposals.next_trial()) is not None:
         number, config = proposed
         try:
             task = make_task(number, config)
-        except (ValueError, UserError) as error:  # each value may be right, and all of them together not
+        except (
+            ValueError,
+            UserError,
+        ) as error:  # each value may be right, and all of them together not
             ray.get(queue.reject.remote(names[number], config, " ".join(str(error).split())))
             proposals.ended(number, failed=True)
             continue
@@ -66,7 +92,9 @@ def _next(proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: 
     return promoted
 
 
-def _has_more(number: int, name: str, event: Event, queue: Any, scheduler: Scheduler, proposals: InOrder) -> bool:
+def _has_more(
+    number: int, name: str, event: Event, queue: Any, scheduler: Scheduler, proposals: InOrder
+) -> bool:
     """Act on what became of a trial; returns whether it still has its team."""
     if event.kind == "paused":
         scheduler.paused(number)

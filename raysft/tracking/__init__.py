@@ -1,4 +1,6 @@
-"""The curves of a run where people look at those of all their runs: TensorBoard, MLflow, Weights & Biases."""
+"""The curves of a run where people look at those of all their runs: TensorBoard, MLflow, Weights &
+Biases.
+"""
 
 from raysft.tracking.front import Tracking
 

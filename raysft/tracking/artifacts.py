@@ -15,7 +15,9 @@ MODEL, REPORT = "model", "report.html"
 
 @contextmanager
 def delivered(run: Place) -> Iterator[tuple[Path, Path | None]]:
-    """The delivered model of a run as a folder on this machine's disk, and its report, if it has one."""
+    """The delivered model of a run as a folder on this machine's disk, and its report, if it has
+    one.
+    """
     if isinstance(run, Path):
         yield run / MODEL, run / REPORT if (run / REPORT).is_file() else None
         return

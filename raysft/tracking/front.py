@@ -1,7 +1,9 @@
-"""Trackers of a run, each in a thread of its own: what they do costs the run nothing, what fails in them as little.
+"""Trackers of a run, each in a thread of its own: what they do costs the run nothing, what fails in
+them as little.
 
-A tracker is handed the newest state of each trial and logs what it has not logged yet. So its mailbox holds no more
-than one record a trial, a slow server loses nothing, and a run that is taken up again is logged on from where it was.
+A tracker is handed the newest state of each trial and logs what it has not logged yet. So its
+mailbox holds no more than one record a trial, a slow server loses nothing, and a run that is taken
+up again is logged on from where it was.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from raysft.storage import Place, is_full, read_json, write_json
 
 FLUSH_SECONDS = 30.0  # for all trackers together, at the end of a run
 MODEL_SECONDS = 300.0  # more, where one of them takes the delivered model
-STOP_SECONDS = 2.0  # after Ctrl-C: a cluster kills a job that is not gone three seconds after it was asked to go
-KEEP_SECONDS, REMOTE_KEEP_SECONDS = 1.0, 30.0  # between two writes of what trackers remember: disk, object store
+# after Ctrl-C: a cluster kills a job that is not gone three seconds after it was asked to go
+STOP_SECONDS = 2.0
+KEEP_SECONDS, REMOTE_KEEP_SECONDS = (
+    1.0,
+    30.0,
+)  # between two writes of what trackers remember: disk, object store
 MEMORY = "tracking.json"
 
 Ending = Literal["finished", "killed", "failed"]
@@ -31,13 +37,17 @@ Ending = Literal["finished", "killed", "failed"]
 
 @dataclass(frozen=True)
 class News:
-    """The newest state of a trial, and when (seconds of the epoch) each of its epochs was heard of."""
+    """The newest state of a trial, and when (seconds of the epoch) each of its epochs was heard
+    of.
+    """
 
     record: TrialRecord
     heard: Mapping[int, float]
 
     def at(self, epoch: int) -> float:
-        """When an epoch was heard of; of one from an earlier part of the run nothing is known but that it was."""
+        """When an epoch was heard of; of one from an earlier part of the run nothing is known but
+        that it was.
+        """
         return self.heard.get(epoch, time.time())
 
 
@@ -50,11 +60,15 @@ class Close:
 
 
 class Tracker(Protocol):
-    """One place that trials are logged to; all of it is called in one thread and may take its time."""
+    """One place that trials are logged to; all of it is called in one thread and may take its
+    time.
+    """
 
     name: str
     remembers: dict[str, Any]
-    """What it has to know when the run is taken up again, with `trials`: for each, its epochs and whether it ended."""
+    """What it has to know when the run is taken up again, with `trials`: for each, its epochs and
+    whether it ended.
+    """
 
     def open(self) -> None:
         """Import its library and reach its store."""
@@ -78,7 +92,9 @@ class Memory:
 
     @classmethod
     def of(cls, folder: Place) -> Memory:
-        """That of a run directory; empty where nothing was tracked yet. Raises OSError, ValueError."""
+        """That of a run directory; empty where nothing was tracked yet. Raises OSError,
+        ValueError.
+        """
         try:
             return cls(folder, read_json(folder / MEMORY))
         except FileNotFoundError:
@@ -87,11 +103,14 @@ class Memory:
     def keep(self, tracker: Tracker, now: bool = False) -> None:
         """Write down what a tracker remembers now and then, at once what must not be forgotten.
 
-        That is which trials it knows and which of them have ended; of epochs it can find out what it has.
+        That is which trials it knows and which of them have ended; of epochs it can find out what
+        it has.
         """
         standing = {trial: known["ended"] for trial, known in tracker.remembers["trials"].items()}
         with self.lock:
-            self.known[tracker.name] = copy.deepcopy(tracker.remembers)  # others' threads change theirs meanwhile
+            self.known[tracker.name] = copy.deepcopy(
+                tracker.remembers
+            )  # others' threads change theirs meanwhile
             pause = KEEP_SECONDS if isinstance(self.folder, Path) else REMOTE_KEEP_SECONDS
             now = now or self.standing.get(tracker.name) != standing
             if now or time.monotonic() - self.written > pause:
@@ -131,9 +150,14 @@ class TrackerThread(threading.Thread):
             self.memory.keep(self.tracker, now=True)
             while self._work():
                 pass
-        except Exception as error:  # of any kind, by library and by what is wrong with the disk or the network
+        except (
+            Exception
+        ) as error:  # of any kind, by library and by what is wrong with the disk or the network
             why = "no space is left to write to" if is_full(error) else in_words(error)
-            self.note(f"tracking {self.tracker.name}: {why}; nothing more is logged there, the run goes on")
+            self.note(
+                f"tracking {self.tracker.name}: {why}; nothing more is logged there, the run "
+                "goes on"
+            )
 
     def _work(self) -> bool:
         """Log what has come; whether more may."""
@@ -154,7 +178,9 @@ class TrackerThread(threading.Thread):
 
 
 class Tracking:
-    """All trackers of a run, as the driver sees them; a context that closes them as the run ends."""
+    """All trackers of a run, as the driver sees them; a context that closes them as the run
+    ends.
+    """
 
     def __init__(self, job: Job, run: Run, note: Callable[[str], None], scratch: Path) -> None:
         self.job, self.run, self.note = job, run, note
@@ -162,18 +188,25 @@ class Tracking:
         self.heard: dict[str, dict[int, float]] = {}
         self.begun = False
         self.threads = self._threads(_trackers_of(job, run, scratch))
-        for record in run.known.values():  # what an earlier part of the run could not log is logged now
+        for (
+            record
+        ) in run.known.values():  # what an earlier part of the run could not log is logged now
             self._tell(record)
 
     def _threads(self, trackers: list[Tracker]) -> list[TrackerThread]:
-        """A thread a tracker, none where it is not known what was logged already: that would be logged twice."""
+        """A thread a tracker, none where it is not known what was logged already: that would be
+        logged twice.
+        """
         if not trackers:
             return []
         try:
             memory = Memory.of(self.run.folder)
         except (OSError, ValueError) as error:
-            self.note(f"tracking: {self.run.folder / MEMORY} cannot be read ({error}); nothing is logged, the run goes "
-                      "on. Without that file all is logged anew")
+            self.note(
+                f"tracking: {self.run.folder / MEMORY} cannot be read ({error}); nothing is "
+                "logged, the run goes "
+                "on. Without that file all is logged anew"
+            )
             return []
         for tracker in trackers:
             tracker.remembers |= memory.known.get(tracker.name, {})
@@ -182,7 +215,8 @@ class Tracking:
     def trial(self, record: TrialRecord, kind: str, at: float) -> None:
         """Something happened to a trial at `at` (seconds of the epoch).
 
-        The libraries are imported once a trial trains or has ended: no start of a run waits for them.
+        The libraries are imported once a trial trains or has ended: no start of a run waits for
+        them.
         """
         if not self.threads or kind in ("proposed", "started"):
             return
@@ -206,7 +240,8 @@ class Tracking:
         self._finish(Close("killed" if stopped else "failed" if kind else "finished", self.results))
 
     def _tell(self, record: TrialRecord) -> None:
-        # The history of a record is replaced at every epoch and never changed, so a shallow copy is one of a moment.
+        # The history of a record is replaced at every epoch and never changed, so a shallow copy is
+        # one of a moment.
         for thread in self.threads:
             thread.tell(News(replace(record), self.heard.get(record.trial, {})))
 
@@ -217,19 +252,32 @@ class Tracking:
                 thread.start()
 
     def _finish(self, close: Close) -> None:
-        """Wait for all trackers, but not without end; one that nothing has come for has nothing to close."""
-        if not self.begun and not (close.results and any(thread.has_mail for thread in self.threads)):
+        """Wait for all trackers, but not without end; one that nothing has come for has nothing to
+        close.
+        """
+        if not self.begun and not (
+            close.results and any(thread.has_mail for thread in self.threads)
+        ):
             return
         self._begin()
         for thread in self.threads:
             thread.end(close)
-        takes_model = close.results is not None and (self.job.tracking.mlflow or self.job.tracking.wandb)
-        limit = STOP_SECONDS if close.ending == "killed" else FLUSH_SECONDS + (MODEL_SECONDS if takes_model else 0)
+        takes_model = close.results is not None and (
+            self.job.tracking.mlflow or self.job.tracking.wandb
+        )
+        limit = (
+            STOP_SECONDS
+            if close.ending == "killed"
+            else FLUSH_SECONDS + (MODEL_SECONDS if takes_model else 0)
+        )
         deadline = time.monotonic() + limit
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                self.note(f"tracking {thread.tracker.name}: did not take everything within {limit:g} seconds")
+                self.note(
+                    f"tracking {thread.tracker.name}: did not take everything within {limit:g} "
+                    "seconds"
+                )
 
 
 def _trackers_of(job: Job, run: Run, scratch: Path) -> list[Tracker]:

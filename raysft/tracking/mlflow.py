@@ -19,9 +19,13 @@ SQLITE = "sqlite:///"
 PARENT = "mlflow.parentRunId"
 METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100  # what MLflow takes in one request
 LONGEST = 500  # characters of a parameter that every server takes
-# Read by MLflow: no telemetry, and a server that is gone is given up within a minute or two instead of ten.
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-          "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# Read by MLflow: no telemetry, and a server that is gone is given up within a minute or two instead
+# of ten.
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 _STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 _ENDING = {"finished": "FINISHED", "killed": "KILLED", "failed": "FAILED"}
 
@@ -68,17 +72,26 @@ class Mlflow:
             self.client.set_terminated(trials[trial]["run"], _ENDING[close.ending])
         if close.results is not None:
             self._deliver(parent, close.results)
-        self.client.set_tag(parent, "raysft.status", {"finished": "done", "killed": "stopped"}.get(
-            close.ending, "failed"))
+        self.client.set_tag(
+            parent,
+            "raysft.status",
+            {"finished": "done", "killed": "stopped"}.get(close.ending, "failed"),
+        )
         self.client.set_terminated(parent, _ENDING[close.ending])
 
-    # --- runs ---
+    # --- runs -----------------------------------------------------------------------------------
 
     def _begin_parent(self) -> None:
-        tags = {"raysft.run": self.folder.name, "raysft.folder": str(self.folder), "raysft.metric": self.metric}
+        tags = {
+            "raysft.run": self.folder.name,
+            "raysft.folder": str(self.folder),
+            "raysft.metric": self.metric,
+        }
         name = self.job.tracking.mlflow_experiment or self.job.name
         self.remembers["experiment"] = self._experiment(name)
-        made = self.client.create_run(self.remembers["experiment"], tags=tags, run_name=self.folder.name)
+        made = self.client.create_run(
+            self.remembers["experiment"], tags=tags, run_name=self.folder.name
+        )
         self.remembers["parent"] = made.info.run_id
         self._parameters(made.info.run_id, flattened(self.job.model_dump()))
 
@@ -89,7 +102,9 @@ class Mlflow:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(name, artifact_location=_artifacts(self.remembers["uri"]))
+                return self.client.create_experiment(
+                    name, artifact_location=_artifacts(self.remembers["uri"])
+                )
             except MlflowException:  # another run has made it at this moment
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
@@ -97,15 +112,25 @@ class Mlflow:
         return found.experiment_id
 
     def _begin(self, record: TrialRecord) -> dict[str, Any]:
-        tags = {PARENT: self.remembers["parent"], "raysft.run": self.folder.name, "raysft.trial": record.trial}
+        tags = {
+            PARENT: self.remembers["parent"],
+            "raysft.run": self.folder.name,
+            "raysft.trial": record.trial,
+        }
         began = int(1000 * record.started) if record.started else None
         made = self.client.create_run(self.remembers["experiment"], began, tags, record.trial)
-        known = self.remembers["trials"][record.trial] = {"run": made.info.run_id, "epochs": 0, "ended": False}
+        known = self.remembers["trials"][record.trial] = {
+            "run": made.info.run_id,
+            "epochs": 0,
+            "ended": False,
+        }
         self._parameters(made.info.run_id, parameters_of(self.job, record))
         return known
 
     def _take_up(self, known: dict[str, Any]) -> None:
-        """Go on in the run of a trial that was interrupted, after the last epoch that it really has."""
+        """Go on in the run of a trial that was interrupted, after the last epoch that it really
+        has.
+        """
         self.client.update_run(known["run"], status="RUNNING")
         logged = self.client.get_metric_history(known["run"], "train_loss")
         known["epochs"] = max([known["epochs"], *(metric.step for metric in logged)])
@@ -129,13 +154,16 @@ class Mlflow:
             if report is not None:
                 self.client.log_artifact(parent, str(report))
 
-    # --- requests ---
+    # --- requests -------------------------------------------------------------------------------
 
     def _log(self, run: str, epochs: Mapping[int, Mapping[str, float]], news: News | None) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, value, int(1000 * (news.at(step) if news else time.time())), step)
-                   for step, values in epochs.items() for key, value in values.items()]
+        metrics = [
+            Metric(key, value, int(1000 * (news.at(step) if news else time.time())), step)
+            for step, values in epochs.items()
+            for key, value in values.items()
+        ]
         for part in _parts(metrics, METRICS_AT_ONCE):
             self.client.log_batch(run, metrics=part)
 
@@ -148,11 +176,13 @@ class Mlflow:
 
 
 def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (values[first:first + size] for first in range(0, len(values), size))
+    return (values[first : first + size] for first in range(0, len(values), size))
 
 
 def _absolute(uri: str) -> str:
-    """The address with that of a SQLite file made absolute, as a run may be resumed elsewhere; its folder is made."""
+    """The address with that of a SQLite file made absolute, as a run may be resumed elsewhere; its
+    folder is made.
+    """
     if not uri.startswith(SQLITE):
         return uri
     file = Path(uri.removeprefix(SQLITE)).absolute()
@@ -161,5 +191,11 @@ def _absolute(uri: str) -> str:
 
 
 def _artifacts(uri: str) -> str | None:
-    """Where files of a new experiment go: beside a SQLite file, else where its server keeps them."""
-    return str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts") if uri.startswith(SQLITE) else None
+    """Where files of a new experiment go: beside a SQLite file, else where its server keeps
+    them.
+    """
+    return (
+        str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts")
+        if uri.startswith(SQLITE)
+        else None
+    )

@@ -1,7 +1,9 @@
-"""Event files for TensorBoard: RUN/tensorboard/TRIAL, so that the curves of all trials lie over each other.
+"""Event files for TensorBoard: RUN/tensorboard/TRIAL, so that the curves of all trials lie over
+each other.
 
-Written with the writer of the package tensorboard, which people need to look at them anyway: tensorboardX and
-torch.utils.tensorboard both import torch, seconds that the process of a run has no other use for.
+Written with the writer of the package tensorboard, which people need to look at them anyway:
+tensorboardX and torch.utils.tensorboard both import torch, seconds that the process of a run has no
+other use for.
 """
 
 from __future__ import annotations
@@ -41,7 +43,12 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary, self._file = event_pb2, summary_pb2, EventFileWriter
-        self._hparams, self._plugin, self._api, self._metadata = summary_v2, plugin_data_pb2, api_pb2, metadata
+        self._hparams, self._plugin, self._api, self._metadata = (
+            summary_v2,
+            plugin_data_pb2,
+            api_pb2,
+            metadata,
+        )
 
     def trial(self, news: News) -> None:
         record = news.record
@@ -51,9 +58,16 @@ class TensorBoard:
         writer = self._writers.get(record.trial) or self._begin(record, known["epochs"])
         for epoch in record.history:
             if epoch["epoch"] > self._logged[record.trial]:
-                values = [self._summary.Summary.Value(tag=name, simple_value=value)
-                          for name, value in metrics_of(epoch).items()]
-                self._add(writer, self._summary.Summary(value=values), epoch["epoch"], news.at(epoch["epoch"]))
+                values = [
+                    self._summary.Summary.Value(tag=name, simple_value=value)
+                    for name, value in metrics_of(epoch).items()
+                ]
+                self._add(
+                    writer,
+                    self._summary.Summary(value=values),
+                    epoch["epoch"],
+                    news.at(epoch["epoch"]),
+                )
                 self._logged[record.trial] = epoch["epoch"]
         if record.ended:
             self._end(record)
@@ -62,32 +76,49 @@ class TensorBoard:
         self._settle(at_once=record.ended)
 
     def close(self, close: Close) -> None:
-        for writer in self._writers.values():  # of trials that were interrupted: they may go on in another file
+        for writer in (
+            self._writers.values()
+        ):  # of trials that were interrupted: they may go on in another file
             writer.close()
         self._settle(at_once=True)
 
-    # --- files ---
+    # --- files ----------------------------------------------------------------------------------
 
     def _begin(self, record: TrialRecord, epochs: int) -> Any:
-        """A new event file of a trial that has `epochs` in earlier ones; what they hold beyond that is void."""
+        """A new event file of a trial that has `epochs` in earlier ones; what they hold beyond that
+        is void.
+        """
         writer = self._file(str(self.local / record.trial))
         if epochs:
             again = self._event.SessionLog(status=self._event.SessionLog.START)
-            writer.add_event(self._event.Event(wall_time=time.time(), step=epochs + 1, session_log=again))
-        values = {key: value if isinstance(value, (bool, int, float)) else str(value)
-                  for key, value in searched_of(self.job, record).items()}
-        self._add(writer, self._hparams.hparams_pb(values, record.trial, record.started), 0, time.time())
+            writer.add_event(
+                self._event.Event(wall_time=time.time(), step=epochs + 1, session_log=again)
+            )
+        values = {
+            key: value if isinstance(value, (bool, int, float)) else str(value)
+            for key, value in searched_of(self.job, record).items()
+        }
+        self._add(
+            writer, self._hparams.hparams_pb(values, record.trial, record.started), 0, time.time()
+        )
         self._writers[record.trial], self._logged[record.trial] = writer, epochs
         return writer
 
     def _end(self, record: TrialRecord) -> None:
         """Say in its file how a trial ended, and close it."""
         well = record.status in ("finished", "stopped")
-        ended = self._plugin.SessionEndInfo(end_time_secs=time.time(), status=self._api.Status.Value(
-            "STATUS_SUCCESS" if well else "STATUS_FAILURE"))
-        about = self._metadata.create_summary_metadata(self._plugin.HParamsPluginData(session_end_info=ended))
-        value = self._summary.Summary.Value(tag=self._metadata.SESSION_END_INFO_TAG, metadata=about,
-                                            tensor=self._metadata.NULL_TENSOR)
+        ended = self._plugin.SessionEndInfo(
+            end_time_secs=time.time(),
+            status=self._api.Status.Value("STATUS_SUCCESS" if well else "STATUS_FAILURE"),
+        )
+        about = self._metadata.create_summary_metadata(
+            self._plugin.HParamsPluginData(session_end_info=ended)
+        )
+        value = self._summary.Summary.Value(
+            tag=self._metadata.SESSION_END_INFO_TAG,
+            metadata=about,
+            tensor=self._metadata.NULL_TENSOR,
+        )
         writer = self._writers.pop(record.trial)
         self._add(writer, self._summary.Summary(value=[value]), 0, time.time())
         writer.close()
@@ -97,7 +128,9 @@ class TensorBoard:
         writer.add_event(self._event.Event(wall_time=at, step=step, summary=summary))
 
     def _settle(self, at_once: bool) -> None:
-        """Remember as logged what is where the run is: at once on a disk, once it is copied to an object store."""
+        """Remember as logged what is where the run is: at once on a disk, once it is copied to an
+        object store.
+        """
         if not isinstance(self.target, Path):
             if not at_once and time.monotonic() - self._put < PUT_SECONDS:
                 return

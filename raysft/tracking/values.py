@@ -12,8 +12,14 @@ from raysft.results.run import TrialRecord
 
 
 def metrics_of(epoch: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an epoch as trial.json has them, with images a second and the share of waiting for data."""
-    found = {key: float(value) for key, value in epoch.items() if key != "epoch" and isinstance(value, (int, float))}
+    """The numbers of an epoch as trial.json has them, with images a second and the share of waiting
+    for data.
+    """
+    found = {
+        key: float(value)
+        for key, value in epoch.items()
+        if key != "epoch" and isinstance(value, (int, float))
+    }
     busy = found.get("train_seconds")
     if busy:
         found["images_per_second"] = epoch["images"] / busy
@@ -22,7 +28,9 @@ def metrics_of(epoch: Mapping[str, Any]) -> dict[str, float]:
 
 
 def parameters_of(job: Job, record: TrialRecord) -> dict[str, Any]:
-    """Network and recipe of a trial under the dotted keys of the job file: what was searched and all the rest."""
+    """Network and recipe of a trial under the dotted keys of the job file: what was searched and
+    all the rest.
+    """
     try:
         recipe = recipe_of(job, record.config)
     except ValueError:  # a configuration that no trial can have
@@ -31,7 +39,9 @@ def parameters_of(job: Job, record: TrialRecord) -> dict[str, Any]:
 
 
 def searched_of(job: Job, record: TrialRecord) -> dict[str, Any]:
-    """What sets a trial apart from the others: its configuration; without a search the whole recipe."""
+    """What sets a trial apart from the others: its configuration; without a search the whole
+    recipe.
+    """
     if job.search is None:
         return parameters_of(job, record)
     return flattened({path_of(key): value for key, value in record.config.items()})

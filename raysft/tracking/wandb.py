@@ -1,4 +1,6 @@
-"""Weights & Biases: each trial a run, all of them in the group that bears the name of raysft's run."""
+"""Weights & Biases: each trial a run, all of them in the group that bears the name of raysft's
+run.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +44,20 @@ class Wandb:
         record = news.record
         known = self.remembers["trials"].get(record.trial)
         if known is None:
-            known = self.remembers["trials"][record.trial] = {"run": self._id(record.trial), "epochs": 0,
-                                                              "ended": False}
+            known = self.remembers["trials"][record.trial] = {
+                "run": self._id(record.trial),
+                "epochs": 0,
+                "ended": False,
+            }
         run = self._runs.get(record.trial) or self._begin(record, known)
         for epoch in record.history:
             if epoch["epoch"] > known["epochs"]:
                 run.log(metrics_of(epoch), step=epoch["epoch"])
                 known["epochs"] = epoch["epoch"]
         if record.ended:
-            run.summary.update({"status": record.status} | ({"error": record.error} if record.error else {}))
+            run.summary.update(
+                {"status": record.status} | ({"error": record.error} if record.error else {})
+            )
             self._end(record.trial, 0 if record.status in ("finished", "stopped") else 1)
             known["ended"] = True
 
@@ -60,30 +67,50 @@ class Wandb:
         if close.results is not None:
             self._deliver(close.results["best"])
         self._copy()
-        self._wandb.teardown()  # its helper process ends here: the process of a run may end without a farewell
+        # its helper process ends here: the process of a run may end without a farewell
+        self._wandb.teardown()
 
-    # --- runs ---
+    # --- runs -----------------------------------------------------------------------------------
 
     def _id(self, trial: str) -> str:
         """A name that the project has not seen, and that can be recognised."""
         return f"{self.folder.name}-{trial}-{uuid.uuid4().hex[:8]}"[-128:]
 
     def _begin(self, record: TrialRecord, known: dict[str, Any]) -> Any:
-        config = parameters_of(self.job, record) | {"run": self.folder.name, "trial": record.trial,
-                                                    "seed": self.job.seed}
+        config = parameters_of(self.job, record) | {
+            "run": self.folder.name,
+            "trial": record.trial,
+            "seed": self.job.seed,
+        }
         run = self._start(known["run"], record.trial, "trial", config)
-        known["epochs"] = max(known["epochs"], run.step - 1)  # a run taken up online knows what it has
+        known["epochs"] = max(
+            known["epochs"], run.step - 1
+        )  # a run taken up online knows what it has
         self._runs[record.trial] = run
         return run
 
     def _start(self, number: str, name: str, kind: str, config: Mapping[str, Any]) -> Any:
-        quiet = self._wandb.Settings(silent=True, console="off", disable_git=True, save_code=False,
-                                     x_disable_stats=True, stop_fn=_nothing)
-        return self._wandb.init(project=self.job.tracking.wandb, group=self.folder.name, id=number,
-                                name=f"{self.folder.name} {name}", job_type=kind, config=dict(config),
-                                dir=str(self.local), reinit="create_new", settings=quiet,
-                                mode=self.mode,  # type: ignore[arg-type]  # what the environment says, for W&B to judge
-                                resume="allow" if self.mode == "online" else None)
+        quiet = self._wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            save_code=False,
+            x_disable_stats=True,
+            stop_fn=_nothing,
+        )
+        return self._wandb.init(
+            project=self.job.tracking.wandb,
+            group=self.folder.name,
+            id=number,
+            name=f"{self.folder.name} {name}",
+            job_type=kind,
+            config=dict(config),
+            dir=str(self.local),
+            reinit="create_new",
+            settings=quiet,
+            mode=self.mode,  # type: ignore[arg-type]  # what the environment says, for W&B to judge
+            resume="allow" if self.mode == "online" else None,
+        )
 
     def _end(self, trial: str, code: int) -> None:
         self._runs.pop(trial).finish(exit_code=code)
@@ -93,7 +120,9 @@ class Wandb:
         """Scores, model and report of a run, as a run of their own beside its trials."""
         known = self.remembers.setdefault("result", {"run": self._id("result")})
         run = self._start(known["run"], "result", "result", flattened(self.job.model_dump()))
-        run.summary.update({"best_trial": best["trial"]} | {k: v for k, v in best.items() if isinstance(v, float)})
+        run.summary.update(
+            {"best_trial": best["trial"]} | {k: v for k, v in best.items() if isinstance(v, float)}
+        )
         with delivered(self.folder) as (model, report):
             artifact = self._wandb.Artifact(f"{self.folder.name}-model", type="model")
             artifact.add_dir(str(model))
@@ -107,7 +136,11 @@ class Wandb:
         if isinstance(self.folder, Path) or self.mode != "offline":
             return
         for file in (self.local / FOLDER).rglob("*"):
-            if file.is_file() and not file.is_symlink() and self._put.get(file) != file.stat().st_size:
+            if (
+                file.is_file()
+                and not file.is_symlink()
+                and self._put.get(file) != file.stat().st_size
+            ):
                 put_file(file, self.folder / str(file.relative_to(self.local)))
                 self._put[file] = file.stat().st_size
 

@@ -1,4 +1,6 @@
-"""How any program makes a network of a delivered model's architecture: what to call, and with what arguments."""
+"""How any program makes a network of a delivered model's architecture: what to call, and with what
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ TIMM = "timm:"
 _OWN = frozenset({"raysft.train.smallnet:small_cnn"})  # the networks that raysft brings along
 
 # Networks whose auxiliary training heads are left out: one loss, on the main head.
-_AUXILIARY = {"googlenet": {"aux_logits": False, "init_weights": True},
-              "inception_v3": {"aux_logits": False, "init_weights": True}}
+_AUXILIARY = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
 
 
 def torchvision_arguments(name: str, image_size: int | None) -> dict[str, Any]:
@@ -24,9 +28,11 @@ def is_torchvision(name: str) -> bool:
 
 
 def foreign_module(name: str) -> str | None:
-    """The module of a person's own that makes the network `name`; None for a network of raysft, torchvision or timm.
+    """The module of a person's own that makes the network `name`; None for a network of raysft,
+    torchvision or timm.
 
-    Whoever sends a model can write any module there: to import it is to run it, and so are the functions in it.
+    Whoever sends a model can write any module there: to import it is to run it, and so are the
+    functions in it.
     """
     if is_torchvision(name) or name.startswith(TIMM) or name in _OWN:
         return None
@@ -34,13 +40,21 @@ def foreign_module(name: str) -> str | None:
 
 
 def network_call(name: str, classes: int, image_size: int | None) -> tuple[str, dict[str, Any]]:
-    """(dotted name, keyword arguments) of the call that makes the network of a delivered model, without weights."""
+    """(dotted name, keyword arguments) of the call that makes the network of a delivered model,
+    without weights.
+    """
     if name.startswith(TIMM):
-        return "timm.create_model", {"model_name": name.removeprefix(TIMM), "num_classes": classes,
-                                     **_timm_size(name.removeprefix(TIMM), image_size)}
+        return "timm.create_model", {
+            "model_name": name.removeprefix(TIMM),
+            "num_classes": classes,
+            **_timm_size(name.removeprefix(TIMM), image_size),
+        }
     if not is_torchvision(name):
         return name.replace(":", "."), {"num_classes": classes}
-    return f"torchvision.models.{name}", {"num_classes": classes, **torchvision_arguments(name, image_size)}
+    return f"torchvision.models.{name}", {
+        "num_classes": classes,
+        **torchvision_arguments(name, image_size),
+    }
 
 
 def _timm_size(name: str, image_size: int | None) -> dict[str, int]:

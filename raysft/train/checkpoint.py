@@ -1,13 +1,15 @@
-"""Checkpoints of a trial: one folder each, written whole or not at all, taken up again without unpickling.
+"""Checkpoints of a trial: one folder each, written whole or not at all, taken up again without
+unpickling.
 
-    checkpoints/epoch-0003/               after three epochs; epoch-0003-step-000200: and 200 steps of the fourth
+    checkpoints/epoch-0003/               after three epochs; epoch-0003-step-000200: and 200 steps
+    of the fourth
         model.safetensors                 what would be delivered: with `ema` the moving average
-        raw.safetensors                   with `ema` the weights in training
-        optimizer.safetensors             not after the last epoch
-        state.json                        where training stood, hyperparameters, counters, checksums of the others
+        raw.safetensors                   with `ema` the weights in training optimizer.safetensors
+        not after the last epoch state.json                        where training stood,
+        hyperparameters, counters, checksums of the others
 
-Learning rate, order, augmentation and the random numbers of a step are functions of (seed, epoch, step), so the two
-stand for all of them.
+Learning rate, order, augmentation and the random numbers of a step are functions of (seed, epoch,
+step), so the two stand for all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysft.errors import DataError
-from raysft.storage import Place, local_copy, put_folder, read_json, scratch_beside, sha256, write_json
+from raysft.storage import (
+    Place,
+    local_copy,
+    put_folder,
+    read_json,
+    scratch_beside,
+    sha256,
+    write_json,
+)
 from raysft.train.checkpoint_paths import STATE, checkpoint_path, newest_first
 from raysft.train.learner import Learner
 
@@ -30,12 +40,16 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a trial is: whole epochs, steps of the next one and what these came to, the metrics of whole epochs."""
+    """How far a trial is: whole epochs, steps of the next one and what these came to, the metrics
+    of whole epochs.
+    """
 
     epoch: int = 0
     step: int = 0
     steps: int = 0
-    """Steps of the epoch, which say how its batches were cut; 0 between two epochs, and as older raysft wrote it."""
+    """Steps of the epoch, which say how its batches were cut; 0 between two epochs, and as older
+    raysft wrote it.
+    """
     totals: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Sum of the losses, right answers and images of the steps, over the whole team."""
     seconds: float = 0.0
@@ -44,30 +58,50 @@ class Standing:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save_checkpoint(folder: Place, standing: Standing, learner: Learner, final: bool = False) -> Place:
+def save_checkpoint(
+    folder: Place, standing: Standing, learner: Learner, final: bool = False
+) -> Place:
     """Write where training stands below `folder`; returns its own folder.
 
-    A `final` one is only ever delivered or told of again: it has no state of the optimizer, its larger half.
+    A `final` one is only ever delivered or told of again: it has no state of the optimizer, its
+    larger half.
     """
     target = checkpoint_path(folder, standing.epoch, standing.step)
     stored = learner.optimizer.state_dict()
     if final:
         stored["state"] = {}
-    values = {f"{index}.{name}": value for index, values in stored["state"].items() for name, value in values.items()}
+    values = {
+        f"{index}.{name}": value
+        for index, values in stored["state"].items()
+        for name, value in values.items()
+    }
     tensors = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
-    state = {"standing": asdict(standing), "param_groups": stored["param_groups"],
-             "scalars": {key: value for key, value in values.items() if key not in tensors}, **learner.counters()}
+    state = {
+        "standing": asdict(standing),
+        "param_groups": stored["param_groups"],
+        "scalars": {key: value for key, value in values.items() if key not in tensors},
+        **learner.counters(),
+    }
     with scratch_beside(target) as scratch:
-        for name, content in (learner.tensors() | ({} if final else {"optimizer": tensors})).items():
-            save_file({k: v.detach().contiguous() for k, v in content.items()}, scratch / f"{name}.safetensors")
+        for name, content in (
+            learner.tensors() | ({} if final else {"optimizer": tensors})
+        ).items():
+            save_file(
+                {k: v.detach().contiguous() for k, v in content.items()},
+                scratch / f"{name}.safetensors",
+            )
         files = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
         write_json(scratch / STATE, {**state, "files": files})
         put_folder(scratch, target, last=STATE)
     return target
 
 
-def newest_sound(folder: Place, fits: Callable[[Standing], bool] = lambda standing: True) -> Standing | None:
-    """Where the newest checkpoint below `folder` stands that is what was written and fits; others are passed over."""
+def newest_sound(
+    folder: Place, fits: Callable[[Standing], bool] = lambda standing: True
+) -> Standing | None:
+    """Where the newest checkpoint below `folder` stands that is what was written and fits; others
+    are passed over.
+    """
     for path in newest_first(folder):
         try:
             state = read_state(path)
@@ -83,11 +117,15 @@ def newest_sound(folder: Place, fits: Callable[[Standing], bool] = lambda standi
 
 
 def load_checkpoint(path: Place, learner: Learner) -> Standing:
-    """Restore network and optimizer; returns where training stood. Raises DataError where it is damaged."""
+    """Restore network and optimizer; returns where training stood. Raises DataError where it is
+    damaged.
+    """
     stored = read_state(path)
     names = [name.removesuffix(".safetensors") for name in stored["files"]]
     tensors = {name: read_tensors(path, f"{name}.safetensors", stored) for name in names}
-    learner.restore({name: content for name, content in tensors.items() if name != "optimizer"}, stored)
+    learner.restore(
+        {name: content for name, content in tensors.items() if name != "optimizer"}, stored
+    )
     if "optimizer" not in tensors:  # the trial has trained to its end
         return Standing(**stored["standing"])
     state: dict[int, dict[str, Any]] = {}
@@ -107,7 +145,9 @@ def read_state(path: Place) -> dict[str, Any]:
 
 
 def read_tensors(path: Place, name: str, state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of one file of a checkpoint; raises DataError where it is not what was written."""
+    """The tensors of one file of a checkpoint; raises DataError where it is not what was
+    written.
+    """
     try:
         with local_copy(path / name) as copy:
             _compare(path / name, sha256(copy), state["files"].get(name))
@@ -125,4 +165,6 @@ def _check(path: Place, name: str, state: dict[str, Any]) -> None:
 
 def _compare(file: Place, found: str, expected: str | None) -> None:
     if found != expected:
-        raise DataError(str(file), "does not have the checksum of its checkpoint: it was changed or torn")
+        raise DataError(
+            str(file), "does not have the checksum of its checkpoint: it was changed or torn"
+        )

@@ -16,8 +16,11 @@ def checkpoint_path(folder: Place, epoch: int, step: int = 0) -> Place:
 
 def newest_first(folder: Place) -> list[Place]:
     """All checkpoints that were written to their end."""
-    return [path for path in sorted(_checkpoints(folder), key=lambda p: p.name, reverse=True)
-            if (path / STATE).is_file()]
+    return [
+        path
+        for path in sorted(_checkpoints(folder), key=lambda p: p.name, reverse=True)
+        if (path / STATE).is_file()
+    ]
 
 
 def prune(folder: Place, keep: Collection[Place]) -> None:
@@ -31,4 +34,6 @@ def prune(folder: Place, keep: Collection[Place]) -> None:
 def _checkpoints(folder: Place) -> list[Place]:
     if not folder.exists():
         return []
-    return [p for p in folder.iterdir() if p.name.startswith("epoch-") and not p.name.endswith(".tmp")]
+    return [
+        p for p in folder.iterdir() if p.name.startswith("epoch-") and not p.name.endswith(".tmp")
+    ]

@@ -1,4 +1,6 @@
-"""What a frozen backbone makes of the images of a split, computed once for all epochs and trials."""
+"""What a frozen backbone makes of the images of a split, computed once for all epochs and
+trials.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ from raysft.train.team import Team
 BATCH = 128
 
 
-def features_of(split: Kept, net: nn.Module, head: str, prepare: Preparer, team: Team, limit: float) -> Kept | None:
-    """The inputs of the layer `head` in place of the images, each worker of the team computing a part of them.
+def features_of(
+    split: Kept, net: nn.Module, head: str, prepare: Preparer, team: Team, limit: float
+) -> Kept | None:
+    """The inputs of the layer `head` in place of the images, each worker of the team computing a
+    part of them.
 
-    None where they would need more than `limit` bytes, or where `head` alone on them is not what the whole network
+    None where they would need more than `limit` bytes, or where `head` alone on them is not what
+    the whole network
     does: something comes after it.
     """
     net.eval()
@@ -38,7 +44,7 @@ def features_of(split: Kept, net: nn.Module, head: str, prepare: Preparer, team:
     start = mine.start
     for rows in staged(split, split.in_order(BATCH, team.rank, team.workers), team.device):
         part, _ = _features(net, head, prepare(rows.images))
-        found[start:start + len(rows)] = part
+        found[start : start + len(rows)] = part
         start += len(rows)
     return Kept(Rows(split.rows.ids, team.sums(found).cpu().numpy(), labels))
 

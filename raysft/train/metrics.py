@@ -9,13 +9,23 @@ BINS = 15  # of the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)
 
 
 class Sums:
-    """What is counted of the images of a split, in one float64 tensor; `metrics` makes metrics of it."""
+    """What is counted of the images of a split, in one float64 tensor; `metrics` makes metrics of
+    it.
+    """
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.classes = classes
         self.values = torch.zeros(3 + 3 * classes + 3 * BINS, dtype=torch.float64, device=device)
         parts = torch.split(self.values, [3, classes, classes, classes, BINS, BINS, BINS])
-        self.totals, self.hits, self.predicted, self.actual, self.bin_rows, self.bin_hits, self.bin_trust = parts
+        (
+            self.totals,
+            self.hits,
+            self.predicted,
+            self.actual,
+            self.bin_rows,
+            self.bin_hits,
+            self.bin_trust,
+        ) = parts
 
     @torch.no_grad()
     def add(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
@@ -37,11 +47,12 @@ class Sums:
         self.bin_trust.index_add_(0, at, trust.double())
 
     def metrics(self) -> dict[str, float]:
-        """loss, accuracy, top5_accuracy (of more than five classes), macro_f1, balanced_accuracy, calibration_error.
+        """loss, accuracy, top5_accuracy (of more than five classes), macro_f1, balanced_accuracy,
+        calibration_error.
 
-        F1 and recall are averaged over the classes that occur in the split, as scikit-learn does with these as
-        `labels`. The calibration error is the mean distance of probability and accuracy over 15 bins, weighted by
-        their images.
+        F1 and recall are averaged over the classes that occur in the split, as scikit-learn does
+        with these as `labels`. The calibration error is the mean distance of probability and
+        accuracy over 15 bins, weighted by their images.
         """
         loss, rows, top5 = self.totals.tolist()
         seen = self.actual > 0
@@ -49,9 +60,11 @@ class Sums:
         found = {"loss": loss / rows, "accuracy": self.hits.sum().item() / rows}
         if self.classes > 5:
             found["top5_accuracy"] = top5 / rows
-        return found | {"macro_f1": f1.mean().item(),
-                        "balanced_accuracy": (self.hits[seen] / self.actual[seen]).mean().item(),
-                        "calibration_error": (self.bin_trust - self.bin_hits).abs().sum().item() / rows}
+        return found | {
+            "macro_f1": f1.mean().item(),
+            "balanced_accuracy": (self.hits[seen] / self.actual[seen]).mean().item(),
+            "calibration_error": (self.bin_trust - self.bin_hits).abs().sum().item() / rows,
+        }
 
 
 def prefixed(metrics: dict[str, float], split: str) -> dict[str, float]:

@@ -52,9 +52,11 @@ class Network:
 
 
 def build_network(spec: Model, classes: int, seed: int) -> Network:
-    """The network of `spec` with a new head of `classes` outputs, its new tensors drawn from `seed`.
+    """The network of `spec` with a new head of `classes` outputs, its new tensors drawn from
+    `seed`.
 
-    Raises ModelError for an unknown name, weights that are not there, cannot be fetched, or belong to another network.
+    Raises ModelError for an unknown name, weights that are not there, cannot be fetched, or belong
+    to another network.
     """
     torch.manual_seed(seed)
     if spec.name.startswith(TIMM):
@@ -69,12 +71,16 @@ def network(name: str, classes: int, image_size: int | None = None) -> nn.Module
     try:
         spec = Model(name=name, weights="none", image_size=image_size)
     except ValueError:
-        raise ModelError(f"{name!r:.80}", f"is no network for images of size {image_size!r:.80}",
-                         "restore the model.json") from None
+        raise ModelError(
+            f"{name!r:.80}",
+            f"is no network for images of size {image_size!r:.80}",
+            "restore the model.json",
+        ) from None
     return build_network(spec, classes, seed=0).net
 
 
-# --- architectures ---------------------------------------------------------------------------------------------------
+# --- architectures -----------------------------------------------------------------------------
+
 
 def _of_factory(spec: Model, classes: int) -> Network:
     net = _from_factory(spec.name, classes)
@@ -84,8 +90,11 @@ def _of_factory(spec: Model, classes: int) -> Network:
         return Network(net, head, None, None)
     file = weights.file_of(spec)
     if file is None:
-        raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has no weights by name",
-                         "give a file, or none")
+        raise ModelError(
+            f"model.weights: {spec.weights}",
+            f"{spec.name} has no weights by name",
+            "give a file, or none",
+        )
     loaded = load_weights(net, weights.read_fetched(file, net.state_dict(), spec), head, spec)
     return Network(net, head, weights.delivered_pixels(spec), loaded)
 
@@ -95,15 +104,23 @@ def _from_factory(name: str, classes: int) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the module does when it is imported
-        raise ModelError(f"model.name: {name}", f"cannot be imported ({in_words(error)})",
-                         "give package.module:factory, importable where raysft runs") from None
+        raise ModelError(
+            f"model.name: {name}",
+            f"cannot be imported ({in_words(error)})",
+            "give package.module:factory, importable where raysft runs",
+        ) from None
     try:
         net = factory(num_classes=classes)
     except Exception as error:  # whatever the factory does
-        raise ModelError(f"model.name: {name}", f"cannot make a network ({in_words(error)})",
-                         "it is called as factory(num_classes=N)") from None
+        raise ModelError(
+            f"model.name: {name}",
+            f"cannot make a network ({in_words(error)})",
+            "it is called as factory(num_classes=N)",
+        ) from None
     if not isinstance(net, nn.Module):
-        raise ModelError(f"model.name: {name}", f"made a {type(net).__name__}, not a torch.nn.Module")
+        raise ModelError(
+            f"model.name: {name}", f"made a {type(net).__name__}, not a torch.nn.Module"
+        )
     return net
 
 
@@ -121,13 +138,17 @@ def _of_torchvision(spec: Model, classes: int) -> Network:
 
 
 def _for_its_size(net: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The weights of a vision transformer with its positions stretched to the image size that `net` was made for."""
+    """The weights of a vision transformer with its positions stretched to the image size that `net`
+    was made for.
+    """
     from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
     place = "encoder.pos_embedding"
     if not isinstance(net, VisionTransformer) or place not in state:
         return state
-    return interpolate_embeddings(net.image_size, net.patch_size, OrderedDict(state), reset_heads=False)
+    return interpolate_embeddings(
+        net.image_size, net.patch_size, OrderedDict(state), reset_heads=False
+    )
 
 
 def _from_torchvision(spec: Model) -> nn.Module:
@@ -142,9 +163,15 @@ def _from_torchvision(spec: Model) -> nn.Module:
         raise ModelError(f"model.name: {name}", "is not a torchvision classifier", hint)
     try:
         return models.get_model(name, weights=None, **torchvision_arguments(name, spec.image_size))
-    except (AssertionError, ValueError) as error:  # of a transformer whose patches do not fill the image
-        raise ModelError(f"model.image_size: {spec.image_size}", f"{name} cannot be made for it ({in_words(error)})",
-                         "give another, such as 224") from None
+    except (
+        AssertionError,
+        ValueError,
+    ) as error:  # of a transformer whose patches do not fill the image
+        raise ModelError(
+            f"model.image_size: {spec.image_size}",
+            f"{name} cannot be made for it ({in_words(error)})",
+            "give another, such as 224",
+        ) from None
 
 
 def replace_head(net: nn.Module, classes: int) -> str:
@@ -152,11 +179,13 @@ def replace_head(net: nn.Module, classes: int) -> str:
     last = [(name, m) for name, m in net.named_modules() if _outputs(m) == _IMAGENET_CLASSES][-1:]
     if not last:
         raise ModelError(type(net).__name__, "has no layer of 1,000 classes to replace")
-    (name, layer), = last
+    ((name, layer),) = last
     if isinstance(layer, nn.Linear):
         new: nn.Module = nn.Linear(layer.in_features, classes, bias=layer.bias is not None)
     else:
-        new = nn.Conv2d(layer.in_channels, classes, layer.kernel_size)  # SqueezeNet classifies by convolution
+        new = nn.Conv2d(
+            layer.in_channels, classes, layer.kernel_size
+        )  # SqueezeNet classifies by convolution
     parent, _, attribute = name.rpartition(".")
     setattr(net.get_submodule(parent), attribute, new)
     return name
@@ -169,27 +198,41 @@ def _outputs(module: nn.Module) -> int | None:
 
 
 def _of_timm(spec: Model, classes: int) -> Network:
-    """A network of the library timm; by a weights name it fetches its own, tagged ones as timm:NAME.TAG."""
+    """A network of the library timm; by a weights name it fetches its own, tagged ones as
+    timm:NAME.TAG.
+    """
     try:
         import timm
     except ImportError:
-        raise ModelError(f"model.name: {spec.name}", "needs the library timm", "pip install 'raysft[timm]'") from None
+        raise ModelError(
+            f"model.name: {spec.name}", "needs the library timm", "pip install 'raysft[timm]'"
+        ) from None
     name = spec.name.removeprefix(TIMM)
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ModelError(f"model.name: {spec.name}", "is not a network of timm",
-                         f"did you mean {TIMM}{close[0]}?" if close else "see timm.list_models()")
+        raise ModelError(
+            f"model.name: {spec.name}",
+            "is not a network of timm",
+            f"did you mean {TIMM}{close[0]}?" if close else "see timm.list_models()",
+        )
     file = weights.file_of(spec) if spec.weights != "none" else None
     named = file is None and spec.weights != "none"
     if named and spec.weights != "DEFAULT":
-        raise ModelError(f"model.weights: {spec.weights}", f"{spec.name} has none of that name",
-                         "give DEFAULT, a file, or none; other weights of timm are part of the name, timm:NAME.TAG")
+        raise ModelError(
+            f"model.weights: {spec.weights}",
+            f"{spec.name} has none of that name",
+            "give DEFAULT, a file, or none; other weights of timm are part of the name, "
+            "timm:NAME.TAG",
+        )
     net = _make_timm(timm, name, classes, named, spec)
     how = net.pretrained_cfg
     head = how["classifier"]
     if not isinstance(head, str):
-        raise ModelError(f"model.name: {spec.name}", f"has {len(head) if head else 'no'} heads",
-                         "give a network with one")
+        raise ModelError(
+            f"model.name: {spec.name}",
+            f"has {len(head) if head else 'no'} heads",
+            "give a network with one",
+        )
     pixels = Pixels(tuple(how["mean"]), tuple(how["std"]), how["interpolation"])
     if file is not None:
         loaded = load_weights(net, weights.read_fetched(file, net.state_dict(), spec), head, spec)
@@ -206,7 +249,9 @@ def _of_timm(spec: Model, classes: int) -> Network:
 def _make_timm(timm: Any, name: str, classes: int, pretrained: bool, spec: Model) -> Any:
     lock = weights._cache() / f"raysft-timm-{name.replace('/', '-')}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    sizes = [{"img_size": spec.image_size}, {}] if spec.image_size else [{}]  # transformers want to know theirs
+    sizes = (
+        [{"img_size": spec.image_size}, {}] if spec.image_size else [{}]
+    )  # transformers want to know theirs
     with locked(lock):  # one worker fetches, the others find it
         for size in sizes:
             try:
@@ -216,17 +261,23 @@ def _make_timm(timm: Any, name: str, classes: int, pretrained: bool, spec: Model
                     raise
             except Exception as error:  # the hub's client has a tree of errors of its own
                 if not pretrained:
-                    raise ModelError(f"model.name: {spec.name}", f"cannot be made ({in_words(error)})") from None
-                raise ModelError(f"model.weights: {spec.weights}", f"cannot be downloaded ({in_words(error)})",
-                                 "give a file of them, or weights: none") from None
+                    raise ModelError(
+                        f"model.name: {spec.name}", f"cannot be made ({in_words(error)})"
+                    ) from None
+                raise ModelError(
+                    f"model.weights: {spec.weights}",
+                    f"cannot be downloaded ({in_words(error)})",
+                    "give a file of them, or weights: none",
+                ) from None
     raise AssertionError("create_model takes its arguments")
 
 
 def begin_small(head: nn.Module) -> None:
-    """New weights of a head on a pretrained body: from N(0, 0.01²), biases 0 (Girshick et al. 2014, arXiv 1311.2524).
+    """New weights of a head on a pretrained body: from N(0, 0.01²), biases 0 (Girshick et al. 2014,
+    arXiv 1311.2524).
 
-    What libraries draw is made for training from scratch: up to ±0.3 in EfficientNets, whose first losses and
-    gradients would undo what the body has learnt.
+    What libraries draw is made for training from scratch: up to ±0.3 in EfficientNets, whose first
+    losses and gradients would undo what the body has learnt.
     """
     for module in head.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -235,10 +286,13 @@ def begin_small(head: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights -----------------------------------------------------------------------------------
+
 
 def load_weights(net: nn.Module, found: Found, head: str, spec: Model) -> Loaded:
-    """Load every tensor but those of another head; raises ModelError when anything else does not fit."""
+    """Load every tensor but those of another head; raises ModelError when anything else does not
+    fit.
+    """
     own, state = net.state_dict(), found.state
     in_head = {key for key in own if head and key.startswith(f"{head}.")}
     unfit = {key for key in in_head if key in state and state[key].shape != own[key].shape}
@@ -248,19 +302,32 @@ def load_weights(net: nn.Module, found: Found, head: str, spec: Model) -> Loaded
     given = {key: value for key, value in state.items() if key not in unfit | auxiliary}
     fitting = {key for key, value in given.items() if key in own and own[key].shape == value.shape}
     # Counters of batch normalisation are absent from the files of some libraries and do not matter.
-    missing = [k for k in own if k not in fitting and k not in in_head and not k.endswith("num_batches_tracked")]
+    missing = [
+        k
+        for k in own
+        if k not in fitting and k not in in_head and not k.endswith("num_batches_tracked")
+    ]
     extra = [k for k in given if k not in fitting]
     if missing or extra:
         example = f"{missing[0]} is missing" if missing else f"{extra[0]} does not fit"
         unwrapped = f" ({found.source})" if found.source else ""
-        raise ModelError(f"model.weights: {spec.weights}",
-                         f"are of another architecture than {spec.name}: {len(fitting)} of {len(own)} tensors fit"
-                         f"{unwrapped}, {example}", "give weights of this network, or weights: none")
+        raise ModelError(
+            f"model.weights: {spec.weights}",
+            f"are of another architecture than {spec.name}: {len(fitting)} of {len(own)} tensors "
+            "fit"
+            f"{unwrapped}, {example}",
+            "give weights of this network, or weights: none",
+        )
     net.load_state_dict(given, strict=False)
     if not in_head & fitting:
         begin_small(net.get_submodule(head))
-    return Loaded(len(fitting), tuple(key for key in own if key in in_head and key not in fitting),
-                  tuple(sorted(unfit | auxiliary)), len(own), found.source)
+    return Loaded(
+        len(fitting),
+        tuple(key for key in own if key in in_head and key not in fitting),
+        tuple(sorted(unfit | auxiliary)),
+        len(own),
+        found.source,
+    )
 
 
 def _below(name: str, module: str) -> bool:

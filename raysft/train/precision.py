@@ -8,8 +8,9 @@ import torch
 def compute_type(precision: str, device: torch.device) -> torch.dtype | None:
     """What forward and backward compute in besides float32: bfloat16, float16, or None.
 
-    `auto` takes bfloat16 on GPUs that have it and on CPUs with matrix units for it (AMX); elsewhere it is emulated,
-    measured six times slower than float32. Older GPUs with half-precision units (compute capability 7) take float16.
+    `auto` takes bfloat16 on GPUs that have it and on CPUs with matrix units for it (AMX); elsewhere
+    it is emulated, measured six times slower than float32. Older GPUs with half-precision units
+    (compute capability 7) take float16.
     """
     if precision != "auto":
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -8,7 +8,8 @@ from raysft.errors import TrialError
 
 
 def frozen_names(net: nn.Module, head: str, freeze: str | list[str]) -> frozenset[str]:
-    """Names of the parameters that a recipe leaves as they are; raises TrialError where that is all, or a name is none.
+    """Names of the parameters that a recipe leaves as they are; raises TrialError where that is
+    all, or a name is none.
 
     freeze: none | backbone (all but the head) | prefixes of names.
     """
@@ -21,7 +22,10 @@ def frozen_names(net: nn.Module, head: str, freeze: str | list[str]) -> frozense
         for prefix in freeze:
             if not any(name.startswith(prefix) for name in names):
                 known = dict.fromkeys(name.split(".")[0] for name in names)
-                raise TrialError("train.freeze", f"no tensor begins with {prefix}; they begin with {', '.join(known)}")
+                raise TrialError(
+                    "train.freeze",
+                    f"no tensor begins with {prefix}; they begin with {', '.join(known)}",
+                )
         frozen = {name for name in names if name.startswith(tuple(freeze))}
     if len(frozen) == len(names):
         raise TrialError("train.freeze", "leaves nothing to train")
@@ -35,7 +39,9 @@ def train_only(net: nn.Module, frozen: frozenset[str]) -> None:
 
 
 def training_mode(net: nn.Module, head: str, head_alone: bool) -> None:
-    """Set the network to training; what is frozen works as in evaluation, batch statistics and dropout included."""
+    """Set the network to training; what is frozen works as in evaluation, batch statistics and
+    dropout included.
+    """
     net.train()
     if head_alone:
         net.eval()

@@ -12,7 +12,8 @@ from raysft.storage import Place, Remote, place
 
 
 def weights_file(spec: Model) -> Place | None:
-    """The file a job names as weights; None where it names a web address, weights of the library, or none.
+    """The file a job names as weights; None where it names a web address, weights of the library,
+    or none.
 
     Raises ModelError for a file that is not there.
     """
@@ -23,13 +24,18 @@ def weights_file(spec: Model) -> Place | None:
     if not named and not path.is_file():
         return None
     if not path.is_file():
-        raise ModelError(f"model.weights: {spec.weights}", "does not exist",
-                         "give a .safetensors file, a state dict, a weights name, or none")
+        raise ModelError(
+            f"model.weights: {spec.weights}",
+            "does not exist",
+            "give a .safetensors file, a state dict, a weights name, or none",
+        )
     return path
 
 
 def stated_hash(weights: str) -> tuple[str, str | None]:
-    """(address, SHA-256 in hexadecimal or None) of a URI that ends with #sha256=HEX, or of any other weights."""
+    """(address, SHA-256 in hexadecimal or None) of a URI that ends with #sha256=HEX, or of any
+    other weights.
+    """
     address, separator, stated = weights.partition("#sha256=")
     return (address, stated) if separator and "://" in weights else (weights, None)
 

@@ -1,7 +1,9 @@
-"""Slots: Ray Train worker groups that live as long as the run, each with teams that train trial after trial.
+"""Slots: Ray Train worker groups that live as long as the run, each with teams that train trial
+after trial.
 
-The worker groups are plain data-parallel ones: Ray's torch backend would make one process group of all workers, where
-every team needs its own. So neither the controller nor the start of a slot has to import torch.
+The worker groups are plain data-parallel ones: Ray's torch backend would make one process group of
+all workers, where every team needs its own. So neither the controller nor the start of a slot has
+to import torch.
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ from raysft.job.plan import Slot
 from raysft.job.spec import Resources
 
 # Ray Train waits without end by default where something is wrong; these are its limits, in seconds.
-LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120"}
-# An elastic slot soon tries again with what is there: Ray may not know yet that the node it has counted on is gone.
+LIMITS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+}
+# An elastic slot soon tries again with what is there: Ray may not know yet that the node it has
+# counted on is gone.
 ELASTIC_LIMITS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 _GIVEN = frozenset(LIMITS) & os.environ.keys()  # a person's own
 
@@ -40,16 +46,17 @@ def own_start_seconds() -> float:
         return 0.0  # Ray Train itself says that it is no number
 
 
-# How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a failure costs: the
-# start of the workers, and the time since the last checkpoint.
+# How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a
+# failure costs: the start of the workers, and the time since the last checkpoint.
 GROW_SECONDS = 60.0
 
 
 def start_coordinator() -> Any:
-    """The actor that Ray Train's controllers register with, started before them; returns its handle.
+    """The actor that Ray Train's controllers register with, started before them; returns its
+    handle.
 
-    A controller would start it itself, and wait a second and a half for it before it starts workers. Ray has no public
-    way to it, so this is to be looked at with every new series of Ray.
+    A controller would start it itself, and wait a second and a half for it before it starts
+    workers. Ray has no public way to it, so this is to be looked at with every new series of Ray.
     """
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
@@ -61,17 +68,19 @@ def start_coordinator() -> Any:
 def look_at_nodes(coordinator: Any) -> None:
     """Have the coordinator count the nodes now; by itself it does so every 20 seconds.
 
-    Until then it lets an elastic slot start workers on a node that is dead, which fails after a minute. To be looked at
-    with every new series of Ray, as `start_coordinator`.
+    Until then it lets an elastic slot start workers on a node that is dead, which fails after a
+    minute. To be looked at with every new series of Ray, as `start_coordinator`.
     """
     coordinator.get_reserved_resources.remote("raysft", recompute=True)
 
 
 def machine_is_going() -> bool:
-    """In a worker: whether Ray Train has heard that a machine of this worker group will be taken away.
+    """In a worker: whether Ray Train has heard that a machine of this worker group will be taken
+    away.
 
-    Ray's public `get_preemption_info` waits until all workers of the group ask, and teams do not march in step; so this
-    reads what it would hand out. To be looked at with every new series of Ray.
+    Ray's public `get_preemption_info` waits until all workers of the group ask, and teams do not
+    march in step; so this reads what it would hand out. To be looked at with every new series of
+    Ray.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -79,23 +88,35 @@ def machine_is_going() -> bool:
 
 
 class _Trainer(DataParallelTrainer):
-    """A trainer without two helper actors, which cost a second and a half of CPU each when every second counts.
+    """A trainer without two helper actors, which cost a second and a half of CPU each when every
+    second counts.
 
-    One hands out Ray Data's data sets, of which a slot is given none. The other removes the placement group of a
-    controller that died; here the whole run goes on without that slot, and Ray removes it with the driver's job. To be
-    looked at with every new series of Ray, as `start_coordinator`.
+    One hands out Ray Data's data sets, of which a slot is given none. The other removes the
+    placement group of a controller that died; here the whole run goes on without that slot, and Ray
+    removes it with the driver's job. To be looked at with every new series of Ray, as
+    `start_coordinator`.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks()
-                if not isinstance(callback, (DatasetsCallback, PlacementGroupCleanerCallback))]
+        return [
+            callback
+            for callback in super()._create_default_callbacks()
+            if not isinstance(callback, (DatasetsCallback, PlacementGroupCleanerCallback))
+        ]
 
 
 class SlotThread(threading.Thread):
     """A thread that holds one Ray Train run; `error` says why it ended, if it should not have."""
 
-    def __init__(self, number: int, slot: Slot, resources: Resources, storage: str, restarts: int,
-                 config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        number: int,
+        slot: Slot,
+        resources: Resources,
+        storage: str,
+        restarts: int,
+        config: dict[str, Any],
+    ) -> None:
         super().__init__(name=f"slot-{number}", daemon=True)
         self.number, self.slot, self.resources, self.storage = number, slot, resources, storage
         self.restarts, self.config = restarts, config
@@ -118,14 +139,19 @@ class SlotThread(threading.Thread):
             each["GPU"] = self.resources.gpus_per_worker
         slot = self.slot
         workers: Any = (slot.least, slot.workers) if slot.least else slot.teams * slot.workers
-        scaling = train.ScalingConfig(  # the one of Ray Train's second version, which type checkers do not see
-            num_workers=workers, resources_per_worker=each, use_gpu=bool(self.resources.gpus_per_worker),
-            elastic_resize_monitor_interval_s=GROW_SECONDS)  # type: ignore[call-arg]
+        # the one of Ray Train's second version, which type checkers do not see
+        scaling = train.ScalingConfig(
+            num_workers=workers,
+            resources_per_worker=each,
+            use_gpu=bool(self.resources.gpus_per_worker),
+            elastic_resize_monitor_interval_s=GROW_SECONDS,
+        )  # type: ignore[call-arg]
         # A node that dies just when workers start on it is no reason to give an elastic slot up.
         starts = self.restarts if slot.least else 0
-        failures = train.FailureConfig(max_failures=self.restarts,
-                                       controller_failure_limit=starts)  # type: ignore[call-arg]
-        run = train.RunConfig(name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures)
+        failures = train.FailureConfig(max_failures=self.restarts, controller_failure_limit=starts)  # type: ignore[call-arg]
+        run = train.RunConfig(
+            name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures
+        )
         config = {**self.config, "slot": self.number}
         return _Trainer(_enter, train_loop_config=config, scaling_config=scaling, run_config=run)
 
@@ -140,17 +166,29 @@ def _enter(config: dict[str, Any]) -> None:
     except Exception as error:  # whatever a library raises that is broken here
         _tell_unable(config, error)
         raise
-    incarnation = broadcast_from_rank_zero(time.time_ns())  # the same for all that start together, and ever growing
+    incarnation = broadcast_from_rank_zero(
+        time.time_ns()
+    )  # the same for all that start together, and ever growing
     try:
-        run_worker(config["setup"], config["slot"], context.get_world_rank(), context.get_world_size(), incarnation,
-                   queue, config["model"], config["seed"])
+        run_worker(
+            config["setup"],
+            config["slot"],
+            context.get_world_rank(),
+            context.get_world_size(),
+            incarnation,
+            queue,
+            config["model"],
+            config["seed"],
+        )
     except ImportError as error:  # of what is imported later, and not by a trial
         _tell_unable(config, error)
         raise
 
 
 def _tell_unable(config: dict[str, Any], error: Exception) -> None:
-    """Say why this process cannot work, which Ray Train alone would only try again, for as long as it is let."""
+    """Say why this process cannot work, which Ray Train alone would only try again, for as long as
+    it is let.
+    """
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{in_words(error)}, in {place.filename}, line {place.lineno}"
     ray.get(config["queue"].unable.remote(config["slot"], ray.util.get_node_ip_address(), text))

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-# DDP imports this module when first used; its default arguments would then hold the first process group, and with it
-# its connections, for ever: the others of a team would wait for a member that gave up until the collective's limit.
+# DDP imports this module when first used; its default arguments would then hold the first process
+# group, and with it its connections, for ever: the others of a team would wait for a member that
+# gave up until the collective's limit.
 import torch.distributed.nn.functional
 from torch import nn
 
@@ -23,37 +24,57 @@ MEETING_TIMEOUT = datetime.timedelta(seconds=60)
 class Team:
     """One worker's view of its team."""
 
-    def __init__(self, rank: int, workers: int, device: torch.device,
-                 patience: datetime.timedelta = COLLECTIVE_TIMEOUT) -> None:
+    def __init__(
+        self,
+        rank: int,
+        workers: int,
+        device: torch.device,
+        patience: datetime.timedelta = COLLECTIVE_TIMEOUT,
+    ) -> None:
         self.rank, self.workers, self.device, self.patience = rank, workers, device, patience
 
     def connect(self, host: str, meet: Callable[[str | None], str]) -> None:
-        """Form the process group. `meet` hands the address of rank 0 to all: it takes it there, returns it here."""
+        """Form the process group. `meet` hands the address of rank 0 to all: it takes it there,
+        returns it here.
+        """
         if self.workers == 1:
             return
         use_interface_of(host)
         if self.rank == 0:
-            store = dist.TCPStore(host, 0, self.workers, is_master=True, timeout=MEETING_TIMEOUT,
-                                  wait_for_workers=False)
+            store = dist.TCPStore(
+                host,
+                0,
+                self.workers,
+                is_master=True,
+                timeout=MEETING_TIMEOUT,
+                wait_for_workers=False,
+            )
             meet(f"{host}:{store.port}")
         else:
             address, _, port = meet(None).rpartition(":")
-            store = dist.TCPStore(address, int(port), self.workers, is_master=False, timeout=MEETING_TIMEOUT)
+            store = dist.TCPStore(
+                address, int(port), self.workers, is_master=False, timeout=MEETING_TIMEOUT
+            )
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.workers,
-                                timeout=self.patience)
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.workers, timeout=self.patience
+        )
 
     def disconnect(self) -> None:
-        """Leave the process group; members that still wait in it get an error instead of waiting on."""
+        """Leave the process group; members that still wait in it get an error instead of waiting
+        on.
+        """
         if dist.is_initialized():
-            gc.collect()  # networks wrapped for a trial sit in cycles and hold the group's connections open
+            # networks wrapped for a trial sit in cycles and hold the group's connections open
+            gc.collect()
             dist.destroy_process_group()
             gc.collect()
 
     def place(self, net: nn.Module, channels_last: bool = True) -> nn.Module:
         """`net` on this worker's device, laid out for images whose channels are last in memory.
 
-        On CPUs that takes the images alone: weights in that layout gain nothing, and every step copies them twice.
+        On CPUs that takes the images alone: weights in that layout gain nothing, and every step
+        copies them twice.
         """
         net = net.to(self.device)
         if channels_last and self.device.type == "cuda":
@@ -65,12 +86,16 @@ class Team:
         if self.workers == 1 or not any(p.requires_grad for p in net.parameters()):
             return net
         on = [self.device.index] if self.device.type == "cuda" else None
-        # Batch statistics are given to all once an epoch, by `share_buffers`: in training nobody reads them.
-        return nn.parallel.DistributedDataParallel(net, device_ids=on, gradient_as_bucket_view=True,
-                                                   broadcast_buffers=False)
+        # Batch statistics are given to all once an epoch, by `share_buffers`: in training nobody
+        # reads them.
+        return nn.parallel.DistributedDataParallel(
+            net, device_ids=on, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def share_buffers(self, net: nn.Module) -> None:
-        """Give all members the buffers of rank 0: batch statistics differ by the images each has seen."""
+        """Give all members the buffers of rank 0: batch statistics differ by the images each has
+        seen.
+        """
         if self.workers > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, src=0)
@@ -89,7 +114,7 @@ class Team:
         counts[self.rank] = len(values)
         lengths = [int(n) for n in self.sums(counts).tolist()]
         padded = values.new_zeros(max(lengths), values.shape[1])
-        padded[:len(values)] = values
+        padded[: len(values)] = values
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])

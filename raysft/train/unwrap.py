@@ -1,8 +1,10 @@
-"""Checkpoints as other programs write them: read without running code, and the tensors of a network found in them.
+"""Checkpoints as other programs write them: read without running code, and the tensors of a network
+found in them.
 
-Training scripts wrap weights in dictionaries (`state_dict`, `model`, `state_dict_ema`, `teacher`) and in networks of
-networks, which prefix their names (`module.`, `_orig_mod.`, `model.`, `backbone.`). Names are not believed: what fits
-the network best is taken, and what was unwrapped is told.
+Training scripts wrap weights in dictionaries (`state_dict`, `model`, `state_dict_ema`, `teacher`)
+and in networks of networks, which prefix their names (`module.`, `_orig_mod.`, `model.`,
+`backbone.`). Names are not believed: what fits the network best is taken, and what was unwrapped is
+told.
 """
 
 from __future__ import annotations
@@ -28,28 +30,79 @@ Tensors = Mapping[str, torch.Tensor]
 
 DEPTH = 3  # of dictionaries in dictionaries
 COMPILED = "_orig_mod."  # what torch.compile puts into names, at any place in them
-# Of several that fit equally well, moving averages are what training scripts deliver; a teacher is one by another name.
-_AVERAGES = frozenset({"state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher"})
+# Of several that fit equally well, moving averages are what training scripts deliver; a teacher is
+# one by another name.
+_AVERAGES = frozenset(
+    {"state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher"}
+)
 _SECOND = frozenset({"student", "encoder_k", "momentum_encoder", "target_encoder"})
 # What these programs put beside a network, and no other network has.
-_BESIDE = frozenset({"projector", "projection", "projection_head", "predictor", "prototypes", "dino_head", "ibot_head",
-                     "contrastive_head", "queue", "queue_ptr", "n_averaged"})
-# Of Python's own library these are plain values; anything else there could be called to do something.
-_PLAIN = frozenset({"argparse", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "functools",
-                    "pathlib", "types", "uuid", "_codecs"})
-_TYPES = frozenset(f"builtins.{kind}" for kind in (
-    "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
-    "slice", "str", "tuple"))
+_BESIDE = frozenset(
+    {
+        "projector",
+        "projection",
+        "projection_head",
+        "predictor",
+        "prototypes",
+        "dino_head",
+        "ibot_head",
+        "contrastive_head",
+        "queue",
+        "queue_ptr",
+        "n_averaged",
+    }
+)
+# Of Python's own library these are plain values; anything else there could be called to do
+# something.
+_PLAIN = frozenset(
+    {
+        "argparse",
+        "collections",
+        "copyreg",
+        "datetime",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+        "pathlib",
+        "types",
+        "uuid",
+        "_codecs",
+    }
+)
+_TYPES = frozenset(
+    f"builtins.{kind}"
+    for kind in (
+        "bool",
+        "bytearray",
+        "bytes",
+        "complex",
+        "dict",
+        "float",
+        "frozenset",
+        "int",
+        "list",
+        "object",
+        "range",
+        "set",
+        "slice",
+        "str",
+        "tuple",
+    )
+)
 _UNSUPPORTED = re.compile(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class|operand) ([\w.]+)")
 _WANTED = re.compile(r"Unsupported global: GLOBAL ([\w.]+) ")
 _FILLED = re.compile(r"Can only (append|extend|SETITEM).* but got <class '([^']+)'>")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------
+
 
 class _Object:
-    """In place of an object that is no tensor or container: it takes whatever it is made of, and drops it."""
+    """In place of an object that is no tensor or container: it takes whatever it is made of, and
+    drops it.
+    """
 
     kind = ""
     """The full name of its class."""
@@ -79,26 +132,35 @@ class _Dict(_Object):
 def read_checkpoint(path: Path, where: str) -> Any:
     """What a safetensors file holds, or a torch file without running code of it; raises ModelError.
 
-    Objects of other kinds (arguments, whole networks) are read as empty ones, lists and dictionaries of other classes
-    as plain ones.
+    Objects of other kinds (arguments, whole networks) are read as empty ones, lists and
+    dictionaries of other classes as plain ones.
     """
     try:
         content = load_file(path) if _is_safetensors(path) else _read_torch(path, where)
     except ModelError:
         raise
     except Exception as error:  # both readers raise their own kinds for a torn or foreign file
-        raise ModelError(where, f"cannot be read ({_reason(error)})",
-                         "give a .safetensors file or a plain state dict") from None
+        raise ModelError(
+            where,
+            f"cannot be read ({_reason(error)})",
+            "give a .safetensors file or a plain state dict",
+        ) from None
     if isinstance(content, _Object):
         raise _whole(where, "is", content.kind)
     return content
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: with the length of a table in JSON, and that table."""
+    """Whether a file begins as safetensors do: with the length of a table in JSON, and that
+    table.
+    """
     with path.open("rb") as file:
         start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    return (
+        len(start) == 9
+        and start[8:] == b"{"
+        and int.from_bytes(start[:8], "little") < path.stat().st_size
+    )
 
 
 def _read_torch(path: Path, where: str) -> Any:
@@ -110,8 +172,14 @@ def _read_torch(path: Path, where: str) -> Any:
         _refuse_callables(stubs, where)
         try:
             kinds: list[Any] = [(_stub(name, base), name) for name, base in stubs.items()]
-            with safe_globals(kinds), warnings.catch_warnings(), path.open("rb") as file:  # torch believes endings
-                warnings.simplefilter("ignore")  # of TorchScript and protocols, for which there is an error, too
+            with (
+                safe_globals(kinds),
+                warnings.catch_warnings(),
+                path.open("rb") as file,
+            ):  # torch believes endings
+                warnings.simplefilter(
+                    "ignore"
+                )  # of TorchScript and protocols, for which there is an error, too
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             text = _COLOUR.sub("", str(error))
@@ -127,7 +195,9 @@ def _stub(name: str, base: type[_Object]) -> type[_Object]:
 
 
 def _learn(text: str, stubs: dict[str, type[_Object]]) -> bool:
-    """Take from what torch says which class is wanted, or that one is a list or a dictionary; whether that was new."""
+    """Take from what torch says which class is wanted, or that one is a list or a dictionary;
+    whether that was new.
+    """
     wanted, filled = _WANTED.search(text), _FILLED.search(text)
     if wanted is not None:
         name = wanted.group(1)
@@ -141,8 +211,11 @@ def _learn(text: str, stubs: dict[str, type[_Object]]) -> bool:
 
 
 def _whole(where: str, verb: str, kind: str) -> ModelError:
-    return ModelError(where, f"{verb} a whole pickled network ({kind[:80]}), which cannot be read without running code",
-                      "where it was made, save its weights: torch.save(model.state_dict(), file)")
+    return ModelError(
+        where,
+        f"{verb} a whole pickled network ({kind[:80]}), which cannot be read without running code",
+        "where it was made, save its weights: torch.save(model.state_dict(), file)",
+    )
 
 
 def _other_kinds(path: Path) -> list[str]:
@@ -157,24 +230,36 @@ def _refuse_callables(names: Iterable[str], where: str) -> None:
     for name in names:
         module = name.partition(".")[0]
         if module in sys.stdlib_module_names and module not in _PLAIN and name not in _TYPES:
-            raise ModelError(where, f"cannot be read: it asks for {name[:80]}, which could run code",
-                             "give a .safetensors file or a plain state dict")
+            raise ModelError(
+                where,
+                f"cannot be read: it asks for {name[:80]}, which could run code",
+                "give a .safetensors file or a plain state dict",
+            )
 
 
 def _reason(error: Exception) -> str:
-    """One short line of what torch says in many, with colours and the advice to run what the file holds."""
+    """One short line of what torch says in many, with colours and the advice to run what the file
+    holds.
+    """
     text = _COLOUR.sub("", str(error))
     if "TorchScript" in text:
         return "it is a TorchScript archive, which is a program"
     if "zip archive" in text or isinstance(error, (EOFError, zipfile.BadZipFile)):
         return "it is cut off or damaged"
     if (found := _UNSUPPORTED.search(text)) is not None:
-        return "it is not a torch file, or damaged" if found.group(1).isdigit() else f"it asks for {found.group(1)}"
-    lines = [line.strip() for line in text.partition("In PyTorch 2.6")[0].splitlines() if line.strip()]
+        return (
+            "it is not a torch file, or damaged"
+            if found.group(1).isdigit()
+            else f"it asks for {found.group(1)}"
+        )
+    lines = [
+        line.strip() for line in text.partition("In PyTorch 2.6")[0].splitlines() if line.strip()
+    ]
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
-# --- finding ---------------------------------------------------------------------------------------------------------
+# --- finding -----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Found:
@@ -195,9 +280,15 @@ class _Candidate:
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        """The better, the higher: fitting tensors, then what is known of the names, then the fewest wrappings."""
+        """The better, the higher: fitting tensors, then what is known of the names, then the fewest
+        wrappings.
+        """
         words = {*self.path, *self.prefix.split(".")}
-        return self.fits, bool(words & _AVERAGES) - bool(words & _SECOND), -len(self.path) - self.prefix.count(".")
+        return (
+            self.fits,
+            bool(words & _AVERAGES) - bool(words & _SECOND),
+            -len(self.path) - self.prefix.count("."),
+        )
 
     @property
     def name(self) -> str:
@@ -205,24 +296,40 @@ class _Candidate:
 
 
 def tensors_for(content: Any, own: Tensors, where: str) -> Found:
-    """Of the content of a checkpoint the tensors of a network with the state dict `own`; raises ModelError for none."""
-    candidates = [candidate for path, tensors in _state_dicts(content) for candidate in _prefixed(path, tensors, own)]
-    if not any(candidate.fits for candidate in candidates) and (found := _network_in(content)) is not None:
+    """Of the content of a checkpoint the tensors of a network with the state dict `own`; raises
+    ModelError for none.
+    """
+    candidates = [
+        candidate
+        for path, tensors in _state_dicts(content)
+        for candidate in _prefixed(path, tensors, own)
+    ]
+    if (
+        not any(candidate.fits for candidate in candidates)
+        and (found := _network_in(content)) is not None
+    ):
         raise _whole(where, "holds", found)
     if not candidates:
-        raise ModelError(where, "is not a state dict", "save it with torch.save(model.state_dict(), file)")
+        raise ModelError(
+            where, "is not a state dict", "save it with torch.save(model.state_dict(), file)"
+        )
     best = max(candidates, key=lambda candidate: candidate.rank)
     if not best.prefix and not best.compiled and not best.path:
         return Found(best.tensors)
-    state = {name.removeprefix(best.prefix): value for name, value in best.tensors.items()
-             if name.startswith(best.prefix)}
+    state = {
+        name.removeprefix(best.prefix): value
+        for name, value in best.tensors.items()
+        if name.startswith(best.prefix)
+    }
     return Found(state, _source(best, candidates, len(best.tensors) - len(state)))
 
 
 def _network_in(content: Any) -> str | None:
     """The kind of the first whole network that a checkpoint holds by a name."""
     values = content.values() if isinstance(content, Mapping) else ()
-    return next((value.kind for value in values if isinstance(value, _Object) and value.is_network), None)
+    return next(
+        (value.kind for value in values if isinstance(value, _Object) and value.is_network), None
+    )
 
 
 def is_beside(name: str) -> bool:
@@ -230,7 +337,9 @@ def is_beside(name: str) -> bool:
     return name.partition(".")[0] in _BESIDE
 
 
-def _state_dicts(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, torch.Tensor]]]:
+def _state_dicts(
+    content: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, torch.Tensor]]]:
     """(names on the way, tensors) of every dictionary that holds any."""
     if not isinstance(content, Mapping):
         return
@@ -242,7 +351,9 @@ def _state_dicts(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
         yield from _state_dicts(value, (*path, name))
 
 
-def _prefixed(path: tuple[str, ...], tensors: dict[str, torch.Tensor], own: Tensors) -> Iterator[_Candidate]:
+def _prefixed(
+    path: tuple[str, ...], tensors: dict[str, torch.Tensor], own: Tensors
+) -> Iterator[_Candidate]:
     """A candidate for each prefix with which some tensor fits, or one without any."""
     compiled = any(COMPILED in name for name in tensors)
     named = {name.replace(COMPILED, ""): value for name, value in tensors.items()}
@@ -263,6 +374,9 @@ def _source(best: _Candidate, candidates: list[_Candidate], beside: int) -> str:
         words.append(f"prefix {best.prefix} removed")
     if beside:
         words.append(f"{beside} tensors beside it left out")
-    others = [f"{other.name}{f' with prefix {other.prefix}' if other.prefix else ''}" for other in candidates
-              if other is not best and 2 * other.fits > best.fits]
+    others = [
+        f"{other.name}{f' with prefix {other.prefix}' if other.prefix else ''}"
+        for other in candidates
+        if other is not best and 2 * other.fits > best.fits
+    ]
     return ", ".join(words) + (f"; not taken: {', '.join(others)}" if others else "")

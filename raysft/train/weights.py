@@ -1,8 +1,9 @@
-"""Pretrained weights: where a job finds them, fetched once a node, verified, and how they want their images.
+"""Pretrained weights: where a job finds them, fetched once a node, verified, and how they want
+their images.
 
-    a name (DEFAULT, IMAGENET1K_V1)   torchvision's own, checked against the hash in the file's name
-    https://…  s3://…  gs://…         fetched to torch's cache; `#sha256=HEX` behind a URI is checked
-    a file                            read where it lies
+a name (DEFAULT, IMAGENET1K_V1)   torchvision's own, checked against the hash in the file's name
+https://…  s3://…  gs://…         fetched to torch's cache; `#sha256=HEX` behind a URI is checked
+a file                            read where it lies
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ from raysft.train.setup import stated_hash, weights_file
 from raysft.train.unwrap import Found, Tensors, read_checkpoint, tensors_for
 
 SILENCE_S = 60
-_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")  # torchvision's files carry the beginning of their SHA-256
+_HASH_IN_NAME = re.compile(
+    r"-([0-9a-f]{8,})\."
+)  # torchvision's files carry the beginning of their SHA-256
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a network wants its images: mean and std of each channel (0 to 1), and how they are brought to its size."""
+    """How a network wants its images: mean and std of each channel (0 to 1), and how they are
+    brought to its size.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -40,7 +45,9 @@ class Pixels:
 
 
 def file_of(spec: Model) -> Path | None:
-    """The file on this machine that a job names as weights, fetched if need be; None for a name. Raises ModelError."""
+    """The file on this machine that a job names as weights, fetched if need be; None for a name.
+    Raises ModelError.
+    """
     where, (address, stated) = f"model.weights: {spec.weights}", stated_hash(spec.weights)
     if address.startswith(("http://", "https://")):
         return fetch(address, _cache() / _name_in_cache(spec.weights), stated, where)
@@ -61,15 +68,22 @@ def torchvision_file(name: str, weights: str) -> Path:
         entry = known[weights]
     except KeyError:
         names = ["DEFAULT", *(w.name for w in known)]
-        raise ModelError(f"model.weights: {weights}", f"{name} has none of that name",
-                         f"give {', '.join(names)}, a file, or none") from None
+        raise ModelError(
+            f"model.weights: {weights}",
+            f"{name} has none of that name",
+            f"give {', '.join(names)}, a file, or none",
+        ) from None
     file = entry.url.rpartition("/")[2]
     in_name = _HASH_IN_NAME.search(file)
-    return fetch(entry.url, _cache() / file, in_name and in_name.group(1), f"model.weights: {weights}")
+    return fetch(
+        entry.url, _cache() / file, in_name and in_name.group(1), f"model.weights: {weights}"
+    )
 
 
 def torchvision_pixels(name: str, weights: str) -> Pixels | None:
-    """How torchvision's weights want their images; those of a file of ours are taken for the default ones."""
+    """How torchvision's weights want their images; those of a file of ours are taken for the
+    default ones.
+    """
     from torchvision import models
 
     known = models.get_model_weights(name)
@@ -80,7 +94,9 @@ def torchvision_pixels(name: str, weights: str) -> Pixels | None:
 
 
 def delivered_pixels(spec: Model) -> Pixels | None:
-    """How the weights of a model that raysft has delivered want their images; None for any others."""
+    """How the weights of a model that raysft has delivered want their images; None for any
+    others.
+    """
     file = weights_file(spec)
     card = file.parent / "model.json" if file is not None else None
     if card is None or not card.is_file():
@@ -88,17 +104,22 @@ def delivered_pixels(spec: Model) -> Pixels | None:
     try:
         stored = read_json(card)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.weights: {spec.weights}", f"the model.json beside it cannot be read ({error})",
-                         "restore it, or move the weights to a folder without one") from None
+        raise ModelError(
+            f"model.weights: {spec.weights}",
+            f"the model.json beside it cannot be read ({error})",
+            "restore it, or move the weights to a folder without one",
+        ) from None
     return Pixels(tuple(stored["mean"]), tuple(stored["std"]), stored["interpolation"])
 
 
-# --- fetching --------------------------------------------------------------------------------------------------------
+# --- fetching ----------------------------------------------------------------------------------
+
 
 def fetch(url: str, target: Path, expected: str | None, where: str) -> Path:
     """Download a file once for all processes of this machine; raises ModelError.
 
-    Refused and removed is what is shorter than the server said, or whose SHA-256 does not begin as `expected`.
+    Refused and removed is what is shorter than the server said, or whose SHA-256 does not begin as
+    `expected`.
     """
     return _fetched(target, expected, lambda part: _download(url, part), where)
 
@@ -106,7 +127,9 @@ def fetch(url: str, target: Path, expected: str | None, where: str) -> Path:
 def _fetched(target: Path, expected: str | None, get: Any, where: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f"{target.name}.lock")):  # one worker fetches, the others find it
+        with locked(
+            target.with_name(f"{target.name}.lock")
+        ):  # one worker fetches, the others find it
             if not target.is_file():
                 part = target.with_name(f"{target.name}.part")
                 try:
@@ -117,8 +140,11 @@ def _fetched(target: Path, expected: str | None, get: Any, where: str) -> Path:
                 finally:
                     part.unlink(missing_ok=True)
     except (urllib.error.URLError, OSError) as error:
-        raise ModelError(where, f"cannot be downloaded ({in_words(error)})",
-                         f"put it at {target}, give a file, or weights: none") from None
+        raise ModelError(
+            where,
+            f"cannot be downloaded ({in_words(error)})",
+            f"put it at {target}, give a file, or weights: none",
+        ) from None
     return target
 
 
@@ -145,7 +171,8 @@ def _name_in_cache(uri: str) -> str:
     return f"raysft-{hashlib.sha256(uri.encode()).hexdigest()[:12]}-{name}"
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------
+
 
 def read_fetched(path: Path, own: Tensors, spec: Model) -> Found:
     """The tensors for a network with the state dict `own`; raises ModelError.
@@ -165,6 +192,8 @@ def read_fetched(path: Path, own: Tensors, spec: Model) -> Found:
 def read_state_dict(path: Path) -> Mapping[str, torch.Tensor]:
     """The tensors of a file that raysft has written; raises ModelError."""
     state = read_checkpoint(path, f"model.weights: {path}")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
         raise ModelError(f"model.weights: {path}", "is not a state dict", "restore it from a copy")
     return state

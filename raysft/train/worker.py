@@ -33,7 +33,8 @@ from raysft.train.team import Team
 from raysft.train.tryout import try_network
 from raysft.train.weights import Pixels
 
-# That those who gave a trial up wait for the others to have noticed; Ray takes up to 65 seconds to find a machine gone.
+# That those who gave a trial up wait for the others to have noticed; Ray takes up to 65 seconds to
+# find a machine gone.
 SETTLE_SECONDS = 90.0
 NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 
@@ -41,8 +42,15 @@ NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 class Worker:
     """Member `rank` of team `team` in a slot."""
 
-    def __init__(self, setup: Setup, slot: int, world_rank: int, world_size: int, incarnation: int,
-                 queue: Any) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        slot: int,
+        world_rank: int,
+        world_size: int,
+        incarnation: int,
+        queue: Any,
+    ) -> None:
         self.setup, self.slot, self.queue, self.incarnation = setup, slot, queue, incarnation
         workers = world_size if setup.resources.elastic else setup.resources.most_workers
         self.team_number, rank = divmod(world_rank, workers)
@@ -60,8 +68,12 @@ class Worker:
         self.features: dict[tuple[Model, int | None, str], Kept | None] = {}
 
     def work(self, model: Model | None, seed: int) -> None:
-        """Take task after task until there are no more; the network that is known to be wanted is made meanwhile."""
-        sys.path.append(self.setup.import_from)  # where package.module:factory is importable for the submitter
+        """Take task after task until there are no more; the network that is known to be wanted is
+        made meanwhile.
+        """
+        sys.path.append(
+            self.setup.import_from
+        )  # where package.module:factory is importable for the submitter
         try:
             with uncollected():
                 import torch._dynamo  # noqa: F401  # the first step of any optimizer would, when all wait for it
@@ -82,17 +94,27 @@ class Worker:
         self.team.disconnect()
 
     def _begin(self, model: Model, seed: int) -> None:
-        """Make the first network, which imports what it is made of; raises UserError where no trial could train it."""
+        """Make the first network, which imports what it is made of; raises UserError where no trial
+        could train it.
+        """
         try:
             network = self._network(model, seed)
             for train in self.setup.recipes:
-                check_batches(network.net, network.head, train, sum(self.setup.class_rows),
-                              self.setup.resources.most_workers, self._size(model))
+                check_batches(
+                    network.net,
+                    network.head,
+                    train,
+                    sum(self.setup.class_rows),
+                    self.setup.resources.most_workers,
+                    self._size(model),
+                )
         except TrialError:
             return  # a trial's own, which tells it
         except UserError:
             if self.setup.one_model:
-                raise  # otherwise other networks may do better, and the trials with this one tell what is wrong
+                # otherwise other networks may do better, and the trials with this one tell what is
+                # wrong
+                raise
 
     def _attempt(self, task: Task, group: int) -> tuple[str, str, Cause] | None:
         """Do a task; returns (error, traceback, cause) when it failed.
@@ -105,8 +127,13 @@ class Worker:
             if self.team.rank == 0:
                 ray.get(self.queue.finish.remote(self.slot, self.team_number, task.trial, payload))
         except Exception as error:
-            line = error.what if isinstance(error, TrialError) else str(error) if isinstance(error, UserError) else \
-                f"{type(error).__name__}: {error}"
+            line = (
+                error.what
+                if isinstance(error, TrialError)
+                else str(error)
+                if isinstance(error, UserError)
+                else f"{type(error).__name__}: {error}"
+            )
             if is_full(error):
                 ray.get(self.queue.refuse.remote(StorageFull(task.folder)))
             cause = _cause(error)
@@ -117,16 +144,26 @@ class Worker:
 
     def _can_halve(self, task: Task) -> bool:
         network = self.networks.get((task.model, task.seed))
-        return network is None or can_halve(network.net, network.head, task.train, self.setup.resources.most_workers,
-                                            self._size(task.model))
+        return network is None or can_halve(
+            network.net,
+            network.head,
+            task.train,
+            self.setup.resources.most_workers,
+            self._size(task.model),
+        )
 
     def _give_up(self, task: Task, turn: int, error: str, trace: str, cause: Cause) -> int:
-        """Tell why before the others find this member gone, leave the group, wait for all to have left it.
+        """Tell why before the others find this member gone, leave the group, wait for all to have
+        left it.
 
         Returns the turn from which all go on.
         """
         me = (self.slot, self.team_number)
-        ray.get(self.queue.fail.remote(*me, self.team.rank, self.team.workers, task.trial, error, trace, cause))
+        ray.get(
+            self.queue.fail.remote(
+                *me, self.team.rank, self.team.workers, task.trial, error, trace, cause
+            )
+        )
         self.team.disconnect()
         self.group = None
         if self.team.device.type == "cuda":
@@ -154,11 +191,22 @@ class Worker:
     def _train(self, task: Task) -> dict[str, Any]:
         setup, queue = self.setup, self.queue
         network = self._network(task.model, task.seed)
-        recipe = Recipe(task.train, task.seed, self._preparation(task.model, network), setup.class_rows, setup.metric,
-                        place(task.folder) / "checkpoints", network.head, setup.resources.most_workers)
+        recipe = Recipe(
+            task.train,
+            task.seed,
+            self._preparation(task.model, network),
+            setup.class_rows,
+            setup.metric,
+            place(task.folder) / "checkpoints",
+            network.head,
+            setup.resources.most_workers,
+        )
         prepare = Preparer(recipe.preparation, self.team.device, task.train.channels_last)
-        splits = Splits(self._reader("train"), self._reader("val"),
-                        lambda split: self._features(task, network, prepare, split))
+        splits = Splits(
+            self._reader("train"),
+            self._reader("val"),
+            lambda split: self._features(task, network, prepare, split),
+        )
 
         told = 0  # at first all epochs are: the driver may have ended before it heard the last ones
 
@@ -168,10 +216,22 @@ class Worker:
             return ray.get(queue.report.remote(task.trial, new, last))
 
         def progress(step: int, steps: int, clock: Clock) -> None:
-            about = {"seconds": clock.elapsed(), "waited": clock.waited, "gpu": _busy(self.team.device)}
+            about = {
+                "seconds": clock.elapsed(),
+                "waited": clock.waited,
+                "gpu": _busy(self.team.device),
+            }
             queue.progress.remote(task.trial, self.team.rank, step, steps, about)
 
-        run_trial(recipe, copy.deepcopy(network.net), splits, self.team, report, progress, machine_is_going)
+        run_trial(
+            recipe,
+            copy.deepcopy(network.net),
+            splits,
+            self.team,
+            report,
+            progress,
+            machine_is_going,
+        )
         return {"host": ray.util.get_node_ip_address()}
 
     def _score(self, task: Task) -> dict[str, Any]:
@@ -180,12 +240,19 @@ class Worker:
         net = copy.deepcopy(network.net)
         checkpoint = place(task.folder)
         net.load_state_dict(read_tensors(checkpoint, MODEL, read_state(checkpoint)))
-        scores, judged = score(self.team.place(net), self._reader("test"), self.team, Preparer(how, self.team.device),
-                               self.setup.classes)
+        scores, judged = score(
+            self.team.place(net),
+            self._reader("test"),
+            self.team,
+            Preparer(how, self.team.device),
+            self.setup.classes,
+        )
         return {"scores": scores, "preparation": how, "judged": judged.numpy()}
 
     def _network(self, spec: Model, seed: int) -> Network:
-        """The network of `spec` as trials start with it; made once, but for the last few only kept."""
+        """The network of `spec` as trials start with it; made once, but for the last few only
+        kept.
+        """
         if (spec, seed) not in self.networks:
             made = build_network(spec, self.setup.classes, seed)
             try_network(made.net, spec.name, self.setup.classes, *self._size(spec))
@@ -193,8 +260,12 @@ class Worker:
                 self.networks.pop(next(iter(self.networks)))
             self.networks[spec, seed] = made
             if self.team.rank == 0 and made.loaded is not None:
-                told = {"name": spec.name, "weights": spec.weights, **asdict(made.loaded),
-                        **asdict(self._preparation(spec, made))}
+                told = {
+                    "name": spec.name,
+                    "weights": spec.weights,
+                    **asdict(made.loaded),
+                    **asdict(self._preparation(spec, made)),
+                }
                 ray.get(self.queue.built.remote(told))
         return self.networks[spec, seed]
 
@@ -204,21 +275,36 @@ class Worker:
         return (side, side) if side else self.setup.decoded
 
     def _preparation(self, spec: Model, network: Network) -> Preparation:
-        """What images go through: as the job says, else as the weights say, else by the data's own mean and std."""
+        """What images go through: as the job says, else as the weights say, else by the data's own
+        mean and std.
+        """
         own = network.pixels or Pixels(self.setup.data_mean, self.setup.data_std)
-        return Preparation(self.setup.mean or own.mean, self.setup.std or own.std,
-                           spec.image_size or self.setup.usual_size, spec.interpolation or own.interpolation)
+        return Preparation(
+            self.setup.mean or own.mean,
+            self.setup.std or own.std,
+            spec.image_size or self.setup.usual_size,
+            spec.interpolation or own.interpolation,
+        )
 
     def _features(self, task: Task, network: Network, prepare: Preparer, split: str) -> Kept | None:
-        """A split as features of the untrained backbone of a task's network, made once for all trials."""
-        key = (task.model, task.seed if network.loaded is None else None, split)  # pretrained ones have no seed
+        """A split as features of the untrained backbone of a task's network, made once for all
+        trials.
+        """
+        key = (
+            task.model,
+            task.seed if network.loaded is None else None,
+            split,
+        )  # pretrained ones have no seed
         reader = self._reader(split)
         if key not in self.features and isinstance(reader, Kept):
             net = self.team.place(copy.deepcopy(network.net), task.train.channels_last)
             limit = self.setup.feature_bytes
             made = features_of(reader, net, network.head, prepare, self.team, limit)
             self.features[key] = self._resident(made) if made is not None else None
-            while len(self.features) > 2 and sum(f.nbytes for f in self.features.values() if f) > limit:
+            while (
+                len(self.features) > 2
+                and sum(f.nbytes for f in self.features.values() if f) > limit
+            ):
                 self.features.pop(next(iter(self.features)))
         return self.features.get(key)
 
@@ -234,7 +320,9 @@ class Worker:
 
 
 def _busy(device: torch.device) -> float | None:
-    """Percent of the time that a GPU worked lately; None for a CPU, and without nvidia-ml-py, which knows it."""
+    """Percent of the time that a GPU worked lately; None for a CPU, and without nvidia-ml-py, which
+    knows it.
+    """
     if device.type != "cuda":
         return None
     try:
@@ -244,12 +332,24 @@ def _busy(device: torch.device) -> float | None:
 
 
 def _cause(error: Exception) -> Cause:
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # of a GPU, of the CPU
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
+        error
+    ):  # of a GPU, of the CPU
         return "out_of_memory"
     return "diverged" if isinstance(error, Diverged) else "failed"
 
 
-def run_worker(setup: Setup, slot: int, world_rank: int, world_size: int, incarnation: int, queue: Any,
-               model: Model | None, seed: int) -> None:
-    """What Ray Train runs in each process of a slot; `incarnation` grows with every start of its worker group."""
+def run_worker(
+    setup: Setup,
+    slot: int,
+    world_rank: int,
+    world_size: int,
+    incarnation: int,
+    queue: Any,
+    model: Model | None,
+    seed: int,
+) -> None:
+    """What Ray Train runs in each process of a slot; `incarnation` grows with every start of its
+    worker group.
+    """
     Worker(setup, slot, world_rank, world_size, incarnation, queue).work(model, seed)

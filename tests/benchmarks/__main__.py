@@ -1,4 +1,6 @@
-"""`make bench` runs all benchmarks, `make bench BENCH=name` one; each prints its tables and adds to one JSON file."""
+"""`make bench` runs all benchmarks, `make bench BENCH=name` one; each prints its tables and adds to
+one JSON file.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,27 @@ from pathlib import Path
 
 from tests.benchmarks.compare import show, show_machine
 
-NAMES = ("ingest", "augment", "loop", "workers", "startup", "overhead", "search", "asha", "streaming", "rows",
-         "predict", "serve")
+NAMES = (
+    "ingest",
+    "augment",
+    "loop",
+    "workers",
+    "startup",
+    "overhead",
+    "search",
+    "asha",
+    "streaming",
+    "rows",
+    "predict",
+    "serve",
+)
 RESULT = Path("runs/benchmarks.json")
 
 
 def main(wanted: list[str]) -> int:
-    """Run benchmarks, each in a process of its own: what one leaves behind would disturb the next."""
+    """Run benchmarks, each in a process of its own: what one leaves behind would disturb the
+    next.
+    """
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
@@ -25,8 +41,11 @@ def main(wanted: list[str]) -> int:
     if len(wanted) == 1:
         _measure(wanted[0])
         return 0
-    failed = [name for name in wanted or NAMES
-              if subprocess.run([sys.executable, "-m", "tests.benchmarks", name], check=False).returncode]
+    failed = [
+        name
+        for name in wanted or NAMES
+        if subprocess.run([sys.executable, "-m", "tests.benchmarks", name], check=False).returncode
+    ]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -38,7 +57,9 @@ def _measure(name: str) -> None:
     show(found)
     RESULT.parent.mkdir(exist_ok=True)
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    RESULT.write_text(json.dumps((known if isinstance(known, dict) else {}) | {name: found}, indent=1))
+    RESULT.write_text(
+        json.dumps((known if isinstance(known, dict) else {}) | {name: found}, indent=1)
+    )
     print(f"written to {RESULT}")
 
 

@@ -1,7 +1,8 @@
-"""A warm epoch of flipped, cropped and normalised batches without a model: raysft beside the PIL DataLoader.
+"""A warm epoch of flipped, cropped and normalised batches without a model: raysft beside the PIL
+DataLoader.
 
-5,000 random images of 32×32 pixels in batches of 128, on one core (one process, one thread). *As commonly written*:
-ImageFolder over PNG files; raysft from decoded rows in memory, as it keeps them.
+5,000 random images of 32×32 pixels in batches of 128, on one core (one process, one thread). *As
+commonly written*: ImageFolder over PNG files; raysft from decoded rows in memory, as it keeps them.
 """
 
 from __future__ import annotations
@@ -33,16 +34,27 @@ def measure(rounds: int = 5) -> dict[str, Any]:
         data = images.folder(Path(folder), ROWS, 10)
         kept = Kept(images.rows(ROWS))
         loader = plain.train_loader(str(data), BATCH)
-        timings = take_turns({PIL: lambda: _seen(len(batch) for batch, _ in loader),
-                              RAYSFT: lambda: raysft_epoch(kept)}, rounds)
+        timings = take_turns(
+            {
+                PIL: lambda: _seen(len(batch) for batch, _ in loader),
+                RAYSFT: lambda: raysft_epoch(kept),
+            },
+            rounds,
+        )
     median = {t.name: t.median for t in timings}
-    return document("ingest of 5,000 images with flip and crop, one core", timings,
-                    [Figure("images/s, raysft to the PIL DataLoader", median[PIL] / median[RAYSFT], 7, True)])
+    return document(
+        "ingest of 5,000 images with flip and crop, one core",
+        timings,
+        [Figure("images/s, raysft to the PIL DataLoader", median[PIL] / median[RAYSFT], 7, True)],
+    )
 
 
 def raysft_epoch(kept: Kept, flip: bool = True, crop_padding: int = 4) -> None:
     """All batches of an epoch, ready for a network."""
-    recipe, prepare = Augment(flip=flip, crop_padding=crop_padding), Preparer(Preparation(plain.MEAN, plain.STD))
+    recipe, prepare = (
+        Augment(flip=flip, crop_padding=crop_padding),
+        Preparer(Preparation(plain.MEAN, plain.STD)),
+    )
     seen = 0
     for batch in kept.epoch(0, 1, batch_sizes(len(kept), BATCH), 0, 1):
         pixels = torch.from_numpy(batch.rows.images)

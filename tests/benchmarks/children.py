@@ -18,11 +18,21 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # one thread a process, as the workers o
 
 
 def run(*words: object, cwd: Path | None = None) -> str:
-    """Run a program to its end; returns what it printed, raises with its last words where it failed."""
-    done = subprocess.run([str(w) for w in words], cwd=cwd, env=os.environ | ENVIRONMENT, capture_output=True,
-                          text=True)
+    """Run a program to its end; returns what it printed, raises with its last words where it
+    failed.
+    """
+    done = subprocess.run(
+        [str(w) for w in words],
+        cwd=cwd,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
-        raise RuntimeError(f"{words[0]} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise RuntimeError(
+            f"{words[0]} ended with "
+            f"{done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
     return done.stdout
 
 

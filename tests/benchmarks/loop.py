@@ -1,8 +1,10 @@
-"""One steady epoch of training: raysft's loop beside the same recipe as plain PyTorch loops and with accelerate.
+"""One steady epoch of training: raysft's loop beside the same recipe as plain PyTorch loops and
+with accelerate.
 
-ResNet-18, 1,024 random images of 32×32 pixels in batches of 128, SGD with momentum, flip and crop, one worker with one
-thread. *Same recipe*: a loop over one tensor that flips and crops whole batches and uses channels last, as a careful
-person would write it. *As commonly written*: ImageFolder, PIL transforms and a DataLoader, with accelerate and without.
+ResNet-18, 1,024 random images of 32×32 pixels in batches of 128, SGD with momentum, flip and crop,
+one worker with one thread. *Same recipe*: a loop over one tensor that flips and crops whole batches
+and uses channels last, as a careful person would write it. *As commonly written*: ImageFolder, PIL
+transforms and a DataLoader, with accelerate and without.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ from tests.benchmarks.compare import Figure, document, take_turns
 from tests.benchmarks.peers import plain
 
 ROWS, BATCH, CLASSES = 1024, 128, 10
-RAYSFT, CAREFUL, COMMON, ACCELERATE = "raysft, default recipe", "plain, tensors", "plain, PIL", "accelerate, PIL"
+RAYSFT, CAREFUL, COMMON, ACCELERATE = (
+    "raysft, default recipe",
+    "plain, tensors",
+    "plain, PIL",
+    "accelerate, PIL",
+)
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
 
@@ -37,20 +44,51 @@ def measure(rounds: int = 7) -> dict[str, Any]:
     rows = images.rows(ROWS)
     with tempfile.TemporaryDirectory() as folder:
         data = str(images.folder(Path(folder), ROWS, CLASSES))
-        timings = take_turns({CAREFUL: _careful(rows), RAYSFT: _raysft(rows), COMMON: _common(data),
-                              ACCELERATE: _accelerate(data)}, rounds)
+        timings = take_turns(
+            {
+                CAREFUL: _careful(rows),
+                RAYSFT: _raysft(rows),
+                COMMON: _common(data),
+                ACCELERATE: _accelerate(data),
+            },
+            rounds,
+        )
     median = {t.name: t.median for t in timings}
-    return document("training loop, a steady epoch", timings, [
-        Figure("images/s, raysft to plain with tensors (same recipe)", median[CAREFUL] / median[RAYSFT], 0.97, True),
-        Figure("images/s, raysft to plain with PIL (as commonly written)", median[COMMON] / median[RAYSFT], 1.12, True),
-        Figure("images/s, raysft to accelerate with PIL (as commonly written)", median[ACCELERATE] / median[RAYSFT])])
+    return document(
+        "training loop, a steady epoch",
+        timings,
+        [
+            Figure(
+                "images/s, raysft to plain with tensors (same recipe)",
+                median[CAREFUL] / median[RAYSFT],
+                0.97,
+                True,
+            ),
+            Figure(
+                "images/s, raysft to plain with PIL (as commonly written)",
+                median[COMMON] / median[RAYSFT],
+                1.12,
+                True,
+            ),
+            Figure(
+                "images/s, raysft to accelerate with PIL (as commonly written)",
+                median[ACCELERATE] / median[RAYSFT],
+            ),
+        ],
+    )
 
 
 def _raysft(rows: Rows) -> Callable[[], None]:
     train = Train(epochs=100, batch_size=BATCH)
     counts = (ROWS // CLASSES,) * CLASSES
     recipe = Recipe(train, 0, Preparation(MEAN, STD), counts, "val_accuracy", Path("unused"), "fc")
-    learner = Learner(resnet18(num_classes=CLASSES), "fc", train, recipe.class_rows, Team(0, 1, torch.device("cpu")))
+    learner = Learner(
+        resnet18(num_classes=CLASSES),
+        "fc",
+        train,
+        recipe.class_rows,
+        Team(0, 1, torch.device("cpu")),
+    )
     reader = Kept(rows)
 
     def epoch() -> None:
@@ -63,7 +101,10 @@ def _raysft(rows: Rows) -> Callable[[], None]:
 def _careful(rows: Rows) -> Callable[[], None]:
     net = resnet18(num_classes=CLASSES).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    pixels, labels = torch.from_numpy(rows.images).permute(0, 3, 1, 2), torch.from_numpy(rows.labels)
+    pixels, labels = (
+        torch.from_numpy(rows.images).permute(0, 3, 1, 2),
+        torch.from_numpy(rows.labels),
+    )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     def epoch() -> None:
@@ -75,7 +116,9 @@ def _careful(rows: Rows) -> Callable[[], None]:
             top, left = torch.randint(0, 9, (2, len(batch)))
             windows = F.pad(batch, (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)
             batch = windows[torch.arange(len(batch)), :, top, left]
-            inputs = ((batch.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+            inputs = ((batch.float() / 255 - mean) / std).contiguous(
+                memory_format=torch.channels_last
+            )
             optimizer.zero_grad()
             F.cross_entropy(net(inputs), labels[index]).backward()
             optimizer.step()
@@ -93,8 +136,11 @@ def _accelerate(data: str) -> Callable[[], None]:
     from accelerate import Accelerator
 
     accelerator, net = Accelerator(cpu=True), resnet18(num_classes=CLASSES)
-    net, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
-                                                 plain.train_loader(data, BATCH))
+    net, optimizer, loader = accelerator.prepare(
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9),
+        plain.train_loader(data, BATCH),
+    )
     criterion = torch.nn.CrossEntropyLoss()
 
     def epoch() -> None:

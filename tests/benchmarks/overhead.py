@@ -1,4 +1,6 @@
-"""What a trial costs that trains next to nothing, in a search of 16: with the start, and once the workers are up."""
+"""What a trial costs that trains next to nothing, in a search of 16: with the start, and once the
+workers are up.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,25 @@ def measure(rounds: int = 5) -> dict[str, Any]:
         scratch = Path(folder)
         images.shards(scratch / "D", 100, 20)
         space = {"optimizer": [{"name": "sgd", "lr": {"uniform": [0.01, 0.02]}}]}
-        path = job(scratch / "j.yaml", data={"source": "shards", "path": str(scratch / "D")},
-                   model={"name": "raysft.train.smallnet:small_cnn", "weights": "none"}, train={"epochs": 1},
-                   search={"trials": TRIALS, "space": space, "scheduler": {"name": "none"}})
-        (timing,) = take_turns({f"raysft, {TRIALS} trials": lambda: _search(path, scratch)}, rounds, warm_up=False)
-    return document(f"{TRIALS} trials that train nothing", [timing], [
-        Figure("seconds a trial, from the command to its end", timing.median / TRIALS, 1.0),
-        Figure("seconds a trial, once the workers are up", timing.value / TRIALS)], "s of all trials")
+        path = job(
+            scratch / "j.yaml",
+            data={"source": "shards", "path": str(scratch / "D")},
+            model={"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
+            train={"epochs": 1},
+            search={"trials": TRIALS, "space": space, "scheduler": {"name": "none"}},
+        )
+        (timing,) = take_turns(
+            {f"raysft, {TRIALS} trials": lambda: _search(path, scratch)}, rounds, warm_up=False
+        )
+    return document(
+        f"{TRIALS} trials that train nothing",
+        [timing],
+        [
+            Figure("seconds a trial, from the command to its end", timing.median / TRIALS, 1.0),
+            Figure("seconds a trial, once the workers are up", timing.value / TRIALS),
+        ],
+        "s of all trials",
+    )
 
 
 def _search(path: Path, scratch: Path) -> float:

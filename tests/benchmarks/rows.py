@@ -1,7 +1,7 @@
 """Whether an image costs the same in a large data set: 50,000 and 500,000 rows, kept and streamed.
 
-Random images of 32×32 pixels in batches of 128, one worker. Kept images are flipped, cropped and normalised as in
-training; streamed ones are read only.
+Random images of 32×32 pixels in batches of 128, one worker. Kept images are flipped, cropped and
+normalised as in training; streamed ones are read only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ def measure(rounds: int = 5) -> dict[str, Any]:
             ways[f"streamed, {rows}"] = lambda streamed=streamed: raysft_epoch(streamed)
         timings = take_turns(ways, rounds)
     median = {t.name: t.median for t in timings}
-    ratios = {how: median[f"{how}, {LARGE}"] / median[f"{how}, {SMALL}"] * SMALL / LARGE
-              for how in ("kept", "streamed")}
-    return document("time an image by the size of the data set", timings, [
-        Figure(f"{how}: time an image, 500,000 rows to 50,000", ratio, 1.1) for how, ratio in ratios.items()])
+    ratios = {
+        how: median[f"{how}, {LARGE}"] / median[f"{how}, {SMALL}"] * SMALL / LARGE
+        for how in ("kept", "streamed")
+    }
+    return document(
+        "time an image by the size of the data set",
+        timings,
+        [
+            Figure(f"{how}: time an image, 500,000 rows to 50,000", ratio, 1.1)
+            for how, ratio in ratios.items()
+        ],
+    )

@@ -1,4 +1,6 @@
-"""Requests a second of a small network, 16 clients on the same cores: `raysft serve` beside Serve's documented way."""
+"""Requests a second of a small network, 16 clients on the same cores: `raysft serve` beside Serve's
+documented way.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +48,35 @@ def measure(rounds: int = 3) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         model, files = small_model(Path(folder)), [_png(i) for i in range(64)]
-        timings = take_turns({"Ray Serve, documented": partial(way, "Ray Serve, documented", _peer, "/"),
-                              "raysft serve": partial(way, "raysft serve", _raysft, "/predict")}, rounds, warm_up=False)
+        timings = take_turns(
+            {
+                "Ray Serve, documented": partial(way, "Ray Serve, documented", _peer, "/"),
+                "raysft serve": partial(way, "raysft serve", _raysft, "/predict"),
+            },
+            rounds,
+            warm_up=False,
+        )
     rates = {t.name: t.value for t in timings}
-    figures = [Figure("requests a second, raysft to Ray Serve's documented way",
-                      rates["raysft serve"] / rates["Ray Serve, documented"], 1.0, at_least=True)]
+    figures = [
+        Figure(
+            "requests a second, raysft to Ray Serve's documented way",
+            rates["raysft serve"] / rates["Ray Serve, documented"],
+            1.0,
+            at_least=True,
+        )
+    ]
     for name, found in latencies.items():
         cuts = statistics.quantiles(found, n=100)
-        figures += [Figure(f"{name}: p50 ms", 1000 * cuts[49]), Figure(f"{name}: p99 ms", 1000 * cuts[98])]
-    return document(f"{REQUESTS:,} images of 32×32 pixels, one a request, {CLIENTS} clients", timings, figures,
-                    "requests/s")
+        figures += [
+            Figure(f"{name}: p50 ms", 1000 * cuts[49]),
+            Figure(f"{name}: p99 ms", 1000 * cuts[98]),
+        ]
+    return document(
+        f"{REQUESTS:,} images of 32×32 pixels, one a request, {CLIENTS} clients",
+        timings,
+        figures,
+        "requests/s",
+    )
 
 
 def small_model(root: Path) -> Path:
@@ -63,9 +84,20 @@ def small_model(root: Path) -> Path:
     (root / "checkpoint").mkdir()
     torch.manual_seed(0)
     save_file(small_cnn(images.CLASSES).state_dict(), root / "checkpoint/model.safetensors")
-    deliver(root / "model", root / "checkpoint", ModelCard(
-        "raysft.train.smallnet:small_cnn", tuple("abcdefghij"), images.SIDE, images.SIDE, (0.5,) * 3, (0.25,) * 3, {},
-        {}))
+    deliver(
+        root / "model",
+        root / "checkpoint",
+        ModelCard(
+            "raysft.train.smallnet:small_cnn",
+            tuple("abcdefghij"),
+            images.SIDE,
+            images.SIDE,
+            (0.5,) * 3,
+            (0.25,) * 3,
+            {},
+            {},
+        ),
+    )
     return root / "model"
 
 
@@ -84,7 +116,9 @@ def _load(port: int, path: str, files: Sequence[bytes], requests: int) -> tuple[
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             for number in numbers:
                 began = time.perf_counter()
-                connection.request("POST", path, files[number % len(files)], {"content-type": "image/png"})
+                connection.request(
+                    "POST", path, files[number % len(files)], {"content-type": "image/png"}
+                )
                 response = connection.getresponse()
                 if b"a" not in response.read() or response.status != 200:
                     raise RuntimeError(f"status {response.status}")
@@ -117,8 +151,14 @@ def _peer(model: Path, port: int) -> Iterator[None]:
 
 @contextmanager
 def _program(*words: object, says: str) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen([str(w) for w in words], env=os.environ, text=True, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(w) for w in words],
+        env=os.environ,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     assert process.stdout is not None
     assert process.stdin is not None
     if not any(says in line for line in process.stdout):

@@ -1,6 +1,8 @@
-"""From the command to the first training step, one worker: `raysft submit` beside torchrun with a script of its own.
+"""From the command to the first training step, one worker: `raysft submit` beside torchrun with a
+script of its own.
 
-Both train ResNet-18 from scratch on random images of 32×32 pixels that are there already (shards; a tensor).
+Both train ResNet-18 from scratch on random images of 32×32 pixels that are there already (shards; a
+tensor).
 """
 
 from __future__ import annotations
@@ -37,22 +39,55 @@ def measure(rounds: int = 5) -> dict[str, Any]:
         images.shards(scratch / "D", 2_000, 500)
         touched = scratch / "touched"
         (scratch / "first_step.py").write_text(NETWORK.format(touched=str(touched)))
-        path = job(scratch / "j.yaml", data={"source": "shards", "path": str(scratch / "D")},
-                   model={"name": "first_step:network", "weights": "none"}, train={"epochs": 50})
-        torchrun = (BIN / "torchrun", "--nproc-per-node", 1, PEERS / "ddp.py", "--epochs", 50, "--touch", touched)
-        timings = take_turns({"torchrun": partial(_until_touched, torchrun, touched, scratch),
-                              "raysft submit": partial(_until_touched, (RAYSFT, "submit", path), touched, scratch)},
-                             rounds)
+        path = job(
+            scratch / "j.yaml",
+            data={"source": "shards", "path": str(scratch / "D")},
+            model={"name": "first_step:network", "weights": "none"},
+            train={"epochs": 50},
+        )
+        torchrun = (
+            BIN / "torchrun",
+            "--nproc-per-node",
+            1,
+            PEERS / "ddp.py",
+            "--epochs",
+            50,
+            "--touch",
+            touched,
+        )
+        timings = take_turns(
+            {
+                "torchrun": partial(_until_touched, torchrun, touched, scratch),
+                "raysft submit": partial(
+                    _until_touched, (RAYSFT, "submit", path), touched, scratch
+                ),
+            },
+            rounds,
+        )
     seconds = {t.name: t.value for t in timings}
-    return document("from the command to the first step", timings, [
-        Figure("seconds, raysft submit to torchrun", seconds["raysft submit"] / seconds["torchrun"], 2.5)],
-        "s to the first step")
+    return document(
+        "from the command to the first step",
+        timings,
+        [
+            Figure(
+                "seconds, raysft submit to torchrun",
+                seconds["raysft submit"] / seconds["torchrun"],
+                2.5,
+            )
+        ],
+        "s to the first step",
+    )
 
 
 def _until_touched(words: Sequence[object], touched: Path, cwd: Path) -> float:
     began = time.time()
-    process = subprocess.Popen([str(w) for w in words], cwd=cwd, env=os.environ | ENVIRONMENT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(w) for w in words],
+        cwd=cwd,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not touched.exists() and process.poll() is None:
         time.sleep(0.02)
     if process.poll() is not None:

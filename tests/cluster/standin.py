@@ -27,13 +27,18 @@ class Dashboard:
 
     async def _open(self) -> int:
         app = web.Application(middlewares=[self._as_told])
-        app.add_routes([
-            web.get("/api/version", lambda request: _json({"ray_version": "2.60.0", "version": "4"})),
-            web.get("/api/jobs/", lambda request: _json([self._job()])),
-            web.get("/api/jobs/{id}", lambda request: _json(self._job())),
-            web.post("/api/jobs/{id}/stop", lambda request: _json({"stopped": True})),
-            web.get("/api/jobs/{id}/logs", lambda request: _json({"logs": self.log})),
-            web.get("/api/jobs/{id}/logs/tail", self._tail)])
+        app.add_routes(
+            [
+                web.get(
+                    "/api/version", lambda request: _json({"ray_version": "2.60.0", "version": "4"})
+                ),
+                web.get("/api/jobs/", lambda request: _json([self._job()])),
+                web.get("/api/jobs/{id}", lambda request: _json(self._job())),
+                web.post("/api/jobs/{id}/stop", lambda request: _json({"stopped": True})),
+                web.get("/api/jobs/{id}/logs", lambda request: _json({"logs": self.log})),
+                web.get("/api/jobs/{id}/logs/tail", self._tail),
+            ]
+        )
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", 0)
@@ -51,8 +56,15 @@ class Dashboard:
         return await handler(request)
 
     def _job(self) -> dict[str, Any]:
-        return {"type": "SUBMISSION", "submission_id": self.run, "status": self.job_status, "entrypoint": "python",
-                "metadata": {RUN_KEY: self.run}, "start_time": 1_000_000, "runtime_env": {}}
+        return {
+            "type": "SUBMISSION",
+            "submission_id": self.run,
+            "status": self.job_status,
+            "entrypoint": "python",
+            "metadata": {RUN_KEY: self.run},
+            "start_time": 1_000_000,
+            "runtime_env": {},
+        }
 
     async def _tail(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()

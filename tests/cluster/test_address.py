@@ -21,19 +21,41 @@ def test_this_machine(given):
     assert address_of(given, True) is None
 
 
-@pytest.mark.parametrize(("given", "url"), [
-    ("http://h:8265", "http://h:8265"), ("https://h/ray/", "https://h/ray"), ("h:8265", "http://h:8265"),
-    ("h", "http://h:8265"), ("http://[::1]:8265", "http://[::1]:8265"), ("http://gcs:6380", "http://gcs:6380")])
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://h:8265", "http://h:8265"),
+        ("https://h/ray/", "https://h/ray"),
+        ("h:8265", "http://h:8265"),
+        ("h", "http://h:8265"),
+        ("http://[::1]:8265", "http://[::1]:8265"),
+        ("http://gcs:6380", "http://gcs:6380"),
+    ],
+)
 def test_a_dashboard(given, url):
     assert address_of(given, False) == Address(url)
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("ray://head:10001", "RAY_ADDRESS=ray://head:10001: is not the address of a dashboard; give http://head:8265"),
-    ("head:6379", "is a port that Ray's processes speak to each other on, not the dashboard's; give http://head:8265"),
-    ("127.0.0.1:10001", "not the dashboard's; give http://127.0.0.1:8265"),
-    ("anyscale://x", "is not the address of a dashboard"), ("http://", "give http://HOST:8265"),
-    ("h:port", "is not an address"), ("http://h:99999", "is not an address")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            "ray://head:10001",
+            "RAY_ADDRESS=ray://head:10001: is not the address of a dashboard; give "
+            "http://head:8265",
+        ),
+        (
+            "head:6379",
+            "is a port that Ray's processes speak to each other on, not the dashboard's; give "
+            "http://head:8265",
+        ),
+        ("127.0.0.1:10001", "not the dashboard's; give http://127.0.0.1:8265"),
+        ("anyscale://x", "is not the address of a dashboard"),
+        ("http://", "give http://HOST:8265"),
+        ("h:port", "is not an address"),
+        ("http://h:99999", "is not an address"),
+    ],
+)
 def test_anything_else_is_one_line_with_what_to_give(given, expected):
     with pytest.raises(UserError) as raised:
         address_of(given, True)
@@ -48,13 +70,21 @@ def test_who_is_asked_says_where_the_address_came_from():
 
 @pytest.fixture
 def running(monkeypatch):
-    """Start a dashboard in a process that looks like Ray's; the port where the first one usually is is free."""
+    """Start a dashboard in a process that looks like Ray's; the port where the first one usually is
+    is free.
+    """
     monkeypatch.setattr(address, "DASHBOARD_PORT", 9)
     ended = []
 
     def _start() -> str:
         made = Dashboard()
-        command = [sys.executable, "-c", "input()", "ray/dashboard/dashboard.py", f"--port={made.port}"]
+        command = [
+            sys.executable,
+            "-c",
+            "input()",
+            "ray/dashboard/dashboard.py",
+            f"--port={made.port}",
+        ]
         process = subprocess.Popen(command, stdin=subprocess.PIPE)
         ended.extend([process.kill, process.wait, made.close])
         return made.url
@@ -69,7 +99,9 @@ def test_auto_is_the_dashboard_of_this_machine(running):
     assert address_of("auto", False) == Address(url)
 
 
-@pytest.mark.parametrize(("status", "is_one"), [(None, True), (401, True), (403, True), (404, False), (500, False)])
+@pytest.mark.parametrize(
+    ("status", "is_one"), [(None, True), (401, True), (403, True), (404, False), (500, False)]
+)
 def test_auto_may_be_a_dashboard_whose_process_is_not_seen(monkeypatch, status, is_one):
     made = Dashboard()
     made.status = status
@@ -90,22 +122,42 @@ def test_auto_refuses_to_guess(running):
         address_of("auto", False)
 
 
-@pytest.mark.parametrize("given", ["auto", "ray://127.0.0.1:10001", "127.0.0.1:6379", "http://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "given", ["auto", "ray://127.0.0.1:10001", "127.0.0.1:6379", "http://127.0.0.1:9"]
+)
 def test_what_is_no_cluster_is_told_at_once_and_by_raysft_alone(given):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "raysft", "list"], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"RAY_ADDRESS": given, "PYTHONPATH": str(REPOSITORY)})
+    done = subprocess.run(
+        [sys.executable, "-m", "raysft", "list"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"RAY_ADDRESS": given, "PYTHONPATH": str(REPOSITORY)},
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of the processor: it may be busy
+    took = (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    )  # of the processor: it may be busy
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: RAY_ADDRESS={given}: ")
     assert (done.returncode, done.stdout) == (2, "")
-    assert took < (2 if not given.startswith("http") else 20)  # for that one, Ray's client has to be imported
+    assert took < (
+        2 if not given.startswith("http") else 20
+    )  # for that one, Ray's client has to be imported
 
 
 def test_a_few_files_are_predicted_here_whatever_the_environment_says_of_a_cluster(tmp_path):
     command = [sys.executable, "-m", "raysft", "predict", "nothing", "x.jpg"]
-    for more, expected in (([], "nothing: is not a model"), (["--out", "x.parquet"], "RAY_ADDRESS=h:6379: is a port")):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, cwd=tmp_path,
-                              env=os.environ | {"RAY_ADDRESS": "h:6379", "PYTHONPATH": str(REPOSITORY)})
+    for more, expected in (
+        ([], "nothing: is not a model"),
+        (["--out", "x.parquet"], "RAY_ADDRESS=h:6379: is a port"),
+    ):
+        done = subprocess.run(
+            [*command, *more],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=os.environ | {"RAY_ADDRESS": "h:6379", "PYTHONPATH": str(REPOSITORY)},
+        )
         assert expected in done.stderr

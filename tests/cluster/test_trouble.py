@@ -1,4 +1,6 @@
-"""A cluster that refuses, forgets, or goes away: told by the HTTP status, and nobody waits without end."""
+"""A cluster that refuses, forgets, or goes away: told by the HTTP status, and nobody waits without
+end.
+"""
 
 import socket
 import threading
@@ -50,9 +52,15 @@ def follow(cluster: Cluster, lost: list[str], seconds: float = 20) -> RaysftErro
     return error
 
 
-@pytest.mark.parametrize(("status", "expected"), [
-    (401, "refuses this client"), (403, "refuses this client"), (404, "does not know what it was asked for"),
-    (500, r"did not do what it was asked \(HTTP 500, RuntimeError: ValueError: broken")])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, "refuses this client"),
+        (403, "refuses this client"),
+        (404, "does not know what it was asked for"),
+        (500, r"did not do what it was asked \(HTTP 500, RuntimeError: ValueError: broken"),
+    ],
+)
 def test_an_error_is_told_by_its_status(dashboard, address, status, expected):
     cluster = Cluster(address)
     dashboard.status, dashboard.text = status, f"of {NAMED_LIKE_STATUSES}\nValueError: broken"
@@ -77,9 +85,17 @@ def test_numbers_and_words_in_a_text_are_no_status(dashboard, address):
             cluster.runs()
 
 
-@pytest.mark.parametrize(("status", "expected"), [(401, "refuses this client"), (403, "refuses this client"),
-                                                  (404, "r: is not known any more to http")])
-def test_who_follows_a_run_ends_at_once_where_it_will_not_get_better(dashboard, address, status, expected):
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, "refuses this client"),
+        (403, "refuses this client"),
+        (404, "r: is not known any more to http"),
+    ],
+)
+def test_who_follows_a_run_ends_at_once_where_it_will_not_get_better(
+    dashboard, address, status, expected
+):
     cluster, lost = Cluster(address), list[str]()
     dashboard.status = status
     error = follow(cluster, lost)
@@ -118,11 +134,19 @@ def test_a_stream_that_says_nothing_is_asked_about(dashboard, address, monkeypat
     assert [line for line in stream if line] == ["three"]
 
 
-@pytest.mark.parametrize("command", [lambda address: show_logs(address, "r", True, Output()),
-                                     lambda address: list(on_cluster(address, "r", Output()))], ids=["logs", "watch"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda address: show_logs(address, "r", True, Output()),
+        lambda address: list(on_cluster(address, "r", Output())),
+    ],
+    ids=["logs", "watch"],
+)
 def test_a_cluster_that_goes_away_ends_what_followed_it(dashboard, address, monkeypatch, command):
     monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
-    threading.Thread(target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True).start()
+    threading.Thread(
+        target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True
+    ).start()
     with pytest.raises(RunError, match=r"has not answered for .* if the cluster is up, r goes on"):
         command(address)
 
@@ -130,7 +154,9 @@ def test_a_cluster_that_goes_away_ends_what_followed_it(dashboard, address, monk
 def test_a_question_to_a_cluster_that_goes_away_is_given_up(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
     monkeypatch.setattr(Cluster, "_start", lambda *arguments: "r")
-    threading.Thread(target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True).start()
+    threading.Thread(
+        target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True
+    ).start()
     with pytest.raises(RunError, match="has not answered"):
         examine(address, "runs", Output())
 
@@ -159,7 +185,9 @@ def test_a_dashboard_that_falls_silent_is_not_waited_for(dashboard, address, mon
         cluster.runs()
 
 
-def test_the_address_that_is_given_counts_more_than_the_environment(dashboard, address, monkeypatch):
+def test_the_address_that_is_given_counts_more_than_the_environment(
+    dashboard, address, monkeypatch
+):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert [row["run"] for row in run_rows(address)] == ["r"]

@@ -28,7 +28,7 @@ def test_a_crop_is_a_window_of_the_padded_image():
     for image, cropped in zip(IMAGES, out, strict=True):
         padded = torch.zeros(10, 10, 3, dtype=torch.uint8)
         padded[2:8, 2:8] = image
-        windows = [padded[y:y + 6, x:x + 6] for y in range(5) for x in range(5)]
+        windows = [padded[y : y + 6, x : x + 6] for y in range(5) for x in range(5)]
         assert any(torch.equal(cropped, w) for w in windows)
     assert len({tuple(o.flatten().tolist()) for o in out}) == 12
     assert (out == 0).any()
@@ -36,7 +36,9 @@ def test_a_crop_is_a_window_of_the_padded_image():
 
 def test_a_share_of_a_batch_is_changed_as_in_the_whole_batch():
     whole = augment(IMAGES, Augment(), (3, 1, 4), 0, 12)
-    parts = [augment(IMAGES[s], Augment(), (3, 1, 4), s.start, 12) for s in (slice(0, 5), slice(5, 12))]
+    parts = [
+        augment(IMAGES[s], Augment(), (3, 1, 4), s.start, 12) for s in (slice(0, 5), slice(5, 12))
+    ]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(augment(IMAGES, Augment(), (3, 1, 5), 0, 12), whole)
 
@@ -52,12 +54,18 @@ def test_normalising_gives_the_textbook_values():
 
 def test_jitter_changes_each_image_by_its_own_factors():
     grey = torch.full((12, 6, 6, 3), 100, dtype=torch.uint8)
-    out = augment(grey, Augment(flip=False, crop_padding=0, color_jitter=0.5), (0, 0, 0), 0, 12).float()
+    out = augment(
+        grey, Augment(flip=False, crop_padding=0, color_jitter=0.5), (0, 0, 0), 0, 12
+    ).float()
     levels = out.mean((1, 2, 3))
-    assert (out.amax((1, 2, 3)) - out.amin((1, 2, 3)) <= 1).all()  # of one grey only the brightness can change
+    assert (
+        out.amax((1, 2, 3)) - out.amin((1, 2, 3)) <= 1
+    ).all()  # of one grey only the brightness can change
     assert len(levels.unique()) > 6
     assert ((levels >= 50) & (levels <= 150)).all()
-    coloured = augment(IMAGES, Augment(flip=False, crop_padding=0, color_jitter=0.5), (0, 0, 0), 0, 12)
+    coloured = augment(
+        IMAGES, Augment(flip=False, crop_padding=0, color_jitter=0.5), (0, 0, 0), 0, 12
+    )
     assert coloured.dtype == torch.uint8
     assert not any(torch.equal(a, b) for a, b in zip(coloured, IMAGES, strict=True))
 
@@ -71,10 +79,14 @@ def test_a_policy_draws_for_each_image(policy):
     assert len({tuple(image.flatten().tolist()) for image in out}) > 4  # some draw to do nothing
 
 
-@pytest.mark.parametrize("recipe", [Augment(color_jitter=0.4), Augment(auto="trivialaugment")], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [Augment(color_jitter=0.4), Augment(auto="trivialaugment")], ids=str
+)
 def test_colours_and_policies_do_not_depend_on_the_share(recipe):
     whole = augment(IMAGES, recipe, (3, 1, 4), 0, 12)
-    parts = [augment(IMAGES[s], recipe, (3, 1, 4), s.start, 12) for s in (slice(0, 5), slice(5, 12))]
+    parts = [
+        augment(IMAGES[s], recipe, (3, 1, 4), s.start, 12) for s in (slice(0, 5), slice(5, 12))
+    ]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -97,7 +109,10 @@ def test_erasing_sets_one_rectangle_of_some_images_to_the_mean():
         ys, xs = mask.nonzero().T
         assert mask.sum() == (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
         assert 0.01 < mask.float().mean() < 0.45
-    parts = [erase(ones[:120].clone(), 0.5, (0, 0, 0), 0, 200), erase(ones[120:].clone(), 0.5, (0, 0, 0), 120, 200)]
+    parts = [
+        erase(ones[:120].clone(), 0.5, (0, 0, 0), 0, 200),
+        erase(ones[120:].clone(), 0.5, (0, 0, 0), 120, 200),
+    ]
     assert torch.equal(torch.cat(parts), out)
     assert torch.equal(erase(ones.clone(), 0.0, (0, 0, 0), 0, 200), ones)
 
@@ -120,8 +135,13 @@ def test_cutmix_pastes_a_share_that_the_labels_tell():
 
 def test_with_both_each_batch_takes_one_by_chance():
     images = torch.arange(1.0, 5.0)[:, None, None, None].expand(4, 3, 20, 20).contiguous()
-    whole = [torch.equal(m, m.round()) for m in (mix(images, torch.arange(4), Augment(mixup=1.0, cutmix=1.0), 4,
-                                                     (0, 0, batch))[0] for batch in range(30))]
+    whole = [
+        torch.equal(m, m.round())
+        for m in (
+            mix(images, torch.arange(4), Augment(mixup=1.0, cutmix=1.0), 4, (0, 0, batch))[0]
+            for batch in range(30)
+        )
+    ]
     assert 5 < sum(whole) < 25
 
 
@@ -137,7 +157,9 @@ def test_a_batch_is_resized_as_torchvision_does(interpolation):
 
     images = torch.rand(2, 3, 8, 8)
     for size in (4, 12):
-        expected = of_torchvision(images, [size, size], InterpolationMode(interpolation), antialias=True)
+        expected = of_torchvision(
+            images, [size, size], InterpolationMode(interpolation), antialias=True
+        )
         assert torch.allclose(resize(images, size, interpolation), expected, atol=1e-5)
     assert resize(images, 8, interpolation) is images
     assert resize(images, None, interpolation) is images
@@ -151,7 +173,10 @@ def test_every_change_makes_images_random_also_one_that_was_added_later():
 
     off = dict.fromkeys(Augment.model_fields, 0) | {"flip": False, "auto": "none"}
     assert not Augment.model_validate(off).any
-    on = {name: "randaugment" if name == "auto" else True if name == "flip" else 1 for name in Augment.model_fields}
+    on = {
+        name: "randaugment" if name == "auto" else True if name == "flip" else 1
+        for name in Augment.model_fields
+    }
     for name, value in on.items():
         assert Augment.model_validate(off | {name: value}).any, name
     assert Later.model_validate(off).used == {"blur": True}

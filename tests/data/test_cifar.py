@@ -26,7 +26,11 @@ def batch(seed: int, rows: int = 20) -> tuple[np.ndarray, list[int], bytes]:
     rng = np.random.default_rng(seed)
     data = rng.integers(0, 256, (rows, 3072), dtype=np.uint8)
     labels = rng.integers(0, 10, rows).tolist()
-    return data, labels, pickle.dumps({b"data": data, b"labels": labels, b"batch_label": b"x"}, protocol=2)
+    return (
+        data,
+        labels,
+        pickle.dumps({b"data": data, b"labels": labels, b"batch_label": b"x"}, protocol=2),
+    )
 
 
 def test_a_batch_is_read_from_archive_and_folder(tmp_path):
@@ -55,10 +59,14 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
 
 
 def test_an_array_of_anything_but_bytes_is_refused(tmp_path):
-    objects = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": np.array([object], dtype=object)})
+    objects = pickle.dumps(
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": np.array([object], dtype=object)}
+    )
     for raw in (objects, pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [1]})):
         with pytest.raises(DataError, match="refused"):
-            cifar.read_member(archive_of(tmp_path / "a.tar.gz", {"data_batch_1": raw}), "data_batch_1")
+            cifar.read_member(
+                archive_of(tmp_path / "a.tar.gz", {"data_batch_1": raw}), "data_batch_1"
+            )
 
 
 def test_a_crafted_dtype_cannot_read_foreign_memory(tmp_path):
@@ -68,15 +76,27 @@ def test_a_crafted_dtype_cannot_read_foreign_memory(tmp_path):
 
     class Array:
         def __reduce__(self):
-            return np.empty(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1,), Forged(), False, b"A" * 8)
+            return (
+                np.empty(0).__reduce__()[0],
+                (np.ndarray, (0,), b"b"),
+                (1, (1,), Forged(), False, b"A" * 8),
+            )
 
     raw = pickle.dumps({b"data": Array(), b"labels": Array()})
     with pytest.raises(DataError, match="something else than bytes"):
         cifar.read_member(archive_of(tmp_path / "a.tar.gz", {"data_batch_1": raw}), "data_batch_1")
 
 
-@pytest.mark.parametrize("raw", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({b"data": 1, b"labels": [1]}),
-                                 pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]})])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"not a pickle",
+        pickle.dumps([1, 2]),
+        pickle.dumps({b"data": 1, b"labels": [1]}),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]}),
+    ],
+)
 def test_what_is_not_cifar_is_refused(tmp_path, raw):
     with pytest.raises(DataError, match="give the official"):
         cifar.read_member(archive_of(tmp_path / "a.tar.gz", {"data_batch_1": raw}), "data_batch_1")
@@ -113,9 +133,13 @@ def test_the_whole_archive_imports(ray_local, tmp_path, monkeypatch):
     from raysft.data.imports import import_dataset
 
     monkeypatch.setattr(cifar, "ROWS_PER_MEMBER", 20)
-    members = {name: batch(i)[2] for i, name in enumerate((*cifar.TRAIN_MEMBERS, *cifar.TEST_MEMBERS))}
+    members = {
+        name: batch(i)[2] for i, name in enumerate((*cifar.TRAIN_MEMBERS, *cifar.TEST_MEMBERS))
+    }
     archive = archive_of(tmp_path / "cifar.tar.gz", members)
-    manifest = import_dataset("cifar10", str(archive), tmp_path / "D", None, "fail", lambda *a: None)
+    manifest = import_dataset(
+        "cifar10", str(archive), tmp_path / "D", None, "fail", lambda *a: None
+    )
     assert manifest.classes == cifar.CLASSES
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (100, 20)
 

@@ -27,7 +27,9 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def run(images: Path, out: Path, on_bad_image="fail", test="test"):
-    return import_dataset("imagefolder", str(images / "train"), out, str(images / test), on_bad_image, quiet)
+    return import_dataset(
+        "imagefolder", str(images / "train"), out, str(images / test), on_bad_image, quiet
+    )
 
 
 def rows_of(folder: Path, split: str):
@@ -37,8 +39,14 @@ def rows_of(folder: Path, split: str):
 
 def test_a_folder_becomes_shards_that_hold_its_pixels(images, tmp_path):
     progress = []
-    manifest = import_dataset("imagefolder", str(images / "train"), tmp_path / "D", str(images / "test"), "fail",
-                              lambda *seen: progress.append(seen))
+    manifest = import_dataset(
+        "imagefolder",
+        str(images / "train"),
+        tmp_path / "D",
+        str(images / "test"),
+        "fail",
+        lambda *seen: progress.append(seen),
+    )
     assert manifest.classes == ("ant", "bee", "cow")
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (60, 15)
     assert manifest.image.shape == (8, 8, 3)
@@ -91,27 +99,48 @@ def save(file: Path, image: np.ndarray, **options) -> None:
 def test_floats_are_scaled_by_the_range_of_the_data_set(tmp_path):
     for label, name in enumerate(("dark", "light")):
         for i in range(5):
-            save(tmp_path / "images" / name / f"{i}.tif", np.full((6, 6), 200 * label + 25 * i, np.float32))
-    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+            save(
+                tmp_path / "images" / name / f"{i}.tif",
+                np.full((6, 6), 200 * label + 25 * i, np.float32),
+            )
+    manifest = import_dataset(
+        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+    )
     assert manifest.image.decoding.ranges == {"float32": (0.0, 300.0)}
     assert "float32 samples: 0 is black, 300 is white" in manifest.notes
-    levels = sorted(int(v) for split in ("train", "test") for v in rows_of(tmp_path / "D", split)[0][1][:, 0, 0, 0])
-    assert levels == [round((200 * label + 25 * i) * 255 / 300) for label in (0, 1) for i in range(5)]
-    assert {p.name for p in (tmp_path / "D").rglob("*") if p.is_file()} == {MANIFEST, "0000.parquet"}
+    levels = sorted(
+        int(v)
+        for split in ("train", "test")
+        for v in rows_of(tmp_path / "D", split)[0][1][:, 0, 0, 0]
+    )
+    assert levels == [
+        round((200 * label + 25 * i) * 255 / 300) for label in (0, 1) for i in range(5)
+    ]
+    assert {p.name for p in (tmp_path / "D").rglob("*") if p.is_file()} == {
+        MANIFEST,
+        "0000.parquet",
+    }
 
 
 def test_images_that_stretch_the_range_are_named(tmp_path, monkeypatch):
     for name in ("dark", "light"):
         for i in range(5):
-            save(tmp_path / "images" / name / f"{i}.tif", np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6))
+            save(
+                tmp_path / "images" / name / f"{i}.tif",
+                np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6),
+            )
     save(tmp_path / "images/dark/0.tif", np.full((6, 6), -9999, np.float32))
     write = imports._manifest
     monkeypatch.setattr(imports, "_manifest", lambda *_: 1 / 0)
     for _ in range(2):  # what was found is kept for the import that goes on
         with pytest.raises(ZeroDivisionError):
-            import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+            import_dataset(
+                "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+            )
     monkeypatch.setattr(imports, "_manifest", write)
-    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+    manifest = import_dataset(
+        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+    )
     assert manifest.image.decoding.ranges == {"float32": (-9999.0, 1.0)}
     assert [note for note in manifest.notes if "dark/0.tif)" in note and "1 of 10 images" in note]
 
@@ -125,7 +154,9 @@ def test_transparency_and_missing_ends_are_counted(tmp_path, background, level):
         save(tmp_path / "images/photos" / f"{i}.jpg", np.full((6, 6, 3), 10 * i, np.uint8))
     first = tmp_path / "images/photos/0.jpg"
     first.write_bytes(first.read_bytes()[:-2])
-    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet, background)
+    manifest = import_dataset(
+        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet, background
+    )
     assert manifest.decoded == {"no_end": 1, "composited": 5}
     assert manifest.image.decoding.background == background
     assert any("end marker" in note and note.endswith(": 1") for note in manifest.notes)
@@ -137,12 +168,16 @@ def test_values_of_a_data_set_of_mixed_sizes_stay_with_their_range(tmp_path):
         save(tmp_path / "images/a" / f"{i}.tif", np.full((6, 6 + i), 1000.0, np.float32))
         save(tmp_path / "images/b" / f"{i}.tif", np.full((6, 6 + i), 500.0, np.float32))
     save(tmp_path / "images/b/5.tif", np.zeros((6, 6), np.float32))
-    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+    manifest = import_dataset(
+        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+    )
     assert manifest.image.encoding == "file"
     rows = read_split(split_sources(tmp_path / "D", manifest, 2, None, 0, {8})["train"])
     assert set(rows.images.reshape(-1).tolist()) <= {0, 128, 255}
     assert 128 in rows.images
-    other = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "E", None, "fail", quiet, (0, 0, 0))
+    other = import_dataset(
+        "imagefolder", str(tmp_path / "images"), tmp_path / "E", None, "fail", quiet, (0, 0, 0)
+    )
     assert other.fingerprint != manifest.fingerprint
 
 
@@ -151,9 +186,15 @@ def test_small_tiffs_that_lie_on_their_side_are_taken(tmp_path):
         for i in range(5):
             file = tmp_path / "images" / name / f"{i}.tif"
             file.parent.mkdir(parents=True, exist_ok=True)
-            tifffile.imwrite(file, np.full((6, 9, 3), 20 * i, np.uint8), photometric="rgb",
-                             extratags=[(274, "H", 1, 6, True)])
-    manifest = import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet)
+            tifffile.imwrite(
+                file,
+                np.full((6, 9, 3), 20 * i, np.uint8),
+                photometric="rgb",
+                extratags=[(274, "H", 1, 6, True)],
+            )
+    manifest = import_dataset(
+        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+    )
     assert manifest.image.shape == (9, 6, 3)
 
 
@@ -178,7 +219,14 @@ def test_an_interrupted_import_takes_up_what_it_wrote(images, tmp_path, monkeypa
             raise Stop
 
     with pytest.raises(Stop):
-        import_dataset("imagefolder", str(images / "train"), tmp_path / "D", str(images / "test"), "fail", interrupt)
+        import_dataset(
+            "imagefolder",
+            str(images / "train"),
+            tmp_path / "D",
+            str(images / "test"),
+            "fail",
+            interrupt,
+        )
     assert not (tmp_path / "D").exists()
     first = next((tmp_path / "D.partial").glob("train/*.parquet"))
     written = first.stat().st_mtime_ns
@@ -224,9 +272,14 @@ def test_what_became_of_every_file_is_in_the_manifest(images, tmp_path):
     manifest = run(images, tmp_path / "D", on_bad_image="skip")
     assert read_manifest(tmp_path / "D") == manifest
     left_out = {Path(each.folder).name: each.left_out for each in manifest.counts if each.left_out}
-    assert left_out == {"bee": {"unreadable images": 1, "not images (.txt)": 1}, "train": {"hidden or system files": 1}}
+    assert left_out == {
+        "bee": {"unreadable images": 1, "not images (.txt)": 1},
+        "train": {"hidden or system files": 1},
+    }
     assert all(each.seen == each.used + sum(each.left_out.values()) for each in manifest.counts)
-    assert sum(each.used for each in manifest.counts) == sum(split.rows for split in manifest.splits.values())
+    assert sum(each.used for each in manifest.counts) == sum(
+        split.rows for split in manifest.splits.values()
+    )
 
 
 def test_a_class_without_a_readable_training_image_is_an_error(images, tmp_path):
@@ -240,27 +293,44 @@ def test_a_class_without_a_readable_training_image_is_an_error(images, tmp_path)
 def test_a_class_whose_test_images_are_unreadable_is_told(images, tmp_path):
     for file in (images / "test/bee").iterdir():
         file.write_text("<html>not found</html>")
-    assert any("test has no readable image of bee" in note for note in run(images, tmp_path / "D", "skip").notes)
+    assert any(
+        "test has no readable image of bee" in note
+        for note in run(images, tmp_path / "D", "skip").notes
+    )
 
 
 def test_a_validation_split_of_its_own_is_imported_and_used(images, tmp_path):
     make_images(images / "valid", {"ant": 4, "bee": 4}, seed=2)
     manifest = import_dataset("imagefolder", str(images), tmp_path / "D", None, "fail", quiet)
-    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 60, "val": 8, "test": 15}
+    assert {name: split.rows for name, split in manifest.splits.items()} == {
+        "train": 60,
+        "val": 8,
+        "test": 15,
+    }
     sources = split_sources(tmp_path / "D", manifest, 8, limit=30, seed=0)
-    assert {name: sum(source.class_rows) for name, source in sources.items()} == {"train": 30, "val": 8, "test": 15}
+    assert {name: sum(source.class_rows) for name, source in sources.items()} == {
+        "train": 30,
+        "val": 8,
+        "test": 15,
+    }
     assert sources["val"].class_rows == (4, 4, 0)
     val = read_split(sources["val"])
     assert np.array_equal(val.images[0], np.asarray(Image.open(images / "valid/ant/000.png")))
 
 
-@pytest.mark.parametrize(("prepare", "expected"), [
-    (lambda root: shutil.rmtree(root / "train"), "does not exist"),
-    (lambda root: [p.unlink() for p in (root / "train/bee").iterdir()], "bee: has no images"),
-    (lambda root: [shutil.rmtree(root / "train" / c) for c in ("bee", "cow")], "single class"),
-    (lambda root: (root / "test/bee").rename(root / "test/dog"), "lack: dog; it lacks bee"),
-    (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "has no class folders"),
-])
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (lambda root: shutil.rmtree(root / "train"), "does not exist"),
+        (lambda root: [p.unlink() for p in (root / "train/bee").iterdir()], "bee: has no images"),
+        (lambda root: [shutil.rmtree(root / "train" / c) for c in ("bee", "cow")], "single class"),
+        (lambda root: (root / "test/bee").rename(root / "test/dog"), "lack: dog; it lacks bee"),
+        (
+            lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()],
+            "has no class folders",
+        ),
+    ],
+)
 def test_folders_that_cannot_be_used(images, tmp_path, prepare, expected):
     prepare(images)
     with pytest.raises(DataError, match=expected):
@@ -314,12 +384,15 @@ def test_a_wrong_checksum_names_the_shard(images, tmp_path):
         verify(tmp_path / "D", manifest)
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 3"),
-    (lambda m: {"format": 1}, "is not a manifest"),
-    (lambda m: m | {"mean": [0.5]}, "is not a manifest"),
-    (lambda m: m | {"splits": {"train": {"rows": 0, "files": []}}}, "the split train is empty"),
-])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda m: m | {"format": 99}, "has format 99, this raysft reads up to 3"),
+        (lambda m: {"format": 1}, "is not a manifest"),
+        (lambda m: m | {"mean": [0.5]}, "is not a manifest"),
+        (lambda m: m | {"splits": {"train": {"rows": 0, "files": []}}}, "the split train is empty"),
+    ],
+)
 def test_manifests_that_cannot_be_understood(images, tmp_path, change, expected):
     run(images, tmp_path / "D")
     path = tmp_path / "D" / MANIFEST

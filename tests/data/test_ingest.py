@@ -30,7 +30,9 @@ def dataset(ray_local, tmp_path) -> Path:
     make_images(root / "images", {"a": 40, "b": 33, "c": 30})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raysft.data.sources.SHARD_ROWS", 20)
-        import_dataset("imagefolder", str(root / "images"), root / "D", None, "fail", lambda *a: None)
+        import_dataset(
+            "imagefolder", str(root / "images"), root / "D", None, "fail", lambda *a: None
+        )
     return root / "D"
 
 
@@ -56,21 +58,36 @@ def test_splits_are_disjoint_stratified_and_fixed_by_the_seed():
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_every_row_is_seen_exactly_once_an_epoch(sources, kind, workers):
     source = sources["train"]
-    reader = Kept(read_split(source)) if kind == "kept" else Streamed(source, window_bytes=25 * 8 * 8 * 3)
-    shares = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, workers)) for rank in range(workers)]
+    reader = (
+        Kept(read_split(source))
+        if kind == "kept"
+        else Streamed(source, window_bytes=25 * 8 * 8 * 3)
+    )
+    shares = [
+        list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, workers))
+        for rank in range(workers)
+    ]
     seen = np.concatenate([b.rows.ids for s in shares for b in s])
     assert sorted(seen.tolist()) == source.ids.tolist()
     order = np.concatenate([s[i].rows.ids for i in range(len(shares[0])) for s in shares])
-    alone = np.concatenate([b.rows.ids for b in reader.epoch(0, 1, batch_sizes(len(reader), 7), 0, 1)])
+    alone = np.concatenate(
+        [b.rows.ids for b in reader.epoch(0, 1, batch_sizes(len(reader), 7), 0, 1)]
+    )
     assert np.array_equal(order, alone)
-    other = np.concatenate([b.rows.ids for b in reader.epoch(0, 2, batch_sizes(len(reader), 7), 0, 1)])
+    other = np.concatenate(
+        [b.rows.ids for b in reader.epoch(0, 2, batch_sizes(len(reader), 7), 0, 1)]
+    )
     assert not np.array_equal(other, alone)
-    in_order = np.concatenate([r.ids for rank in range(workers) for r in reader.in_order(7, rank, workers)])
+    in_order = np.concatenate(
+        [r.ids for rank in range(workers) for r in reader.in_order(7, rank, workers)]
+    )
     assert sorted(in_order.tolist()) == source.ids.tolist()
 
 
 @pytest.mark.parametrize("first", [0, 5])
-def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained_before(sources, monkeypatch, first):
+def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained_before(
+    sources, monkeypatch, first
+):
     source, decoded = sources["train"], []
 
     def stream(source, files, tasks=2):
@@ -81,7 +98,9 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
     reader = Streamed(source, window_bytes=25 * 8 * 8 * 3)
     whole = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, 2)) for rank in range(2)]
     decoded.clear()
-    shares = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, 2, first)) for rank in range(2)]
+    shares = [
+        list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, 2, first)) for rank in range(2)
+    ]
     assert len(decoded) == 2
     for (ids, _), batches, before in zip(decoded, shares, whole, strict=True):
         assert ids.tolist() == sorted(np.concatenate([b.rows.ids for b in batches]).tolist())
@@ -95,8 +114,10 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
 
 def test_shards_without_any_row_of_a_split_are_not_read(dataset, monkeypatch):
     read = []
-    monkeypatch.setattr("raysft.data.ingest.stream_tables",
-                        lambda source, files, tasks=2: (read.append(files), stream_tables(source, files, tasks))[1])
+    monkeypatch.setattr(
+        "raysft.data.ingest.stream_tables",
+        lambda source, files, tasks=2: (read.append(files), stream_tables(source, files, tasks))[1],
+    )
     val = split_sources(dataset, read_manifest(dataset), val_rows=3, limit=12, seed=0)["val"]
     rows = list(Streamed(val).in_order(8, 0, 1))
     assert np.concatenate([r.ids for r in rows]).tolist() == val.ids.tolist()
@@ -106,7 +127,9 @@ def test_shards_without_any_row_of_a_split_are_not_read(dataset, monkeypatch):
 
 
 def test_more_workers_than_rows_leave_some_without_any(sources):
-    few = split_sources(sources["val"].folder, read_manifest(sources["val"].folder), 3, None, 0)["val"]
+    few = split_sources(sources["val"].folder, read_manifest(sources["val"].folder), 3, None, 0)[
+        "val"
+    ]
     shares = [list(Streamed(few).in_order(8, rank, 5)) for rank in range(5)]
     assert sorted(i for share in shares for r in share for i in r.ids.tolist()) == few.ids.tolist()
 
@@ -118,7 +141,9 @@ def test_kept_and_streamed_rows_are_the_same_images(sources):
     assert np.array_equal(np.concatenate([r.labels for r in streamed]), kept.labels)
 
 
-@pytest.mark.parametrize(("image_size", "decoded"), [(6, 6), (12, 8)])  # larger ones are made where they are needed
+@pytest.mark.parametrize(
+    ("image_size", "decoded"), [(6, 6), (12, 8)]
+)  # larger ones are made where they are needed
 def test_images_are_made_smaller_when_read(dataset, image_size, decoded):
     sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, {image_size})
     assert read_split(sources["val"]).images.shape == (9, decoded, decoded, 3)
@@ -129,7 +154,9 @@ def test_images_are_made_smaller_when_read(dataset, image_size, decoded):
 def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolation):
     make_images(tmp_path / "images/train", {"a": 4, "b": 4}, size=(20, 30))
     make_images(tmp_path / "images/test", {"a": 2, "b": 2}, size=(30, 20))
-    import_dataset("imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", lambda *_: None)
+    import_dataset(
+        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", lambda *_: None
+    )
     manifest = read_manifest(tmp_path / "D")
     found = {}
     for name in (None, "bilinear", interpolation):
@@ -153,6 +180,12 @@ def test_no_interpolation_is_bilinear_where_mixed_sizes_are_decoded():
 
 def test_the_budget_decides_and_says_why(sources):
     assert decide(sources, 1.0, 1e9)[0] == "kept"
-    assert decide(sources, 1e-6, 1e9) == ("streamed", "19.8 kB decoded, more than data.budget_gb 1e-06")
+    assert decide(sources, 1e-6, 1e9) == (
+        "streamed",
+        "19.8 kB decoded, more than data.budget_gb 1e-06",
+    )
     how, why = decide(sources, 1.0, 1e3)
-    assert (how, why) == ("streamed", "19.8 kB decoded, more than the 600 bytes free in the object store")
+    assert (how, why) == (
+        "streamed",
+        "19.8 kB decoded, more than the 600 bytes free in the object store",
+    )

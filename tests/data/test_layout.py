@@ -1,4 +1,6 @@
-"""Which folders are splits and which are classes: as people name them, and never guessed without a word."""
+"""Which folders are splits and which are classes: as people name them, and never guessed without a
+word.
+"""
 
 import os
 from pathlib import Path
@@ -24,23 +26,26 @@ def rows(found: Folders) -> dict[str, int]:
     return {split: len(files) for split, files in found.splits.items()}
 
 
-@pytest.mark.parametrize(("names", "expected"), [
-    (("train", "val", "test"), {"train": "train", "val": "val", "test": "test"}),
-    (("train", "test"), {"train": "train", "test": "test"}),
-    (("train", "val"), {"train": "train", "val": "val"}),
-    (("Training", "Testing"), {"train": "Training", "test": "Testing"}),
-    (("TRAIN", "Valid", "tst"), {"train": "TRAIN", "val": "Valid", "test": "tst"}),
-    (("trn", "dev"), {"train": "trn", "val": "dev"}),
-    (("training_set", "test_set"), {"train": "training_set", "test": "test_set"}),
-    (("trainset", "valset"), {"train": "trainset", "val": "valset"}),
-    (("train2017", "val2017"), {"train": "train2017", "val": "val2017"}),
-    (("seg_train", "seg_test", "seg_pred"), {"train": "seg_train", "test": "seg_test"}),
-    (("train", "eval"), {"train": "train", "val": "eval"}),
-    (("trainval", "test"), {"train": "trainval", "test": "test"}),
-    (("train-val", "test"), {"train": "train-val", "test": "test"}),
-    (("train",), {"train": "train"}),
-    (("train", "test", "masks"), {"train": "train", "test": "test"}),
-])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "val", "test"), {"train": "train", "val": "val", "test": "test"}),
+        (("train", "test"), {"train": "train", "test": "test"}),
+        (("train", "val"), {"train": "train", "val": "val"}),
+        (("Training", "Testing"), {"train": "Training", "test": "Testing"}),
+        (("TRAIN", "Valid", "tst"), {"train": "TRAIN", "val": "Valid", "test": "tst"}),
+        (("trn", "dev"), {"train": "trn", "val": "dev"}),
+        (("training_set", "test_set"), {"train": "training_set", "test": "test_set"}),
+        (("trainset", "valset"), {"train": "trainset", "val": "valset"}),
+        (("train2017", "val2017"), {"train": "train2017", "val": "val2017"}),
+        (("seg_train", "seg_test", "seg_pred"), {"train": "seg_train", "test": "seg_test"}),
+        (("train", "eval"), {"train": "train", "val": "eval"}),
+        (("trainval", "test"), {"train": "trainval", "test": "test"}),
+        (("train-val", "test"), {"train": "train-val", "test": "test"}),
+        (("train",), {"train": "train"}),
+        (("train", "test", "masks"), {"train": "train", "test": "test"}),
+    ],
+)
 def test_usual_names_of_splits(tmp_path, names, expected):
     make_splits(tmp_path / "D", *names)
     layout = layout_of(tmp_path / "D")
@@ -48,10 +53,14 @@ def test_usual_names_of_splits(tmp_path, names, expected):
     assert any(f"train from {expected['train']}/" in note for note in layout.notes)
     found = Folders.of(tmp_path / "D", None)
     assert found.classes == ("ant", "bee")
-    assert rows(found) == {"test": 2, "train": 8} | {s: 10 for s in expected if s != "train" or "test" in expected}
+    assert rows(found) == {"test": 2, "train": 8} | {
+        s: 10 for s in expected if s != "train" or "test" in expected
+    }
 
 
-@pytest.mark.parametrize("name", ["cat", "testament", "trainer", "station", "validator", "attest", "no", "12"])
+@pytest.mark.parametrize(
+    "name", ["cat", "testament", "trainer", "station", "validator", "attest", "no", "12"]
+)
 def test_other_words_name_no_split(name):
     assert split_of(name) is None
 
@@ -66,7 +75,9 @@ def test_what_is_beside_the_splits_is_left_out_and_told(tmp_path):
     make_splits(tmp_path / "D", "train", "test")
     make_images(tmp_path / "D", {"unlabelled": 7})
     found = Folders.of(tmp_path / "D", None)
-    assert any("left out, as neither a split nor a class: unlabelled/" in note for note in found.notes)
+    assert any(
+        "left out, as neither a split nor a class: unlabelled/" in note for note in found.notes
+    )
     assert sum(each.left_out.get("outside of the class folders", 0) for each in found.counts) == 7
 
 
@@ -86,14 +97,32 @@ def test_a_test_folder_beside_class_folders_is_the_test_split(tmp_path):
     assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 10, "test": 6})
 
 
-@pytest.mark.parametrize(("make", "expected"), [
-    (lambda root: make_splits(root, "train", "Training", "test"), "several folders for train: Training/, train/"),
-    (lambda root: make_splits(root, "train", "val", "dev"), "several folders for val"),
-    (lambda root: make_splits(root, "val", "test"), "has no folder to train on beside test/, val/"),
-    (lambda root: make_images(root, {"train": 5, "test": 5}), "look like splits, without class folders"),
-    (lambda root: make_splits(root, "my_train", "other"), "look like splits: all hold ant, bee"),
-    (lambda root: (make_images(root, CLASSES), make_splits(root, "train")), "classes both in train/ and beside it"),
-])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (
+            lambda root: make_splits(root, "train", "Training", "test"),
+            "several folders for train: Training/, train/",
+        ),
+        (lambda root: make_splits(root, "train", "val", "dev"), "several folders for val"),
+        (
+            lambda root: make_splits(root, "val", "test"),
+            "has no folder to train on beside test/, val/",
+        ),
+        (
+            lambda root: make_images(root, {"train": 5, "test": 5}),
+            "look like splits, without class folders",
+        ),
+        (
+            lambda root: make_splits(root, "my_train", "other"),
+            "look like splits: all hold ant, bee",
+        ),
+        (
+            lambda root: (make_images(root, CLASSES), make_splits(root, "train")),
+            "classes both in train/ and beside it",
+        ),
+    ],
+)
 def test_splits_that_cannot_be_told_apart_are_refused(tmp_path, make, expected):
     make(tmp_path / "D")
     with pytest.raises(DataError, match=expected):
@@ -105,8 +134,10 @@ def test_splits_inside_of_class_folders(tmp_path):
         make_images(tmp_path / "D" / name, {"Train": 4, "valid": 2, "test": 3})
     found = Folders.of(tmp_path / "D", None)
     assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 8, "val": 4, "test": 6})
-    assert found.notes[0] == ("train from ant/Train/, bee/Train/, val from ant/valid/, bee/valid/, "
-                              "test from ant/test/, bee/test/")
+    assert found.notes[0] == (
+        "train from ant/Train/, bee/Train/, val from ant/valid/, bee/valid/, "
+        "test from ant/test/, bee/test/"
+    )
     assert all(Path(file).parts[-3] == found.classes[label] for file, label in found.test)
 
 
@@ -142,13 +173,26 @@ def beside_unlabelled(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("make", "expected"), [
-    (nested, "train/val: holds folders with names of the classes beside it (ant, bee)"),
-    (held_out_inside, "unseen: holds folders with names of the classes beside it (ant, bee)"),
-    (with_one_flat, "ant: holds test/, train/ as splits, and not all class folders beside it do so"),
-    (with_one_stray, "ant: holds test/, train/ as splits, and not all class folders beside it do so"),
-    (beside_unlabelled, "train: has the name of a split and holds ant/, bee/, beside unlabelled/, which are no splits"),
-])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (nested, "train/val: holds folders with names of the classes beside it (ant, bee)"),
+        (held_out_inside, "unseen: holds folders with names of the classes beside it (ant, bee)"),
+        (
+            with_one_flat,
+            "ant: holds test/, train/ as splits, and not all class folders beside it do so",
+        ),
+        (
+            with_one_stray,
+            "ant: holds test/, train/ as splits, and not all class folders beside it do so",
+        ),
+        (
+            beside_unlabelled,
+            "train: has the name of a split and holds ant/, bee/, beside unlabelled/, which are "
+            "no splits",
+        ),
+    ],
+)
 def test_splits_among_classes_are_never_trained_on(tmp_path, make, expected):
     with pytest.raises(DataError) as caught:
         Folders.of(make(tmp_path / "D"), None)
@@ -158,14 +202,19 @@ def test_splits_among_classes_are_never_trained_on(tmp_path, make, expected):
 def test_a_class_of_folders_beside_flat_ones_is_pointed_out(tmp_path):
     make_images(tmp_path / "D/data", CLASSES)
     make_images(tmp_path / "D", {"docs": 5})
-    assert "the images of data/ all lie in folders of their own: ant/, bee/" in Folders.of(tmp_path / "D", None).notes
+    assert (
+        "the images of data/ all lie in folders of their own: ant/, bee/"
+        in Folders.of(tmp_path / "D", None).notes
+    )
 
 
 def test_a_class_without_an_image_says_what_it_holds(tmp_path):
     make_images(tmp_path / "D", CLASSES)
     (tmp_path / "D/annotations").mkdir()
     (tmp_path / "D/annotations/a.xml").write_text("<a/>")
-    with pytest.raises(DataError, match=r"annotations: has no images: its files are 1 not images \(.xml\)"):
+    with pytest.raises(
+        DataError, match=r"annotations: has no images: its files are 1 not images \(.xml\)"
+    ):
         Folders.of(tmp_path / "D", None)
 
 
@@ -204,7 +253,7 @@ def test_the_training_folder_cannot_be_the_test_folder(tmp_path):
         Folders.of(tmp_path / "D/train", tmp_path / "D/train")
 
 
-# --- classes ---------------------------------------------------------------------------------------------------------
+# --- classes -----------------------------------------------------------------------------------
 
 E_ONE, E_TWO = "caf\u00e9", "cafe\u0301"  # é as one code point and as two
 
@@ -229,7 +278,10 @@ def test_a_class_that_test_lacks_is_told(tmp_path):
     make_splits(tmp_path / "D", "train")
     make_images(tmp_path / "D/test", {"ant": 2}, seed=1)
     found = Folders.of(tmp_path / "D", None)
-    assert any("test has no image of bee: its metrics are over the other classes" in note for note in found.notes)
+    assert any(
+        "test has no image of bee: its metrics are over the other classes" in note
+        for note in found.notes
+    )
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -243,7 +295,9 @@ def test_a_class_that_train_lacks_is_an_error(tmp_path, split):
 def test_a_class_folder_that_is_not_named_in_utf8_is_refused_by_name(tmp_path):
     make_images(tmp_path / "D", CLASSES)
     os.rename(os.fsencode(tmp_path / "D/bee"), os.fsencode(tmp_path / "D") + b"/caf\xe9")
-    with pytest.raises(DataError, match=r"caf\\xe9: is not named in UTF-8; in Latin-1 it reads 'café'"):
+    with pytest.raises(
+        DataError, match=r"caf\\xe9: is not named in UTF-8; in Latin-1 it reads 'café'"
+    ):
         Folders.of(tmp_path / "D", None)
 
 

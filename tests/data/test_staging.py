@@ -25,7 +25,11 @@ def parts():
 def test_batches_come_as_tensors_in_their_order(split):
     found = list(staged(split, parts(), CPU))
     for batch, expected in zip(found, parts(), strict=True):
-        assert (batch.number, batch.first, batch.size) == (expected.number, expected.first, expected.size)
+        assert (batch.number, batch.first, batch.size) == (
+            expected.number,
+            expected.first,
+            expected.size,
+        )
         assert torch.equal(batch.rows.images, torch.from_numpy(expected.rows.images))
         assert torch.equal(batch.rows.labels, torch.from_numpy(expected.rows.labels))
 

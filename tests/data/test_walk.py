@@ -30,14 +30,31 @@ def test_contents_decide_and_not_endings(tmp_path):
     names, counts = read(tmp_path)
     assert names == ["a", "a.JPEG", "a.dat", "a.heic", "a.jfif", "a.jpe", "a.jpg"]
     assert counts.unusual == {"no ending": 1, ".dat": 1}
-    assert counts.left_out == {"not images (.nef)": 1, "not images (.txt)": 1, "not images (.csv)": 1,
-                               "not images (no ending)": 1}
+    assert counts.left_out == {
+        "not images (.nef)": 1,
+        "not images (.txt)": 1,
+        "not images (.csv)": 1,
+        "not images (no ending)": 1,
+    }
     assert counts.seen == 11
 
 
-@pytest.mark.parametrize("name", ["._photo.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/a.jpg",
-                                  ".thumbnails/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._a.jpg",
-                                  "#recycle/a.jpg", ".git/objects/ab/cd", "lost+found/a.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "._photo.jpg",
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        ".ipynb_checkpoints/a.jpg",
+        ".thumbnails/a.jpg",
+        "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "__MACOSX/._a.jpg",
+        "#recycle/a.jpg",
+        ".git/objects/ab/cd",
+        "lost+found/a.jpg",
+    ],
+)
 def test_hidden_and_system_files_are_skipped_and_counted(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
@@ -65,8 +82,11 @@ def test_links_that_lead_nowhere_back_or_to_the_same_are_counted(tmp_path):
     os.link(tmp_path / "ant/001.png", tmp_path / "ant/hard.png")
     names, counts = read(tmp_path / "ant")
     assert names == ["000.png", "001.png", "002.png"]
-    assert counts.left_out == {"broken links": 1, "links to folders that are read already": 2,
-                               "links to images that are used already": 2}
+    assert counts.left_out == {
+        "broken links": 1,
+        "links to folders that are read already": 2,
+        "links to images that are used already": 2,
+    }
 
 
 def test_an_image_in_two_splits_or_classes_is_pointed_out(tmp_path):
@@ -98,19 +118,29 @@ def test_images_outside_of_class_folders_are_counted(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "cover.png")
     (tmp_path / "README.md").write_text("about")
     lines = files_lines(Folders.of(tmp_path, None).counts)
-    assert lines == ["12 files seen, 10 used, 2 left out: 1 not images (.md), 1 outside of the class folders"]
+    assert lines == [
+        "12 files seen, 10 used, 2 left out: 1 not images (.md), 1 outside of the class folders"
+    ]
 
 
-NAMES = st.sampled_from(["a.png", "b.jpg", "c", "notes.txt", ".hidden", "._a.png", "Thumbs.db", "x.NEF", "d.jfif"])
-FOLDERS = st.sampled_from(["ant", "bee", "train", "test", "val", "deep", ".git", "@eaDir", "__MACOSX", "Training"])
+NAMES = st.sampled_from(
+    ["a.png", "b.jpg", "c", "notes.txt", ".hidden", "._a.png", "Thumbs.db", "x.NEF", "d.jfif"]
+)
+FOLDERS = st.sampled_from(
+    ["ant", "bee", "train", "test", "val", "deep", ".git", "@eaDir", "__MACOSX", "Training"]
+)
 CONTENTS = st.sampled_from(["png", "jpeg", "text", "empty", "broken"])
 FILES = st.lists(st.tuples(st.lists(FOLDERS, max_size=4), NAMES, CONTENTS), max_size=25)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(files=FILES)
 def test_sums_agree_for_any_tree(tmp_path, files):
-    """Every file is counted once, in trees that are not refused (how those are is in test_layout)."""
+    """Every file is counted once, in trees that are not refused (how those are is in
+    test_layout).
+    """
     root = tmp_path / "D"
     shutil.rmtree(root, ignore_errors=True)
     make_images(root, {"ant": 3, "bee": 3})

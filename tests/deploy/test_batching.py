@@ -1,4 +1,6 @@
-"""Batches of the images of many requests: how they fill, when they go, what happens to those that fail."""
+"""Batches of the images of many requests: how they fill, when they go, what happens to those that
+fail.
+"""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -40,12 +42,19 @@ def test_images_of_several_requests_share_a_batch_and_each_gets_its_own_answers(
     async def story():
         model = Model()
         async with batcher(model, most=4, wait_s=60) as made:  # only a full batch goes
-            return model.batches, await asyncio.gather(made.predict(images("a", "b"), 2),
-                                                       made.predict(images("c"), 1), made.predict(images("d"), 1))
+            return model.batches, await asyncio.gather(
+                made.predict(images("a", "b"), 2),
+                made.predict(images("c"), 1),
+                made.predict(images("d"), 1),
+            )
 
     batches, answers = asyncio.run(story())
     assert batches == [["a", "b", "c", "d"]]
-    assert answers == [[b"aa", b"bb"], [b"cc"], [b"dd"]]  # a request cuts off what another has asked for
+    assert answers == [
+        [b"aa", b"bb"],
+        [b"cc"],
+        [b"dd"],
+    ]  # a request cuts off what another has asked for
 
 
 def test_a_lone_image_goes_when_it_has_waited():

@@ -41,20 +41,31 @@ def test_every_file_of_a_folder_is_a_row_and_a_bad_one_a_row_with_its_error(mode
     (photos / "text.jpg").write_text("not an image")
     (photos / "notes.txt").write_text("no image by its name")
     told = []
-    found = predict_all(model, source_of(photos), tmp_path / "out.parquet", True,
-                        lambda what, done, total: told.append((done, total)))
+    found = predict_all(
+        model,
+        source_of(photos),
+        tmp_path / "out.parquet",
+        True,
+        lambda what, done, total: told.append((done, total)),
+    )
     rows = pq.read_table(found.out).to_pylist()
     assert (found.images, found.errors, told[-1]) == (15, 2, (15, 15))
     assert [row["image"] for row in rows] == sorted(row["image"] for row in rows)
     bad = {row["image"]: row for row in rows if row["error"]}
     assert bad.keys() == {"b/torn.png", "text.jpg"}
-    assert all("is not a readable image" in row["error"] and row["class"] is None for row in bad.values())
+    assert all(
+        "is not a readable image" in row["error"] and row["class"] is None for row in bad.values()
+    )
     good = [row for row in rows if not row["error"]]
     assert sum(found.classes.values()) == len(good) == 13
-    for row, alone in zip(good, Classifier(model).predict([str(photos / r["image"]) for r in good]), strict=True):
+    for row, alone in zip(
+        good, Classifier(model).predict([str(photos / r["image"]) for r in good]), strict=True
+    ):
         assert row["class"] == alone.classes[0][0]
         assert row["probability"] == pytest.approx(alone.classes[0][1], abs=1e-6)
-        assert sorted(row["probabilities"], reverse=True) == pytest.approx([s for _, s in alone.classes], abs=1e-6)
+        assert sorted(row["probabilities"], reverse=True) == pytest.approx(
+            [s for _, s in alone.classes], abs=1e-6
+        )
     assert not (tmp_path / "out.parquet.parts").exists()
     with pytest.raises(UserError, match="is there already"):
         predict_all(model, source_of(photos), tmp_path / "out.parquet", True, nothing)
@@ -75,11 +86,19 @@ def test_rows_of_a_data_set_keep_their_labels(model, images, tmp_path):
 def test_threads_that_decode_ahead_change_nothing(model, tmp_path):
     photos = make_images(tmp_path / "photos", {"a": 40})
     (photos / "a" / "007.png").write_bytes(b"torn")
-    chunk, = source_of(photos).chunks
+    (chunk,) = source_of(photos).chunks
     (tmp_path / "parts").mkdir()
-    one, four = (Predictor(str(model), str(tmp_path / "parts"), False, True, threads, False, None).table(chunk)
-                 for threads in (1, 4))
-    assert one.drop("probabilities").drop("probability").equals(four.drop("probabilities").drop("probability"))
+    one, four = (
+        Predictor(str(model), str(tmp_path / "parts"), False, True, threads, False, None).table(
+            chunk
+        )
+        for threads in (1, 4)
+    )
+    assert (
+        one.drop("probabilities")
+        .drop("probability")
+        .equals(four.drop("probabilities").drop("probability"))
+    )
     assert one["error"].null_count == 39
 
 
@@ -94,11 +113,15 @@ def small_bitmaps(folder: Path, count: int) -> Path:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_prediction_killed_on_its_way_goes_on_and_no_image_is_missing_or_there_twice(model, tmp_path):
+def test_a_prediction_killed_on_its_way_goes_on_and_no_image_is_missing_or_there_twice(
+    model, tmp_path
+):
     photos = small_bitmaps(tmp_path / "photos", IMAGES)
     command = [RAYSFT, "predict", str(model), "photos", "--out", "p.parquet", "--json"]
     parts = tmp_path / "p.parquet.parts"
-    killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while len(list(parts.glob("*.parquet"))) < 3:
         assert killed.poll() is None
         time.sleep(0.01)
@@ -110,7 +133,9 @@ def test_a_prediction_killed_on_its_way_goes_on_and_no_image_is_missing_or_there
     marked = table.set_column(2, "probability", pa.array([-1.0] * len(table), pa.float32()))
     pq.write_table(marked, first)  # seen again in the result where it is taken up
     make_model(tmp_path / "other", spread=2)
-    other = subprocess.run([*command[:2], "other", *command[3:]], cwd=tmp_path, capture_output=True, text=True)
+    other = subprocess.run(
+        [*command[:2], "other", *command[3:]], cwd=tmp_path, capture_output=True, text=True
+    )
     assert other.returncode == 2
     assert "is of another prediction: other model" in other.stderr
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

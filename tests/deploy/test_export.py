@@ -1,4 +1,6 @@
-"""Exports: the same answers in runtimes that know nothing of raysft, for any number of images of any size."""
+"""Exports: the same answers in runtimes that know nothing of raysft, for any number of images of
+any size.
+"""
 
 import hashlib
 import json
@@ -15,7 +17,14 @@ from safetensors.torch import save_file
 
 from raysft.data.images import fit as fit_of_pillow
 from raysft.data.pixels import resize
-from raysft.data.shards import ImageSpec, Manifest, Split, read_manifest, write_manifest, write_shard
+from raysft.data.shards import (
+    ImageSpec,
+    Manifest,
+    Split,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
 from raysft.deploy import export as exporting
 from raysft.deploy.export import FORMATS, TOLERANCE
 from raysft.deploy.graph import WholeModel, enlarging, fit
@@ -29,7 +38,10 @@ from tests.test_cli import call, here  # noqa: F401
 
 CLASSES = ("ant", "bee", "cow")
 TINY = "tests.tiny:tiny"
-export, Classifier = partial(exporting.export, trust_code=True), partial(predict.Classifier, trust_code=True)  # TINY's
+export, Classifier = (
+    partial(exporting.export, trust_code=True),
+    partial(predict.Classifier, trust_code=True),
+)  # TINY's
 QUICKSTART = "raysft.train.smallnet:small_cnn"
 
 
@@ -41,9 +53,19 @@ def pixels(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), np.uint8)
 
 
-def delivered(folder: Path, architecture: str, size: tuple[int, int], classes=CLASSES, image_size=None,
-              interpolation="bilinear", resampling="bilinear", **provenance) -> Path:
-    """A model with random weights; statistics of batches have been run in, so that its answers differ by image."""
+def delivered(
+    folder: Path,
+    architecture: str,
+    size: tuple[int, int],
+    classes=CLASSES,
+    image_size=None,
+    interpolation="bilinear",
+    resampling="bilinear",
+    **provenance,
+) -> Path:
+    """A model with random weights; statistics of batches have been run in, so that its answers
+    differ by image.
+    """
     torch.manual_seed(0)
     net = network(architecture, len(classes), image_size)
     if any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()):
@@ -52,9 +74,21 @@ def delivered(folder: Path, architecture: str, size: tuple[int, int], classes=CL
             for _ in range(20):
                 net.train()(torch.randn(16, 3, *side))
     folder.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors")
-    card = ModelCard(architecture, tuple(classes), *size, (0.48, 0.45, 0.4), (0.23, 0.22, 0.25), {}, provenance,
-                     image_size, interpolation, resampling=resampling)
+    save_file(
+        {k: v.contiguous() for k, v in net.state_dict().items()}, folder / "model.safetensors"
+    )
+    card = ModelCard(
+        architecture,
+        tuple(classes),
+        *size,
+        (0.48, 0.45, 0.4),
+        (0.23, 0.22, 0.25),
+        {},
+        provenance,
+        image_size,
+        interpolation,
+        resampling=resampling,
+    )
     deliver(folder.parent / "model", folder, card)
     return folder.parent / "model"
 
@@ -65,8 +99,18 @@ def dataset(folder: Path, height: int, width: int, classes=CLASSES, rows: int = 
         (folder / name).mkdir(parents=True)
         spec = ImageSpec("raw", height, width)
         labels = (np.arange(rows) % len(classes)).astype(np.int32)
-        splits[name] = Split(rows, (write_shard(folder / name / "0000.parquet", spec, np.arange(rows),
-                                                pixels(rows, height, width, seed), labels),))
+        splits[name] = Split(
+            rows,
+            (
+                write_shard(
+                    folder / name / "0000.parquet",
+                    spec,
+                    np.arange(rows),
+                    pixels(rows, height, width, seed),
+                    labels,
+                ),
+            ),
+        )
     write_manifest(folder, Manifest(tuple(classes), spec, (0.5,) * 3, (0.25,) * 3, splits))
     return folder
 
@@ -77,14 +121,16 @@ def photos(tmp_path) -> Path:
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         (tmp_path / "photos" / name).mkdir(parents=True)
-        for i, size in enumerate(((300, 200), (199, 301), (224, 224), (640, 427), (50, 40), (33, 500))):
+        for i, size in enumerate(
+            ((300, 200), (199, 301), (224, 224), (640, 427), (50, 40), (33, 500))
+        ):
             low = rng.integers(0, 256, (5 + i, 4 + label, 3), np.uint8)
             image = Image.fromarray(low).resize(size, Image.Resampling.BICUBIC)
             image.save(tmp_path / "photos" / name / (f"{i}.png" if i % 2 else f"{i}.jpg"))
     return tmp_path / "photos"
 
 
-# --- what is computed ------------------------------------------------------------------------------------------------
+# --- what is computed --------------------------------------------------------------------------
 
 SIDES = (1, 2, 3, 7, 8, 12, 31, 32, 33, 64, 100, 224, 225, 448)
 
@@ -112,7 +158,7 @@ def test_weights_of_enlarging_do_what_training_does(interpolation, size, out):
     assert torch.allclose(rows @ images @ columns.T, expected, atol=1e-5)
 
 
-# --- exports ---------------------------------------------------------------------------------------------------------
+# --- exports -----------------------------------------------------------------------------------
 
 ONNX = """
 import json, sys
@@ -141,13 +187,30 @@ print(extra["classes.json"] if isinstance(extra["classes.json"], str) else extra
 """
 
 
-def answers_elsewhere(made: dict, batches: dict[str, np.ndarray], scratch: Path) -> dict[str, np.ndarray]:
-    """What an export answers in a process of its own, away from this repository; its classes are compared."""
+def answers_elsewhere(
+    made: dict, batches: dict[str, np.ndarray], scratch: Path
+) -> dict[str, np.ndarray]:
+    """What an export answers in a process of its own, away from this repository; its classes are
+    compared.
+    """
     scratch.mkdir()
     np.savez(scratch / "in.npz", **batches)
     program = {"onnx": ONNX, "torch-export": TORCH}[made["kind"]]
-    done = subprocess.run([sys.executable, "-I", "-c", program, f"{made['path']}/{made['file']}", scratch / "in.npz",
-                           scratch / "out.npz"], cwd=scratch, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            program,
+            f"{made['path']}/{made['file']}",
+            scratch / "in.npz",
+            scratch / "out.npz",
+        ],
+        cwd=scratch,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == made["classes"]
     return dict(np.load(scratch / "out.npz"))
@@ -157,7 +220,9 @@ def of_model(model: Path, images: np.ndarray) -> np.ndarray:
     return Classifier(model).probabilities(map(Image.fromarray, images))
 
 
-def compare_elsewhere(made: dict, model: Path, sizes: list[tuple[int, int, int]], scratch: Path) -> None:
+def compare_elsewhere(
+    made: dict, model: Path, sizes: list[tuple[int, int, int]], scratch: Path
+) -> None:
     batches = {str(size): pixels(*size, seed=7) for size in sizes}
     found = answers_elsewhere(made, batches, scratch)
     for name, images in batches.items():
@@ -174,7 +239,9 @@ def check_record(made: dict, images: int) -> None:
     assert {**stored, "path": made["path"]} == made
     assert {file.name for file in folder.iterdir()} == {"export.json", made["file"]}
     content = (folder / made["file"]).read_bytes()
-    assert stored["files"] == {made["file"]: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    assert stored["files"] == {
+        made["file"]: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    }
     checked = stored["checked"]
     assert checked["images"] == images
     assert checked["accuracy"] == pytest.approx(checked["model_accuracy"])
@@ -189,14 +256,20 @@ def test_a_small_network_answers_alike_elsewhere(tmp_path, kind):
     check_record(made, 25)
     assert made["input"]["shape"] == ["n", "height", "width", 3]
     assert made["output"]["shape"] == ["n", 3]
-    compare_elsewhere(made, model, [(1, 8, 8), (7, 8, 8), (1, 13, 29), (7, 300, 200), (2, 1, 1)], tmp_path / "s")
+    compare_elsewhere(
+        made, model, [(1, 8, 8), (7, 8, 8), (1, 13, 29), (7, 300, 200), (2, 1, 1)], tmp_path / "s"
+    )
 
 
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
-@pytest.mark.parametrize(("size", "image_size", "interpolation"), [
-    ((8, 12), 24, "bicubic"), ((8, 12), 24, "nearest"), ((40, 40), 16, "bilinear")])
+@pytest.mark.parametrize(
+    ("size", "image_size", "interpolation"),
+    [((8, 12), 24, "bicubic"), ((8, 12), 24, "nearest"), ((40, 40), 16, "bilinear")],
+)
 def test_images_are_resized_for_the_network_inside(tmp_path, kind, size, image_size, interpolation):
-    model = delivered(tmp_path / "weights", TINY, size, image_size=image_size, interpolation=interpolation)
+    model = delivered(
+        tmp_path / "weights", TINY, size, image_size=image_size, interpolation=interpolation
+    )
     check_record(export(model, kind, tmp_path / "out", dataset(tmp_path / "D", *size), quiet), 25)
 
 
@@ -208,9 +281,14 @@ def test_resnet18_answers_alike_in_every_format(tmp_path):
         made = export(model, kind, tmp_path / kind, data, quiet)
         check_record(made, 25)
         if kind == "safetensors":
-            assert made["network"] == {"call": "torchvision.models.resnet18", "arguments": {"num_classes": 10}}
+            assert made["network"] == {
+                "call": "torchvision.models.resnet18",
+                "arguments": {"num_classes": 10},
+            }
         else:
-            compare_elsewhere(made, model, [(1, 32, 32), (7, 32, 32), (2, 120, 90)], tmp_path / f"s-{kind}")
+            compare_elsewhere(
+                made, model, [(1, 32, 32), (7, 32, 32), (2, 120, 90)], tmp_path / f"s-{kind}"
+            )
 
 
 @pytest.mark.parametrize("resampling", ["nearest", "bicubic"])
@@ -229,7 +307,10 @@ def test_photos_of_mixed_sizes_score_alike(tmp_path, photos, kind):
     check_record(made, 18)
     if kind == "onnx":
         files = sorted(str(file) for file in photos.rglob("*.*"))
-        batches = {str(i): np.asarray(Image.open(file).convert("RGB"))[None] for i, file in enumerate(files)}
+        batches = {
+            str(i): np.asarray(Image.open(file).convert("RGB"))[None]
+            for i, file in enumerate(files)
+        }
         found = answers_elsewhere(made, batches, tmp_path / "s")
         for i, prediction in enumerate(Classifier(model).predict(files)):
             name, probability = prediction.classes[0]
@@ -249,7 +330,8 @@ def test_safetensors_load_where_torchvision_makes_the_network(tmp_path):
     check_record(made, 25)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals ----------------------------------------------------------------------------------
+
 
 def darker(images, *how):
     return fit(images, *how) * 0.9
@@ -261,7 +343,9 @@ def not_a_number(images, *how):
 
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
 @pytest.mark.parametrize("sabotage", [darker, not_a_number])
-def test_an_export_that_answers_differently_is_refused_and_leaves_nothing(tmp_path, monkeypatch, kind, sabotage):
+def test_an_export_that_answers_differently_is_refused_and_leaves_nothing(
+    tmp_path, monkeypatch, kind, sabotage
+):
     model, data = delivered(tmp_path / "weights", QUICKSTART, (8, 8)), dataset(tmp_path / "D", 8, 8)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr("raysft.deploy.graph.fit", sabotage)
@@ -272,8 +356,13 @@ def test_an_export_that_answers_differently_is_refused_and_leaves_nothing(tmp_pa
 
 def test_other_weights_in_a_safetensors_export_are_refused(tmp_path, monkeypatch):
     model, data = delivered(tmp_path / "weights", TINY, (8, 8)), dataset(tmp_path / "D", 8, 8)
-    monkeypatch.setattr(exporting, "put_file", lambda source, target: save_file(
-        {k: v + 0.1 for k, v in network(TINY, 3).state_dict().items()}, target))
+    monkeypatch.setattr(
+        exporting,
+        "put_file",
+        lambda source, target: save_file(
+            {k: v + 0.1 for k, v in network(TINY, 3).state_dict().items()}, target
+        ),
+    )
     with pytest.raises(RunError, match="differs from the model"):
         export(model, "safetensors", tmp_path / "out", data, quiet)
     assert not (tmp_path / "out").exists()
@@ -281,8 +370,12 @@ def test_other_weights_in_a_safetensors_export_are_refused(tmp_path, monkeypatch
 
 def test_an_export_that_fails_only_for_other_sizes_is_refused(tmp_path, monkeypatch):
     model, data = delivered(tmp_path / "weights", QUICKSTART, (8, 8)), dataset(tmp_path / "D", 8, 8)
-    monkeypatch.setattr("raysft.deploy.graph.fit", lambda images, height, width, *_: torch.nn.functional.interpolate(
-        images.permute(0, 3, 1, 2).float(), (height, width)))  # not antialiased: right for images of the model's size
+    monkeypatch.setattr(
+        "raysft.deploy.graph.fit",
+        lambda images, height, width, *_: torch.nn.functional.interpolate(
+            images.permute(0, 3, 1, 2).float(), (height, width)
+        ),
+    )  # not antialiased: right for images of the model's size
     with pytest.raises(RunError, match="differs from the model"):
         export(model, "torch-export", tmp_path / "out", data, quiet)
 
@@ -295,11 +388,15 @@ def test_a_right_answer_more_or_less_is_refused_though_probabilities_are_close(t
             return np.float32([[0.500005, 0.499995]] * len(list(images)))
 
     images, labels = pixels(2, 8, 8), np.array([0, 0])
-    turned = exporting._Comparison("onnx", lambda batch: np.float32([[0.499995, 0.500005]] * len(batch)), Coin())
+    turned = exporting._Comparison(
+        "onnx", lambda batch: np.float32([[0.499995, 0.500005]] * len(batch)), Coin()
+    )
     turned.add(images, labels)
     assert turned.difference < TOLERANCE
     assert not turned.alike
-    same = exporting._Comparison("onnx", lambda batch: np.float32([[0.500006, 0.499994]] * len(batch)), Coin())
+    same = exporting._Comparison(
+        "onnx", lambda batch: np.float32([[0.500006, 0.499994]] * len(batch)), Coin()
+    )
     same.add(images, labels)
     assert same.alike
 
@@ -339,15 +436,24 @@ def test_nothing_but_an_export_is_replaced(tmp_path):
     assert again["files"] == first["files"]
 
 
-# --- the data, and the command line ----------------------------------------------------------------------------------
+# --- the data, and the command line ------------------------------------------------------------
+
 
 def a_run(tmp_path: Path) -> tuple[Path, Path]:
     """(run, its data set), as a run leaves them."""
     data = dataset(tmp_path / "D", 8, 8)
     run = tmp_path / "runs/r"
     run.mkdir(parents=True)
-    delivered(run / "weights", TINY, (8, 8), run="r", trial="t0", epoch=1, data=read_manifest(data).fingerprint,
-              job={"data": {"source": "shards", "path": str(data)}})
+    delivered(
+        run / "weights",
+        TINY,
+        (8, 8),
+        run="r",
+        trial="t0",
+        epoch=1,
+        data=read_manifest(data).fingerprint,
+        job={"data": {"source": "shards", "path": str(data)}},
+    )
     write_json(run / "run.json", {"data": {"path": str(data)}})
     return run, data
 
@@ -379,7 +485,18 @@ def test_data_that_is_gone_or_other_is_not_taken(tmp_path, call):  # noqa: F811
     assert "the data it was trained on is not here any more; give --data" in line
     dataset(data, 8, 8, rows=20)
     assert "give --data" in call("export", "--trust-code", run, "--format", "safetensors").err
-    assert call("export", "--trust-code", run, "--format", "safetensors", "--data", tmp_path / "elsewhere").status == 0
+    assert (
+        call(
+            "export",
+            "--trust-code",
+            run,
+            "--format",
+            "safetensors",
+            "--data",
+            tmp_path / "elsewhere",
+        ).status
+        == 0
+    )
 
 
 def test_imported_data_is_found_again_by_its_fingerprint(tmp_path):
@@ -409,10 +526,16 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
         export(model, "safetensors", tmp_path / "file/out", data, quiet)
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["--format", "video"], "--format video: is not a format; give safetensors | torch-export | onnx"),
-    (["--format", "safetensors", "--data", "nowhere"], "nowhere"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["--format", "video"],
+            "--format video: is not a format; give safetensors | torch-export | onnx",
+        ),
+        (["--format", "safetensors", "--data", "nowhere"], "nowhere"),
+    ],
+)
 def test_a_wrong_call_is_one_line(tmp_path, call, here, words, expected):  # noqa: F811
     run, _ = a_run(tmp_path)
     answer = call("export", "--trust-code", run, *words)

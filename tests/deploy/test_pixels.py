@@ -1,4 +1,6 @@
-"""Images with more than 8 bits, or with transparency, are the same to a model wherever it sees them."""
+"""Images with more than 8 bits, or with transparency, are the same to a model wherever it sees
+them.
+"""
 
 import io
 from dataclasses import replace
@@ -52,8 +54,11 @@ def test_the_same_pixels_everywhere(model, photos):
     assert card.decoding == HOW
     files = sorted(photos.rglob("*.*"))
     replica = Predictor(str(model), 10**6, 1, "cpu", None)
-    for image, (file, (shown, _)) in zip(source_of(photos).chunks[0].items(card),
-                                         zip(files, labelled_images(photos, "test", card), strict=True), strict=True):
+    for image, (file, (shown, _)) in zip(
+        source_of(photos).chunks[0].items(card),
+        zip(files, labelled_images(photos, "test", card), strict=True),
+        strict=True,
+    ):
         served = replica._decoded(file.name, file.read_bytes())
         assert isinstance(served, np.ndarray)
         for pixels in (image.decode(), served, np.asarray(shown)):
@@ -64,7 +69,7 @@ def test_scaling_is_that_of_training(model, tmp_path):
     chequered = 255 * (np.indices((16, 16)).sum(0) % 2).astype(np.uint8)
     (tmp_path / "x").mkdir()
     Image.fromarray(chequered).save(tmp_path / "x/a.png")
-    item, = source_of(tmp_path / "x").chunks[0].items(read_card(model))
+    (item,) = source_of(tmp_path / "x").chunks[0].items(read_card(model))
     assert set(np.unique(item.decode())) <= {0, 255}  # bilinear would be grey
 
 
@@ -72,7 +77,9 @@ def test_values_that_the_model_does_not_know_are_refused(model, photos):
     write_json(model / CARD, read_json(model / CARD) | {"decoding": Decoding().document()})
     with pytest.raises(DataError, match="has float32 samples"):
         Classifier(model).predict([str(photos / "ant/0.tif")])
-    refused = Predictor(str(model), 10**6, 1, "cpu", None)._decoded("0.tif", (photos / "ant/0.tif").read_bytes())
+    refused = Predictor(str(model), 10**6, 1, "cpu", None)._decoded(
+        "0.tif", (photos / "ant/0.tif").read_bytes()
+    )
     assert isinstance(refused, Refused)
     assert "which values are black and white" in str(refused)
 
@@ -81,14 +88,19 @@ def test_stored_pixels_of_another_range_are_refused(model):
     card, spec = read_card(model), ImageSpec("raw", 8, 8, decoding=HOW)
     check_stored(spec, card, "D")
     other = replace(spec, decoding=Decoding(ranges={"float32": (0.0, 1.0)}))
-    with pytest.raises(DataError, match="scaled otherwise than those of the model: float32 samples from 0 to 1"):
+    with pytest.raises(
+        DataError, match="scaled otherwise than those of the model: float32 samples from 0 to 1"
+    ):
         check_stored(other, card, "D")
 
 
 def test_an_export_says_how_pixels_were_made(model, photos, tmp_path):
     made = export(model, "safetensors", tmp_path / "out", photos, lambda *_: None)
-    assert made["preparation"]["decoding"] == {"background": [0, 90, 0], "ranges": {"float32": [0.0, 1000.0]},
-                                               "profiles": True}
+    assert made["preparation"]["decoding"] == {
+        "background": [0, 90, 0],
+        "ranges": {"float32": [0.0, 1000.0]},
+        "profiles": True,
+    }
     assert made["checked"]["images"] == 6
 
 

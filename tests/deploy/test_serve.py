@@ -1,4 +1,6 @@
-"""A served model over real HTTP: right under load, firm with what is wrong with a body, alive after deaths."""
+"""A served model over real HTTP: right under load, firm with what is wrong with a body, alive after
+deaths.
+"""
 
 import concurrent.futures
 import contextlib
@@ -43,15 +45,25 @@ MB = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A delivered model, not trained, but sure of itself: classes differ by more than what rounding does."""
+    """A delivered model, not trained, but sure of itself: classes differ by more than what rounding
+    does.
+    """
     root = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     net = small_cnn(len(CLASSES))
     net[-1].weight.data *= 20
     (root / "checkpoint").mkdir()
     save_file(net.state_dict(), root / "checkpoint/model.safetensors")
-    card = ModelCard("raysft.train.smallnet:small_cnn", CLASSES, 32, 32, (0.5,) * 3, (0.25,) * 3,
-                     {"test_accuracy": 0.2}, {})
+    card = ModelCard(
+        "raysft.train.smallnet:small_cnn",
+        CLASSES,
+        32,
+        32,
+        (0.5,) * 3,
+        (0.25,) * 3,
+        {"test_accuracy": 0.2},
+        {},
+    )
     deliver(root / "model", root / "checkpoint", card)
     return root / "model"
 
@@ -69,16 +81,24 @@ def samples(model, tmp_path_factory) -> list[Sample]:
     """Photos of several formats, sizes and orientations."""
     folder, rng = tmp_path_factory.mktemp("samples"), np.random.default_rng(0)
     paths = []
-    for i, (suffix, size) in enumerate(itertools.product(("png", "jpg", "webp", "gif"), ((32, 32), (40, 56), (9, 5)))):
-        image = Image.fromarray((rng.integers(0, 200, 3) + rng.integers(0, 56, (*size, 3))).astype(np.uint8))
+    for i, (suffix, size) in enumerate(
+        itertools.product(("png", "jpg", "webp", "gif"), ((32, 32), (40, 56), (9, 5)))
+    ):
+        image = Image.fromarray(
+            (rng.integers(0, 200, 3) + rng.integers(0, 56, (*size, 3))).astype(np.uint8)
+        )
         exif = image.getexif()
         exif[0x0112] = 6 if suffix == "jpg" else 1
         paths.append(str(folder / f"{i}.{suffix}"))
         image.save(paths[-1], **({"exif": exif} if suffix == "jpg" else {}))
     found = Classifier(model).predict(paths)
-    assert len({round(prediction.classes[0][1], 3) for prediction in found}) == len(found)  # none is taken for another
-    return [Sample(Path(path).read_bytes(), list(prediction.classes))
-            for path, prediction in zip(paths, found, strict=True)]
+    assert len({round(prediction.classes[0][1], 3) for prediction in found}) == len(
+        found
+    )  # none is taken for another
+    return [
+        Sample(Path(path).read_bytes(), list(prediction.classes))
+        for path, prediction in zip(paths, found, strict=True)
+    ]
 
 
 @dataclass
@@ -94,7 +114,9 @@ class Server:
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
 
-    def post(self, body: bytes, kind: str = "application/octet-stream", query: str = "") -> tuple[int, dict, dict]:
+    def post(
+        self, body: bytes, kind: str = "application/octet-stream", query: str = ""
+    ) -> tuple[int, dict, dict]:
         """(status, JSON, headers) of one request on a connection of its own."""
         with contextlib.closing(self.connect()) as connection:
             connection.request("POST", f"/predict{query}", body, {"content-type": kind})
@@ -115,12 +137,21 @@ class Server:
         return status, json.loads(text)
 
     def replicas(self) -> list[psutil.Process]:
-        return [process for process in living() if process.create_time() >= self.begun
-                and any("ServeReplica" in word for word in command(process))]
+        return [
+            process
+            for process in living()
+            if process.create_time() >= self.begun
+            and any("ServeReplica" in word for word in command(process))
+        ]
 
     def wait_until_whole(self) -> None:
-        until(lambda: len(self.replicas()) == REPLICAS and self.health() == (
-            200, {"status": "ready", "replicas": REPLICAS, "wanted": REPLICAS}))
+        until(
+            lambda: (
+                len(self.replicas()) == REPLICAS
+                and self.health()
+                == (200, {"status": "ready", "replicas": REPLICAS, "wanted": REPLICAS})
+            )
+        )
 
 
 def command(process: psutil.Process) -> list[str]:
@@ -130,7 +161,11 @@ def command(process: psutil.Process) -> list[str]:
 
 
 def read(response: http.client.HTTPResponse) -> tuple[int, dict, dict]:
-    return response.status, json.loads(response.read()), {k.lower(): v for k, v in response.getheaders()}
+    return (
+        response.status,
+        json.loads(response.read()),
+        {k.lower(): v for k, v in response.getheaders()},
+    )
 
 
 def until(reached, seconds: float = 90) -> None:
@@ -146,9 +181,23 @@ def server(model, tmp_path_factory):
 
     ray.shutdown()  # two at once disturb each other
     mark, begun = f"serve-{os.getpid()}", time.time()
-    process = subprocess.Popen([RAYSFT, "serve", str(model), "--port", "0", "--replicas", str(REPLICAS), "--queue",
-                                str(QUEUE)], env=os.environ | {MARK: mark}, text=True, stdout=subprocess.PIPE,
-                               cwd=tmp_path_factory.mktemp("here"))
+    process = subprocess.Popen(
+        [
+            RAYSFT,
+            "serve",
+            str(model),
+            "--port",
+            "0",
+            "--replicas",
+            str(REPLICAS),
+            "--queue",
+            str(QUEUE),
+        ],
+        env=os.environ | {MARK: mark},
+        text=True,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path_factory.mktemp("here"),
+    )
     assert process.stdout is not None
     try:
         lines = list(itertools.takewhile(lambda line: "curl" not in line, process.stdout))
@@ -169,15 +218,22 @@ def whole(server) -> Server:
 
 def assert_same(prediction: dict, ranking: list[tuple[str, float]]) -> None:
     assert [top["class"] for top in prediction["top"]] == [name for name, _ in ranking]
-    assert [top["probability"] for top in prediction["top"]] == pytest.approx([share for _, share in ranking], abs=1e-6)
-    assert (prediction["class"], prediction["probability"]) == (prediction["top"][0]["class"],
-                                                               prediction["top"][0]["probability"])
+    assert [top["probability"] for top in prediction["top"]] == pytest.approx(
+        [share for _, share in ranking], abs=1e-6
+    )
+    assert (prediction["class"], prediction["probability"]) == (
+        prediction["top"][0]["class"],
+        prediction["top"][0]["probability"],
+    )
 
 
 def form(files: list[bytes], name: str = "images") -> tuple[bytes, str]:
     """(body, content type) of a form with files."""
-    parts = [b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%d"\r\n\r\n%s\r\n' % (name.encode(), i, file)
-             for i, file in enumerate(files)]
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%d"\r\n\r\n%s\r\n'
+        % (name.encode(), i, file)
+        for i, file in enumerate(files)
+    ]
     return b"".join(parts) + b"--x--\r\n", "multipart/form-data; boundary=x"
 
 
@@ -189,8 +245,12 @@ def test_1000_requests_of_16_clients_are_answered_as_predict_answers(whole, samp
     def client() -> None:
         with contextlib.closing(whole.connect()) as connection:
             for number in numbers:
-                connection.request("POST", "/predict", samples[number % len(samples)].content,
-                                   {"content-type": "application/octet-stream"})
+                connection.request(
+                    "POST",
+                    "/predict",
+                    samples[number % len(samples)].content,
+                    {"content-type": "application/octet-stream"},
+                )
                 status, document, _ = read(connection.getresponse())
                 answers.append((number, status, document))
 
@@ -202,7 +262,9 @@ def test_1000_requests_of_16_clients_are_answered_as_predict_answers(whole, samp
     for number, _, document in answers:
         assert_same(document["predictions"][0], samples[number % len(samples)].ranking)
     assert whole.metric('raysft_requests_total{status="200"}') - before == REQUESTS
-    assert whole.metric("raysft_batch_images_count") - batches < REQUESTS / 2  # they went through the network together
+    assert (
+        whole.metric("raysft_batch_images_count") - batches < REQUESTS / 2
+    )  # they went through the network together
 
 
 def test_files_of_a_form_are_answered_in_their_order(whole, samples):
@@ -228,22 +290,80 @@ def png(width: int, height: int, mode: str = "1") -> bytes:
 
 
 BAD = {
-    "truncated": lambda good: (good[:len(good) // 2], "image/png", "", 422, "image: is not a readable image"),
-    "not an image": lambda good: (b"%PDF-1.7 " * 99, "image/png", "", 422, "image: is not a readable image"),
+    "truncated": lambda good: (
+        good[: len(good) // 2],
+        "image/png",
+        "",
+        422,
+        "image: is not a readable image",
+    ),
+    "not an image": lambda good: (
+        b"%PDF-1.7 " * 99,
+        "image/png",
+        "",
+        422,
+        "image: is not a readable image",
+    ),
     "empty": lambda good: (b"", "image/png", "", 422, "image: is empty"),
-    "100 megapixels": lambda good: (png(10_000, 10_000), "image/png", "", 413, "has 100.0 megapixels, the limit is 50"),
-    "400 megapixels": lambda good: (png(20_000, 20_000), "image/png", "", 413, "has 400.0 megapixels, the limit is 50"),
-    "wrong type": lambda good: (b"{}", "application/json", "", 415, "application/json is not one of an image"),
-    "curl's own type": lambda good: (good, "application/x-www-form-urlencoded", "", 415, "is not one of an image"),
+    "100 megapixels": lambda good: (
+        png(10_000, 10_000),
+        "image/png",
+        "",
+        413,
+        "has 100.0 megapixels, the limit is 50",
+    ),
+    "400 megapixels": lambda good: (
+        png(20_000, 20_000),
+        "image/png",
+        "",
+        413,
+        "has 400.0 megapixels, the limit is 50",
+    ),
+    "wrong type": lambda good: (
+        b"{}",
+        "application/json",
+        "",
+        415,
+        "application/json is not one of an image",
+    ),
+    "curl's own type": lambda good: (
+        good,
+        "application/x-www-form-urlencoded",
+        "",
+        415,
+        "is not one of an image",
+    ),
     "50 MB": lambda good: (bytes(50_000_000), "image/png", "", 413, "has more than 16 MB"),
-    "50 MB in a form": lambda good: (*form([bytes(1_000_000)] * 50), "", 413, "has more than 16 MB"),
+    "50 MB in a form": lambda good: (
+        *form([bytes(1_000_000)] * 50),
+        "",
+        413,
+        "has more than 16 MB",
+    ),
     "65 images": lambda good: (*form([good] * 65), "", 413, "are more than 64"),
     "no image": lambda good: (*form([]), "", 422, "images: is missing"),
     "another field": lambda good: (*form([good], "photo"), "", 422, "photo: is not expected"),
-    "one of three is bad": lambda good: (*form([good, good[:99], good]), "", 422, "1: is not a readable image"),
+    "one of three is bad": lambda good: (
+        *form([good, good[:99], good]),
+        "",
+        422,
+        "1: is not a readable image",
+    ),
     "no boundary": lambda good: (good, "multipart/form-data", "", 400, "boundary"),
-    "not a form": lambda good: (good, "multipart/form-data; boundary=x", "", 400, "is not multipart/form-data"),
-    "no class": lambda good: (good, "image/png", "?top=0", 422, "top=0: is not a number of classes"),
+    "not a form": lambda good: (
+        good,
+        "multipart/form-data; boundary=x",
+        "",
+        400,
+        "is not multipart/form-data",
+    ),
+    "no class": lambda good: (
+        good,
+        "image/png",
+        "?top=0",
+        422,
+        "top=0: is not a number of classes",
+    ),
     "not a number": lambda good: (good, "image/png", "?top=all", 422, "top=all"),
 }
 
@@ -261,8 +381,10 @@ def test_a_body_without_an_end_is_cut_off(whole):
     piece = b"10000\r\n" + bytes(0x10000) + b"\r\n"
     sent = 0
     with socket.create_connection(("127.0.0.1", whole.port), 30) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
-                           b"transfer-encoding: chunked\r\n\r\n")
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
         connection.settimeout(0.001)
         answer = b""
         while not answer:
@@ -279,9 +401,15 @@ def test_a_body_without_an_end_is_cut_off(whole):
 
 def test_a_full_queue_sends_away_with_a_time_to_come_again(whole, samples):
     good = samples[0].content
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: %d\r\n\r\n" % len(good)
+    head = (
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: "
+        b"%d\r\n\r\n" % len(good)
+    )
     with contextlib.ExitStack() as held:
-        slow = [held.enter_context(socket.create_connection(("127.0.0.1", whole.port), 30)) for _ in range(QUEUE)]
+        slow = [
+            held.enter_context(socket.create_connection(("127.0.0.1", whole.port), 30))
+            for _ in range(QUEUE)
+        ]
         for connection in slow:
             connection.sendall(head + good[:10])
         until(lambda: whole.metric("raysft_requests_open") == QUEUE)
@@ -297,10 +425,16 @@ def test_a_full_queue_sends_away_with_a_time_to_come_again(whole, samples):
 def test_what_the_model_is(whole):
     status, text = whole.get("/")
     about = json.loads(text)
-    assert (status, tuple(about["classes"]), about["scores"]) == (200, CLASSES, {"test_accuracy": 0.2})
+    assert (status, tuple(about["classes"]), about["scores"]) == (
+        200,
+        CLASSES,
+        {"test_accuracy": 0.2},
+    )
     assert about["limits"] == {"body_mb": 16, "images": 64, "megapixels": 50, "queue": QUEUE}
     assert whole.get("/elsewhere")[0] == 404
-    assert json.loads(whole.get("/predict")[1])["error"].startswith("GET /predict: method not allowed")
+    assert json.loads(whole.get("/predict")[1])["error"].startswith(
+        "GET /predict: method not allowed"
+    )
 
 
 def test_the_death_of_a_replica_under_load_loses_no_request_but_those_that_it_had(whole, samples):
@@ -314,7 +448,9 @@ def test_the_death_of_a_replica_under_load_loses_no_request_but_those_that_it_ha
                 if enough.is_set():
                     return number
                 sample = samples[number % len(samples)]
-                connection.request("POST", "/predict", sample.content, {"content-type": "application/octet-stream"})
+                connection.request(
+                    "POST", "/predict", sample.content, {"content-type": "application/octet-stream"}
+                )
                 status, document, _ = read(connection.getresponse())
                 answers[me].append((status, document))
                 if status == 200:
@@ -338,7 +474,9 @@ def test_the_death_of_a_replica_under_load_loses_no_request_but_those_that_it_ha
     lost = [[document for status, document in mine if status != 200] for mine in answers]
     assert all(status in (200, 503) for mine in answers for status, _ in mine)
     assert max(map(len, lost)) <= 1  # what a client sent afterwards was answered by another replica
-    assert all("died while it had this request" in document["error"] for mine in lost for document in mine)
+    assert all(
+        "died while it had this request" in document["error"] for mine in lost for document in mine
+    )
 
 
 def test_a_request_that_a_replica_has_when_it_dies_fails_and_does_not_hang(whole, samples):
@@ -346,7 +484,9 @@ def test_a_request_that_a_replica_has_when_it_dies_fails_and_does_not_hang(whole
     spent = {replica: replica.cpu_times().user for replica in whole.replicas()}
 
     def at_work() -> list[psutil.Process]:
-        return [replica for replica, before in spent.items() if replica.cpu_times().user - before > 0.5]
+        return [
+            replica for replica, before in spent.items() if replica.cpu_times().user - before > 0.5
+        ]
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(whole.post, slow, "multipart/form-data; boundary=x")
@@ -375,7 +515,10 @@ def test_what_can_be_known_to_be_wrong_is_told_before_ray_starts(model, tmp_path
 
     with pytest.raises(UserError, match="is not a model"):
         serve_with(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="cannot be used"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(UserError, match="cannot be used"),
+    ):
         serve_with(port=taken.getsockname()[1])
     monkeypatch.setattr(serve, "this_node", lambda: Node(2, 1))
     with pytest.raises(ResourceError, match="2 replicas would take 2 GPUs, this machine has 1"):
@@ -407,9 +550,19 @@ def test_an_open_door_is_warned_of(model, monkeypatch, host, warned):
     assert all("no authentication" in text for text in recorder.warnings)
 
 
-@pytest.mark.parametrize(("host", "inside"), [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True),
-                                              ("localhost", True), ("0.0.0.0", False), ("::", False),
-                                              ("10.0.0.3", False), ("example.org", False)])
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.3", False),
+        ("example.org", False),
+    ],
+)
 def test_which_hosts_are_this_machine_alone(host, inside):
     assert is_loopback(host) == inside
 
@@ -417,7 +570,10 @@ def test_which_hosts_are_this_machine_alone(host, inside):
 def test_ctrl_c_answers_what_is_accepted_and_leaves_no_process(server, samples):
     """The last one: the server is gone afterwards."""
     good = samples[0].content
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: %d\r\n\r\n" % len(good)
+    head = (
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: "
+        b"%d\r\n\r\n" % len(good)
+    )
     with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
         connection.sendall(head + good[:10])
         until(lambda: server.metric("raysft_requests_open") == 1)

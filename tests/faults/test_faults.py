@@ -1,4 +1,5 @@
-"""A search is killed at random moments, in all of its parts, and ends with the metrics of one that was left in peace.
+"""A search is killed at random moments, in all of its parts, and ends with the metrics of one that
+was left in peace.
 
 `make test` runs the first case, `make faults` twenty; what happened in each is printed.
 """
@@ -35,8 +36,15 @@ search:
 
 
 def start(here: Path, *words: str, mark: str) -> subprocess.Popen:
-    return subprocess.Popen([RAYSFT, *words], cwd=here, env=os.environ | {MARK: mark}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        [RAYSFT, *words],
+        cwd=here,
+        env=os.environ | {MARK: mark},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def told(run: Path) -> dict:
@@ -44,8 +52,11 @@ def told(run: Path) -> dict:
     trials = {}
     for path in sorted((run / "trials").glob("t?/trial.json")):
         trial = json.loads(path.read_text())
-        trials[trial["trial"]] = (trial["status"], trial["config"], [
-            {k: v for k, v in epoch.items() if "seconds" not in k} for epoch in trial["history"]])
+        trials[trial["trial"]] = (
+            trial["status"],
+            trial["config"],
+            [{k: v for k, v in epoch.items() if "seconds" not in k} for epoch in trial["history"]],
+        )
     best = json.loads((run / "results.json").read_text())["best"]
     return {"trials": trials, "best": {k: v for k, v in best.items() if k != "model"}}
 
@@ -66,9 +77,15 @@ def peace(tmp_path_factory) -> tuple[dict, float]:
 
 
 def strike(victim: str, process: subprocess.Popen) -> str:
-    """Kill a part of a run at once; returns what was killed, the driver where there is no such part yet."""
-    titles = {"worker": ("ray::RayTrainWorker",), "controller": ("ray::TrainController",),
-              "ray": ("ray::", "raylet", "gcs_server"), "driver": ()}[victim]
+    """Kill a part of a run at once; returns what was killed, the driver where there is no such part
+    yet.
+    """
+    titles = {
+        "worker": ("ray::RayTrainWorker",),
+        "controller": ("ray::TrainController",),
+        "ray": ("ray::", "raylet", "gcs_server"),
+        "driver": (),
+    }[victim]
     family = psutil.Process(process.pid).children(recursive=True)
     found = [p for p in family if any(title in _title(p) for title in titles)]
     for one in found if victim == "ray" else found[:1]:
@@ -106,12 +123,17 @@ def test_nothing_is_lost_and_nothing_done_twice(peace, tmp_path, case, capsys):
     status, before, resumes = process.returncode, ended_trials(run), 0
     while status != 0 and resumes < RESUMES:
         _await_no_process(mark, began)
-        words = ("resume", "r") if (run / "run.json").exists() else ("submit", "j.yaml", "--name", "r")
+        words = (
+            ("resume", "r") if (run / "run.json").exists() else ("submit", "j.yaml", "--name", "r")
+        )
         process, resumes = start(tmp_path, *words, mark=mark), resumes + 1
         out, _ = process.communicate(timeout=300)
         status = process.returncode
     with capsys.disabled():
-        print(f"\n{case}: {struck} at {moment:.1f} s, {len(before)} of {TRIALS} trials over, {resumes} resumes")
+        print(
+            f"\n{case}: {struck} at {moment:.1f} s, {len(before)} of {TRIALS} trials over, "
+            f"{resumes} resumes"
+        )
     assert status == 0, out
     assert told(run) == expected
     after = ended_trials(run)

@@ -25,27 +25,38 @@ def test_the_limit_holds_before_the_validation_share():
     assert (plan.train_rows, plan.val_rows) == (90, 10)
 
 
-@pytest.mark.parametrize(("resources", "nodes", "trials", "expected"), [
-    ({"workers": 1}, [Node(2)], 4, [Slot(2, 1)]),
-    ({"workers": 1}, [Node(2)], 1, [Slot(1, 1)]),
-    ({"workers": 2}, [Node(2)], 4, [Slot(1, 2)]),
-    ({"workers": 2}, [Node(4), Node(8)], 16, [Slot(4, 2), Slot(2, 2)]),
-    ({"workers": 4}, [Node(2), Node(2), Node(2)], 16, [Slot(1, 4)]),
-    ({"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4}, [Node(64, 4)], 16, [Slot(2, 2)]),
-    ({"workers": 1, "gpus_per_worker": 0.25}, [Node(16, 1)], 16, [Slot(4, 1)]),
-    ({"workers": [1, 4]}, [Node(2)], 16, [Slot(1, 4, least=1)]),
-    ({"workers": [2, 4]}, [Node(4), Node(4), Node(2)], 16, [Slot(1, 4, least=2)] * 2),
-    ({"workers": [1, 2]}, [Node(8)], 1, [Slot(1, 2, least=1)]),
-])
+@pytest.mark.parametrize(
+    ("resources", "nodes", "trials", "expected"),
+    [
+        ({"workers": 1}, [Node(2)], 4, [Slot(2, 1)]),
+        ({"workers": 1}, [Node(2)], 1, [Slot(1, 1)]),
+        ({"workers": 2}, [Node(2)], 4, [Slot(1, 2)]),
+        ({"workers": 2}, [Node(4), Node(8)], 16, [Slot(4, 2), Slot(2, 2)]),
+        ({"workers": 4}, [Node(2), Node(2), Node(2)], 16, [Slot(1, 4)]),
+        (
+            {"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4},
+            [Node(64, 4)],
+            16,
+            [Slot(2, 2)],
+        ),
+        ({"workers": 1, "gpus_per_worker": 0.25}, [Node(16, 1)], 16, [Slot(4, 1)]),
+        ({"workers": [1, 4]}, [Node(2)], 16, [Slot(1, 4, least=1)]),
+        ({"workers": [2, 4]}, [Node(4), Node(4), Node(2)], 16, [Slot(1, 4, least=2)] * 2),
+        ({"workers": [1, 2]}, [Node(8)], 1, [Slot(1, 2, least=1)]),
+    ],
+)
 def test_slots_hold_as_many_teams_as_fit(resources, nodes, trials, expected):
     assert make_slots(Resources.model_validate(resources), nodes, trials) == tuple(expected)
 
 
-@pytest.mark.parametrize(("resources", "expected"), [
-    ({"workers": [3, 5]}, "a trial of 3 workers needs 3 CPUs, the cluster has 2 CPUs"),
-    ({"workers": 3}, "needs 3 CPUs, the cluster has 2 CPUs and 0 GPUs"),
-    ({"workers": 1, "gpus_per_worker": 1}, "needs 1 GPU, the cluster has 2 CPUs and 0 GPUs"),
-])
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({"workers": [3, 5]}, "a trial of 3 workers needs 3 CPUs, the cluster has 2 CPUs"),
+        ({"workers": 3}, "needs 3 CPUs, the cluster has 2 CPUs and 0 GPUs"),
+        ({"workers": 1, "gpus_per_worker": 1}, "needs 1 GPU, the cluster has 2 CPUs and 0 GPUs"),
+    ],
+)
 def test_what_does_not_fit_names_the_short_resource(resources, expected):
     with pytest.raises(ResourceError, match=expected):
         make_slots(Resources.model_validate(resources), [Node(2)], 4)
@@ -58,10 +69,18 @@ def test_a_single_class_is_refused():
 
 def test_the_batch_sizes_that_are_searched_are_the_ones_that_count():
     space = {"train.batch_size": {"choice": [32, 64]}}
-    make_plan(job(train={"batch_size": 1}, search={"space": space}, resources={"workers": 2}), OUTLINE, [Node(2)])
+    make_plan(
+        job(train={"batch_size": 1}, search={"space": space}, resources={"workers": 2}),
+        OUTLINE,
+        [Node(2)],
+    )
     small = {"train.batch_size": {"choice": [2, 64]}}
     with pytest.raises(DataError, match="a batch of 1 images for 2 workers"):
-        make_plan(job(data={"limit": 23}, search={"space": small}, resources={"workers": 2}), OUTLINE, [Node(2)])
+        make_plan(
+            job(data={"limit": 23}, search={"space": small}, resources={"workers": 2}),
+            OUTLINE,
+            [Node(2)],
+        )
 
 
 def test_a_share_for_validation_that_leaves_nothing_to_train_on_is_refused():
@@ -74,13 +93,27 @@ def test_batches_smaller_than_the_workers_are_refused():
         make_plan(job(data={"limit": 4}, resources={"workers": 4}), OUTLINE, [Node(4)])
 
 
-@pytest.mark.parametrize(("space", "trials", "expected"), [
-    ({"optimizer": [{"name": "sgd", "lr": {"loguniform": [0.01, 0.1]}}]}, 5, 5),
-    ({"optimizer": [{"name": "sgd", "lr": {"grid": [0.01, 0.1]}}, {"name": "adam"}]}, 16, 3),
-    ({"train.batch_size": {"grid": [16, 32]}, "train.augment.flip": {"grid": [True, False]}}, 1, 4),
-    ({"optimizer": [{"name": "sgd", "lr": {"loguniform": [0.01, 0.1]}}], "train.batch_size": {"grid": [16, 32]}}, 5, 4),
-    ({"train.batch_size": {"grid": [64]}}, 16, 1),
-    ({"optimizer": [{"name": "sgd"}, {"name": "adam"}]}, 16, 2),
-])
+@pytest.mark.parametrize(
+    ("space", "trials", "expected"),
+    [
+        ({"optimizer": [{"name": "sgd", "lr": {"loguniform": [0.01, 0.1]}}]}, 5, 5),
+        ({"optimizer": [{"name": "sgd", "lr": {"grid": [0.01, 0.1]}}, {"name": "adam"}]}, 16, 3),
+        (
+            {"train.batch_size": {"grid": [16, 32]}, "train.augment.flip": {"grid": [True, False]}},
+            1,
+            4,
+        ),
+        (
+            {
+                "optimizer": [{"name": "sgd", "lr": {"loguniform": [0.01, 0.1]}}],
+                "train.batch_size": {"grid": [16, 32]},
+            },
+            5,
+            4,
+        ),
+        ({"train.batch_size": {"grid": [64]}}, 16, 1),
+        ({"optimizer": [{"name": "sgd"}, {"name": "adam"}]}, 16, 2),
+    ],
+)
 def test_a_grid_tries_every_combination(space, trials, expected):
     assert count_trials(job(search={"trials": trials, "space": space})) == expected

@@ -1,7 +1,8 @@
-"""Hosts of our own on one machine: network namespaces on a bridge, each with sshd, processes and /tmp/ray of its own.
+"""Hosts of our own on one machine: network namespaces on a bridge, each with sshd, processes and
+/tmp/ray of its own.
 
-Everything else of the file system is shared, as an NFS export would be. Needs root, iproute2, nftables, openssh-server
-and rsync.
+Everything else of the file system is shared, as an NFS export would be. Needs root, iproute2,
+nftables, openssh-server and rsync.
 """
 
 from __future__ import annotations
@@ -27,10 +28,17 @@ def missing() -> str | None:
         return "needs root, to make network namespaces"
     absent = [tool for tool in TOOLS if _which(tool) is None]
     if absent:
-        return f"needs {', '.join(absent)} (Debian: iproute2 nftables openssh-server openssh-client rsync util-linux)"
+        return (
+            f"needs {', '.join(absent)} (Debian: iproute2 nftables openssh-server "
+            "openssh-client rsync util-linux)"
+        )
     done = subprocess.run(["ip", "netns", "add", f"{PREFIX}probe"], capture_output=True, text=True)
     subprocess.run(["ip", "netns", "del", f"{PREFIX}probe"], capture_output=True)
-    return f"network namespaces cannot be made here ({done.stderr.strip()})" if done.returncode else None
+    return (
+        f"network namespaces cannot be made here ({done.stderr.strip()})"
+        if done.returncode
+        else None
+    )
 
 
 def _which(tool: str) -> str | None:
@@ -56,7 +64,9 @@ class Host:
         return run("ip", "netns", "exec", self.name, *words)
 
     def kill(self) -> None:
-        """Pull the plug: every process of the host is gone at once, and its address does not answer."""
+        """Pull the plug: every process of the host is gone at once, and its address does not
+        answer.
+        """
         if self.process is not None:
             run("ip", "-n", self.name, "link", "set", "eth0", "down")
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -65,7 +75,9 @@ class Host:
 
 
 class Network:
-    """A bridge with hosts on it; this machine is there as NETWORK.1, as a person outside the cluster."""
+    """A bridge with hosts on it; this machine is there as NETWORK.1, as a person outside the
+    cluster.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,7 +97,19 @@ class Network:
         self.hosts.append(host)
         host.home.mkdir()
         run("ip", "netns", "add", host.name)
-        run("ip", "link", "add", f"{PREFIX}v{number}", "type", "veth", "peer", "name", "eth0", "netns", host.name)
+        run(
+            "ip",
+            "link",
+            "add",
+            f"{PREFIX}v{number}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            host.name,
+        )
         run("ip", "link", "set", f"{PREFIX}v{number}", "master", f"{PREFIX}br", "up")
         run("ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
         for device in ("eth0", "lo"):
@@ -105,23 +129,50 @@ class Network:
 
     def _boot(self, host: Host) -> None:
         config = self.folder / f"sshd-{host.address}"
-        config.write_text(f"Port 22\nHostKey {self.folder / 'hostkey'}\nAuthorizedKeysFile {self.key}.pub\n"
-                          "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nPidFile none\n"
-                          "MaxStartups 100\nMaxSessions 100\nUseDNS no\n")
+        config.write_text(
+            f"Port 22\nHostKey {self.folder / 'hostkey'}\nAuthorizedKeysFile {self.key}.pub\n"
+            "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nPidFile "
+            "none\n"
+            "MaxStartups 100\nMaxSessions 100\nUseDNS no\n"
+        )
         home = Path.home().resolve()
         # Python itself may lie in the home folder that the host gets its own of.
-        kept = {p for p in map(Path, (sys.base_prefix, sys.prefix, Path(__file__).parents[2]))
-                if p.resolve().is_relative_to(home)}
-        script = ["set -e", "mount --make-rprivate /", "mount -t proc proc /proc",
-                  "mkdir -p /tmp/ray", "mount -t tmpfs tmpfs /tmp/ray", "mount -t tmpfs -o size=3g tmpfs /dev/shm",
-                  "mount -t tmpfs tmpfs /run", "mkdir -p /run/sshd"]
+        kept = {
+            p
+            for p in map(Path, (sys.base_prefix, sys.prefix, Path(__file__).parents[2]))
+            if p.resolve().is_relative_to(home)
+        }
+        script = [
+            "set -e",
+            "mount --make-rprivate /",
+            "mount -t proc proc /proc",
+            "mkdir -p /tmp/ray",
+            "mount -t tmpfs tmpfs /tmp/ray",
+            "mount -t tmpfs -o size=3g tmpfs /dev/shm",
+            "mount -t tmpfs tmpfs /run",
+            "mkdir -p /run/sshd",
+        ]
         for path in sorted(kept):
             inside = shlex.quote(str(host.home / path.relative_to(home)))
             script += [f"mkdir -p {inside}", f"mount --bind {shlex.quote(str(path))} {inside}"]
-        script += [f"mount --rbind {shlex.quote(str(host.home))} {shlex.quote(str(home))}",
-                   f"exec {_which('sshd')} -D -e -f {shlex.quote(str(config))}"]
-        command = ["ip", "netns", "exec", host.name, "unshare", "--pid", "--mount", "--fork", "--kill-child", "bash",
-                   "-c", "\n".join(script)]
+        script += [
+            f"mount --rbind {shlex.quote(str(host.home))} {shlex.quote(str(home))}",
+            f"exec {_which('sshd')} -D -e -f {shlex.quote(str(config))}",
+        ]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            host.name,
+            "unshare",
+            "--pid",
+            "--mount",
+            "--fork",
+            "--kill-child",
+            "bash",
+            "-c",
+            "\n".join(script),
+        ]
         with (self.folder / f"log-{host.address}").open("w") as log:
             host.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         self._await_sshd(host)
@@ -129,15 +180,27 @@ class Network:
     def _await_sshd(self, host: Host) -> None:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            done = subprocess.run(["ssh", *self.ssh_options(), f"root@{host.address}", "true"], capture_output=True)
+            done = subprocess.run(
+                ["ssh", *self.ssh_options(), f"root@{host.address}", "true"], capture_output=True
+            )
             if done.returncode == 0:
                 return
             time.sleep(0.2)
         raise RuntimeError((self.folder / f"log-{host.address}").read_text())
 
     def ssh_options(self) -> list[str]:
-        return ["-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-                "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=2"]
+        return [
+            "-i",
+            str(self.key),
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "LogLevel=ERROR",
+            "-o",
+            "ConnectTimeout=2",
+        ]
 
     def _clean(self) -> None:
         """Remove what is left, also of an earlier test that was killed."""

@@ -28,8 +28,14 @@ CLASSES = ("ant", "bee", "cow")
 SEARCH = {"trials": 4, "space": {"optimizer": ["sgd", "adamw"]}}
 
 
-def make_data(folder: Path, classes: Sequence[str] = CLASSES, rows: int = 24, shard_rows: int = 8, size: int = 8,
-              skipped: int = 0) -> Manifest:
+def make_data(
+    folder: Path,
+    classes: Sequence[str] = CLASSES,
+    rows: int = 24,
+    shard_rows: int = 8,
+    size: int = 8,
+    skipped: int = 0,
+) -> Manifest:
     """Noise of `size`² pixels; the label of row i is i modulo the number of classes."""
     rng, spec, splits = np.random.default_rng(0), ImageSpec("raw", size, size), {}
     for name in ("train", "test"):
@@ -38,8 +44,15 @@ def make_data(folder: Path, classes: Sequence[str] = CLASSES, rows: int = 24, sh
         for number, start in enumerate(range(0, rows, shard_rows)):
             ids = np.arange(start, min(rows, start + shard_rows))
             images = rng.integers(0, 256, (len(ids), size, size, 3), np.uint8)
-            files.append(write_shard(folder / name / f"{number:04d}.parquet", spec, ids, images,
-                                     (ids % len(classes)).astype(np.int32)))
+            files.append(
+                write_shard(
+                    folder / name / f"{number:04d}.parquet",
+                    spec,
+                    ids,
+                    images,
+                    (ids % len(classes)).astype(np.int32),
+                )
+            )
         splits[name] = Split(rows, tuple(files))
     manifest = Manifest(tuple(classes), spec, (0.5,) * 3, (0.25,) * 3, splits, skipped, "made")
     write_manifest(folder, manifest)
@@ -48,9 +61,21 @@ def make_data(folder: Path, classes: Sequence[str] = CLASSES, rows: int = 24, sh
 
 def epochs(number: int, best: float) -> list[dict[str, Any]]:
     """Metrics of epochs that get better up to a validation accuracy of `best`."""
-    return [{"epoch": i, "train_loss": 2.0 / i, "train_accuracy": 0.5, "val_loss": 3.0 / i, "val_accuracy":
-             best * i / number, "val_macro_f1": best * i / number - 0.01, "seconds": 1.5, "train_seconds": 1.25,
-             "data_wait_seconds": 0.25, "images": 20} for i in range(1, number + 1)]
+    return [
+        {
+            "epoch": i,
+            "train_loss": 2.0 / i,
+            "train_accuracy": 0.5,
+            "val_loss": 3.0 / i,
+            "val_accuracy": best * i / number,
+            "val_macro_f1": best * i / number - 0.01,
+            "seconds": 1.5,
+            "train_seconds": 1.25,
+            "data_wait_seconds": 0.25,
+            "images": 20,
+        }
+        for i in range(1, number + 1)
+    ]
 
 
 def config(name: str, lr: float) -> dict[str, Any]:
@@ -59,26 +84,65 @@ def config(name: str, lr: float) -> dict[str, Any]:
 
 def some_records() -> list[TrialRecord]:
     """Trials that ended in every way there is."""
-    return [TrialRecord("t0", config("sgd", 0.1), "stopped", epochs(1, 0.5), 0.0, 1.5, host="10.0.0.1"),
-            TrialRecord("t1", config("adamw", 1e-3), "finished", epochs(3, 0.9), 0.0, 4.5, host="10.0.0.2"),
-            TrialRecord("t2", config("sgd", 0.02), "finished", epochs(3, 0.8), 0.0, 4.5, host="10.0.0.1"),
-            TrialRecord("t3", config("sgd", 9.0), "diverged", [], 0.0, 0.5, "the training loss is nan in epoch 1",
-                        "Traceback: not a number", host="10.0.0.1")]
+    return [
+        TrialRecord("t0", config("sgd", 0.1), "stopped", epochs(1, 0.5), 0.0, 1.5, host="10.0.0.1"),
+        TrialRecord(
+            "t1", config("adamw", 1e-3), "finished", epochs(3, 0.9), 0.0, 4.5, host="10.0.0.2"
+        ),
+        TrialRecord(
+            "t2", config("sgd", 0.02), "finished", epochs(3, 0.8), 0.0, 4.5, host="10.0.0.1"
+        ),
+        TrialRecord(
+            "t3",
+            config("sgd", 9.0),
+            "diverged",
+            [],
+            0.0,
+            0.5,
+            "the training loss is nan in epoch 1",
+            "Traceback: not a number",
+            host="10.0.0.1",
+        ),
+    ]
 
 
-def make_run(root: Path, classes: Sequence[str] = CLASSES, records: list[TrialRecord] | None = None, *,
-             storage: str | None = None, predicted: bool = True, repeats: Sequence[TrialRecord] = (),
-             rows: int = 24, val_rows: Sequence[int] = (2, 2), **data: Any) -> Run:
-    """A run that is done, named r, on a data set of its own in ROOT/D; one without any epoch has failed."""
+def make_run(
+    root: Path,
+    classes: Sequence[str] = CLASSES,
+    records: list[TrialRecord] | None = None,
+    *,
+    storage: str | None = None,
+    predicted: bool = True,
+    repeats: Sequence[TrialRecord] = (),
+    rows: int = 24,
+    val_rows: Sequence[int] = (2, 2),
+    **data: Any,
+) -> Run:
+    """A run that is done, named r, on a data set of its own in ROOT/D; one without any epoch has
+    failed.
+    """
     manifest = make_data(root / "D", classes, rows, **data)
     records = some_records() if records is None else records
     searched: dict[str, Any] = {"search": SEARCH} if len(records) > 1 else {}
-    job = Job.model_validate({"name": "made", "storage": storage or str(root / "runs"), "train": {"epochs": 3},
-                              "seed": 7, "cluster": {"price_per_hour": 36.0}, **searched})
+    job = Job.model_validate(
+        {
+            "name": "made",
+            "storage": storage or str(root / "runs"),
+            "train": {"epochs": 3},
+            "seed": 7,
+            "cluster": {"price_per_hour": 36.0},
+            **searched,
+        }
+    )
     run = Run.create(job, "r")
-    known = {"fingerprint": manifest.fingerprint, "classes": list(classes),
-             "stored": {name: split.rows for name, split in manifest.splits.items()}, "path": str(root / "D"),
-             "rows": {"train": rows - 4, "val": 4, "test": rows}, "read": "kept"}
+    known = {
+        "fingerprint": manifest.fingerprint,
+        "classes": list(classes),
+        "stored": {name: split.rows for name, split in manifest.splits.items()},
+        "path": str(root / "D"),
+        "rows": {"train": rows - 4, "val": 4, "test": rows},
+        "read": "kept",
+    }
     run.save(status="running", trials=len(records), data=known)
     for record in (*records, *repeats):
         run.save_trial(record)
@@ -92,7 +156,17 @@ def make_run(root: Path, classes: Sequence[str] = CLASSES, records: list[TrialRe
             write_predictions(run.folder / PREDICTIONS, judged)
         task = Task("train", board[0].trial, "", Model(), Train(), 7)
         scored = Scored(board[0], best, task, scores, Preparation((0.5,) * 3, (0.25,) * 3), judged)
-        card = ModelCard("resnet18", tuple(classes), 8, 8, (0.5,) * 3, (0.25,) * 3, scores, {}, weights_sha256="a" * 64)
+        card = ModelCard(
+            "resnet18",
+            tuple(classes),
+            8,
+            8,
+            (0.5,) * 3,
+            (0.25,) * 3,
+            scores,
+            {},
+            weights_sha256="a" * 64,
+        )
         write_json(_folder(run.folder / "model") / CARD, asdict(card))
     confirmed = confirmation(board[0], repeats, run.metric, 7) if repeats else None
     timing = timing_of(board, 0.0, 2.0, 10.0) | {"total_s": 12.5}
@@ -102,7 +176,9 @@ def make_run(root: Path, classes: Sequence[str] = CLASSES, records: list[TrialRe
 
 
 def predict(classes: int, rows: int) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics, predictions as `write_predictions` takes them) of made outputs for the test images."""
+    """(metrics, predictions as `write_predictions` takes them) of made outputs for the test
+    images.
+    """
     torch.manual_seed(0)
     labels = torch.arange(rows) % classes
     outputs = torch.randn(rows, classes) + 2.0 * F.one_hot(labels, classes)

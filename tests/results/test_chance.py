@@ -23,53 +23,92 @@ from tests.results.made import config, make_run
 
 def trial(*accuracies: float, losses=None) -> list[dict]:
     losses = losses or [1.0 / n for n in range(1, len(accuracies) + 1)]
-    return [{"epoch": n, "val_accuracy": accuracy, "val_macro_f1": accuracy, "val_loss": loss}
-            for n, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), 1)]
+    return [
+        {"epoch": n, "val_accuracy": accuracy, "val_macro_f1": accuracy, "val_loss": loss}
+        for n, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), 1)
+    ]
 
 
 def told(histories, rows, metric="val_accuracy") -> str:
     return "\n".join(doubts(histories, metric, rows))
 
 
-@pytest.mark.parametrize(("right", "images", "share"), [(60, 100, 0.5), (51, 100, 0.5), (9, 10, 0.8), (700, 5000, 0.1),
-                                                        (50_600, 100_000, 0.5), (100, 100, 0.9), (30, 40, 0.01)])
+@pytest.mark.parametrize(
+    ("right", "images", "share"),
+    [
+        (60, 100, 0.5),
+        (51, 100, 0.5),
+        (9, 10, 0.8),
+        (700, 5000, 0.1),
+        (50_600, 100_000, 0.5),
+        (100, 100, 0.9),
+        (30, 40, 0.01),
+    ],
+)
 def test_the_tail_is_that_of_the_binomial_test(right, images, share):
     expected = binomtest(right, images, share, alternative="greater").pvalue
     assert binomial_tail(right, images, share) == pytest.approx(expected, rel=1e-6, abs=1e-300)
 
 
-@pytest.mark.parametrize(("right", "most", "images", "tries", "expected"), [
-    (50, 50, 100, 1, True),  # the answer is always the same
-    (58, 50, 100, 1, True), (59, 50, 100, 1, False),  # P(≥ 58) = 0.067, P(≥ 59) = 0.044
-    (59, 50, 100, 20, True), (70, 50, 100, 20, False),  # the best of twenty
-    (90, 90, 100, 1, True), (96, 90, 100, 1, False),  # unbalanced
-    (4, 2, 4, 1, False), (3, 2, 4, 1, False), (2, 2, 4, 1, True),  # too few images for any test
-    (5, 5, 5, 1, False), (4, 5, 5, 1, True),  # a single class
-    (20, 15, 144, 1, True), (130, 15, 144, 6, False),  # ten classes
-])
+@pytest.mark.parametrize(
+    ("right", "most", "images", "tries", "expected"),
+    [
+        (50, 50, 100, 1, True),  # the answer is always the same
+        (58, 50, 100, 1, True),
+        (59, 50, 100, 1, False),  # P(≥ 58) = 0.067, P(≥ 59) = 0.044
+        (59, 50, 100, 20, True),
+        (70, 50, 100, 20, False),  # the best of twenty
+        (90, 90, 100, 1, True),
+        (96, 90, 100, 1, False),  # unbalanced
+        (4, 2, 4, 1, False),
+        (3, 2, 4, 1, False),
+        (2, 2, 4, 1, True),  # too few images for any test
+        (5, 5, 5, 1, False),
+        (4, 5, 5, 1, True),  # a single class
+        (20, 15, 144, 1, True),
+        (130, 15, 144, 6, False),  # ten classes
+    ],
+)
 def test_an_accuracy_is_told_from_chance(right, most, images, tries, expected):
     assert at_chance(right, most, images, tries) is expected
 
 
-@pytest.mark.parametrize(("histories", "rows"), [
-    ([trial(0.4, 0.7, 0.9), trial(0.3, 0.5, 0.6)], [50, 50]),
-    ([trial(0.8)], [50, 50]),  # one epoch
-    ([trial(0.8), trial(0.7)], [50, 50]),
-    ([trial(1.0)], [1, 1]), ([trial(1.0, 1.0)], [2, 1, 1]), ([trial(1.0), trial(1.0)], [3, 3]),  # tiny and perfect
-    ([trial(0.9, losses=[0.3])], [50, 50]),
-    ([trial(0.9, 0.9, losses=[0.3, 0.4])], [50, 50]),  # the loss alone says nothing
-    ([], [50, 50]), ([trial(0.5)], []),
-])
+@pytest.mark.parametrize(
+    ("histories", "rows"),
+    [
+        ([trial(0.4, 0.7, 0.9), trial(0.3, 0.5, 0.6)], [50, 50]),
+        ([trial(0.8)], [50, 50]),  # one epoch
+        ([trial(0.8), trial(0.7)], [50, 50]),
+        ([trial(1.0)], [1, 1]),
+        ([trial(1.0, 1.0)], [2, 1, 1]),
+        ([trial(1.0), trial(1.0)], [3, 3]),  # tiny and perfect
+        ([trial(0.9, losses=[0.3])], [50, 50]),
+        ([trial(0.9, 0.9, losses=[0.3, 0.4])], [50, 50]),  # the loss alone says nothing
+        ([], [50, 50]),
+        ([trial(0.5)], []),
+    ],
+)
 def test_nothing_is_said_of_runs_that_learned(histories, rows):
     assert told(histories, rows) == ""
 
 
-@pytest.mark.parametrize(("accuracy", "balanced", "rows", "expected"), [
-    (0.5, 0.5, [50, 50], "the model has 50 of 100 test images right; to always answer the most frequent class gets 50"),
-    (0.8, 0.5, [80, 20], "80 of 100"),
-    (0.75, 0.75, [80, 20], ""),  # trained with class weights: both classes are found
-    (0.9, 0.9, [50, 50], ""), (0.6, 0.6, [3, 2], "3 of 5"), (1.0, 1.0, [1, 1], ""),
-])
+@pytest.mark.parametrize(
+    ("accuracy", "balanced", "rows", "expected"),
+    [
+        (
+            0.5,
+            0.5,
+            [50, 50],
+            "the model has 50 of 100 test images right; to always answer the most frequent class "
+            "gets 50",
+        ),
+        (0.8, 0.5, [80, 20], "80 of 100"),
+        (0.75, 0.75, [80, 20], ""),  # trained with class weights: both classes are found
+        (0.9, 0.9, [50, 50], ""),
+        (0.6, 0.6, [3, 2], "3 of 5"),
+        (1.0, 1.0, [1, 1], ""),
+    ],
+)
 def test_a_test_score_at_chance_says_so(accuracy, balanced, rows, expected):
     found = doubt_of_test({"test_accuracy": accuracy, "test_balanced_accuracy": balanced}, rows)
     assert (expected in found[0]) if expected else not found
@@ -99,15 +138,33 @@ def test_one_trial_that_learned_is_enough():
 
 
 def test_a_metric_that_is_the_same_everywhere_says_so():
-    assert told([trial(0.95), trial(0.95, 0.95)], [50, 50]) == \
-        "val_accuracy is 0.9500 in all 2 trials: it does not tell them apart"
+    assert (
+        told([trial(0.95), trial(0.95, 0.95)], [50, 50])
+        == "val_accuracy is 0.9500 in all 2 trials: it does not tell them apart"
+    )
     assert "tell them apart" not in told([trial(0.95)], [50, 50])
 
 
 def at_chance_run(folder):
-    history = [{"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.5, "val_loss": 3.0, "val_accuracy": 0.5,
-                "val_macro_f1": 0.3, "seconds": 1.0, "train_seconds": 1.0, "data_wait_seconds": 0.0, "images": 20}]
-    return make_run(folder, ("ant", "bee"), [TrialRecord("t0", config("sgd", 100.0), "finished", history, 0.0, 1.0)])
+    history = [
+        {
+            "epoch": 1,
+            "train_loss": 2.0,
+            "train_accuracy": 0.5,
+            "val_loss": 3.0,
+            "val_accuracy": 0.5,
+            "val_macro_f1": 0.3,
+            "seconds": 1.0,
+            "train_seconds": 1.0,
+            "data_wait_seconds": 0.0,
+            "images": 20,
+        }
+    ]
+    return make_run(
+        folder,
+        ("ant", "bee"),
+        [TrialRecord("t0", config("sgd", 100.0), "finished", history, 0.0, 1.0)],
+    )
 
 
 def test_it_stands_beside_the_result(tmp_path):
@@ -128,17 +185,36 @@ def test_results_of_an_older_raysft_are_read(tmp_path):
 
 
 def test_a_doubt_about_the_test_score_is_in_the_results_and_in_the_model_card(tmp_path):
-    run, record = at_chance_run(tmp_path), TrialRecord("t0", config("sgd", 0.1), "finished", [], 0.0, 1.0)
+    run, record = (
+        at_chance_run(tmp_path),
+        TrialRecord("t0", config("sgd", 0.1), "finished", [], 0.0, 1.0),
+    )
     manifest = read_manifest(tmp_path / "D")
     judged = np.array([[i, i % 2, 0, 0.6, 0.4] for i in range(40)], float)
     epoch = {"epoch": 1, "val_accuracy": 0.95}
-    record.history.append(epoch | {"train_loss": 1.0, "val_loss": 1.0, "seconds": 1.0, "train_seconds": 1.0,
-                                   "data_wait_seconds": 0.0, "images": 20})
-    scored = Scored(record, epoch, Task("train", "t0", "", Model(), Train(), 7),
-                    {"test_accuracy": 0.5, "test_balanced_accuracy": 0.5},
-                    Preparation((0.5,) * 3, (0.25,) * 3), judged)
+    record.history.append(
+        epoch
+        | {
+            "train_loss": 1.0,
+            "val_loss": 1.0,
+            "seconds": 1.0,
+            "train_seconds": 1.0,
+            "data_wait_seconds": 0.0,
+            "images": 20,
+        }
+    )
+    scored = Scored(
+        record,
+        epoch,
+        Task("train", "t0", "", Model(), Train(), 7),
+        {"test_accuracy": 0.5, "test_balanced_accuracy": 0.5},
+        Preparation((0.5,) * 3, (0.25,) * 3),
+        judged,
+    )
     sources = split_sources(tmp_path / "D", manifest, 4, None, 0)
     (doubt,) = results_of_run(run, [record], scored, None, {}, [10, 10])["doubts"]
     assert doubt.startswith("the model has 20 of 40 test images right")
     card = card_of(run, manifest, sources["test"], scored)
-    assert f"**Doubtful: {doubt}.**" in readme_of(run, manifest, sources, [record], None, card, scored)
+    assert f"**Doubtful: {doubt}.**" in readme_of(
+        run, manifest, sources, [record], None, card, scored
+    )

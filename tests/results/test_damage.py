@@ -1,4 +1,6 @@
-"""One bit flipped, or the end cut off, in any file of a run, its model and a data set: an error or the same numbers."""
+"""One bit flipped, or the end cut off, in any file of a run, its model and a data set: an error or
+the same numbers.
+"""
 
 import random
 import shutil
@@ -11,7 +13,14 @@ from PIL import Image
 
 from raysft.data.ingest import read_split, split_sources
 from raysft.data.preparation import Preparation
-from raysft.data.shards import ImageSpec, Manifest, Split, read_manifest, write_manifest, write_shard
+from raysft.data.shards import (
+    ImageSpec,
+    Manifest,
+    Split,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.recipe import Train
@@ -32,13 +41,25 @@ CASES = 400
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A data set, and a run on it with a trial, its checkpoints, results and a model; written as a run writes them."""
+    """A data set, and a run on it with a trial, its checkpoints, results and a model; written as a
+    run writes them.
+    """
     root = tmp_path_factory.mktemp("whole")
     rng, spec, splits = np.random.default_rng(0), ImageSpec("raw", 8, 8), {}
     for name, rows in (("train", 24), ("test", 6)):
         (root / "D" / name).mkdir(parents=True)
-        splits[name] = Split(rows, (write_shard(root / "D" / name / "0000.parquet", spec, np.arange(rows), rng.integers(
-            0, 256, (rows, 8, 8, 3), np.uint8), (np.arange(rows) % 3).astype(np.int32)),))
+        splits[name] = Split(
+            rows,
+            (
+                write_shard(
+                    root / "D" / name / "0000.parquet",
+                    spec,
+                    np.arange(rows),
+                    rng.integers(0, 256, (rows, 8, 8, 3), np.uint8),
+                    (np.arange(rows) % 3).astype(np.int32),
+                ),
+            ),
+        )
     manifest = Manifest(("ant", "bee", "cow"), spec, (0.5,) * 3, (0.25,) * 3, splits)
     write_manifest(root / "D", manifest)
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(root / "image.png")
@@ -48,16 +69,38 @@ def whole(tmp_path_factory) -> Path:
     kept = {name: read_split(source[name]) for name in ("train", "val")}
     from raysft.data.ingest import Kept
 
-    recipe = Recipe(Train(epochs=3, batch_size=8), 0, Preparation((0.5,) * 3, (0.25,) * 3), (6, 6, 6), "val_accuracy",
-                    run.trial_folder("t0") / "checkpoints", "4")
+    recipe = Recipe(
+        Train(epochs=3, batch_size=8),
+        0,
+        Preparation((0.5,) * 3, (0.25,) * 3),
+        (6, 6, 6),
+        "val_accuracy",
+        run.trial_folder("t0") / "checkpoints",
+        "4",
+    )
     history: list[dict] = []
     torch.manual_seed(0)
-    run_trial(recipe, tiny(3), Splits(Kept(kept["train"]), Kept(kept["val"])), ALONE,
-              lambda known, last: history.append(known[-1]) or len(known) < 2, lambda *a: None)
+    run_trial(
+        recipe,
+        tiny(3),
+        Splits(Kept(kept["train"]), Kept(kept["val"])),
+        ALONE,
+        lambda known, last: history.append(known[-1]) or len(known) < 2,
+        lambda *a: None,
+    )
     record = TrialRecord("t0", {"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", history)
     run.save_trial(record)
     run.save_results({"best": record.row("val_accuracy"), "trials": [record.row("val_accuracy")]})
-    card = ModelCard("tests.tiny:tiny", manifest.classes, 8, 8, (0.5,) * 3, (0.25,) * 3, {"test_accuracy": 0.5}, {})
+    card = ModelCard(
+        "tests.tiny:tiny",
+        manifest.classes,
+        8,
+        8,
+        (0.5,) * 3,
+        (0.25,) * 3,
+        {"test_accuracy": 0.5},
+        {},
+    )
     deliver(run.folder / "model", checkpoint_path(recipe.folder, 2), card)
     write_predictions(run.folder / PREDICTIONS, rng.random((6, 5)) * (1, 2, 2, 1, 1))
     run.save(status="stopped", pid=0)
@@ -78,13 +121,24 @@ def use(root: Path) -> dict:
     classifier = Classifier(run, trust_code=True)
     reopened = Run.reopen(run)
     return {
-        "data": (manifest, {name: (part.ids.tolist(), part.images.tobytes(), part.labels.tolist())
-                            for name, part in rows.items()}),
-        "status": status_of(str(run)), "results": results_of(str(run)), "list": all_runs(str(root / "runs")),
-        "job": reopened.job.model_dump(), "known": {k: vars(v) for k, v in reopened.known.items()},
+        "data": (
+            manifest,
+            {
+                name: (part.ids.tolist(), part.images.tobytes(), part.labels.tolist())
+                for name, part in rows.items()
+            },
+        ),
+        "status": status_of(str(run)),
+        "results": results_of(str(run)),
+        "list": all_runs(str(root / "runs")),
+        "job": reopened.job.model_dump(),
+        "known": {k: vars(v) for k, v in reopened.known.items()},
         "predictions": classifier.predict([str(root / "image.png")]),
-        "judged": {name: column.tolist() for name, column in read_predictions(run / PREDICTIONS, 3).items()},
-        "checkpoint": standing and (standing, {k: v.tolist() for k, v in learner.net.state_dict().items()}),
+        "judged": {
+            name: column.tolist() for name, column in read_predictions(run / PREDICTIONS, 3).items()
+        },
+        "checkpoint": standing
+        and (standing, {k: v.tolist() for k, v in learner.net.state_dict().items()}),
     }
 
 
@@ -94,15 +148,20 @@ def without_places(found: dict, whole: Path, root: Path) -> str:
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.2:
-        return content[:rng.randrange(len(content))]
+        return content[: rng.randrange(len(content))]
     at, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
-    return content[:at] + bytes([content[at] ^ bit]) + content[at + 1:]
+    return content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
 
 
 def test_damage_is_told_or_does_not_matter(whole, tmp_path):
     rng, expected, lines = random.Random(0), use(whole), []
     last = expected["checkpoint"][0].epoch
-    files = sorted(p.relative_to(whole) for top in ("D", "runs") for p in (whole / top).rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(whole)
+        for top in ("D", "runs")
+        for p in (whole / top).rglob("*")
+        if p.is_file()
+    )
     assert len(files) == 13
     for number in range(CASES):
         root = tmp_path / str(number)
@@ -116,8 +175,12 @@ def test_damage_is_told_or_does_not_matter(whole, tmp_path):
         else:
             if found["checkpoint"] is None or found["checkpoint"][0].epoch < last:
                 assert "checkpoints" in victim.parts
-                found["checkpoint"] = expected["checkpoint"]  # fell back to the one before, or to the beginning
-            assert without_places(found, whole, root) == without_places(expected, whole, whole), victim
+                found["checkpoint"] = expected[
+                    "checkpoint"
+                ]  # fell back to the one before, or to the beginning
+            assert without_places(found, whole, root) == without_places(expected, whole, whole), (
+                victim
+            )
         shutil.rmtree(root)
     assert len(lines) > CASES / 2
     assert not [line for line in lines if "\n" in line]

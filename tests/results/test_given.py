@@ -1,4 +1,6 @@
-"""`raysft predict` of what people give it: several files of which one is bad, folders, patterns, standard input."""
+"""`raysft predict` of what people give it: several files of which one is bad, folders, patterns,
+standard input.
+"""
 
 import io
 import json
@@ -53,36 +55,57 @@ def names(*words: str) -> list[str]:
 
 def test_a_bad_image_leaves_the_others_their_answers(photos, predict):
     (photos / "a/000.png").write_bytes(b"torn")
-    status, out, err = predict("photos/b/000.png", "photos/a/000.png", "missing.png", "photos/b/001.png")
+    status, out, err = predict(
+        "photos/b/000.png", "photos/a/000.png", "missing.png", "photos/b/001.png"
+    )
     assert status == 1
     assert [line.partition(":")[0] for line in out] == ["photos/b/000.png", "photos/b/001.png"]
-    assert err == ["error: photos/a/000.png: is not a readable image (of no known format)",
-                   "error: missing.png: cannot be read (No such file or directory)"]
+    assert err == [
+        "error: photos/a/000.png: is not a readable image (of no known format)",
+        "error: missing.png: cannot be read (No such file or directory)",
+    ]
 
 
 def test_a_document_has_answers_and_errors_in_order(photos, predict):
     status, out, err = predict("photos/a/000.png", "photos/notes.txt", "photos/b/000.png", "--json")
     found = json.loads("".join(out))
     assert (status, err) == (1, [])
-    assert [row["image"] for row in found] == ["photos/a/000.png", "photos/notes.txt", "photos/b/000.png"]
-    assert found[1] == {"image": "photos/notes.txt", "error": "is not a readable image (of no known format)"}
+    assert [row["image"] for row in found] == [
+        "photos/a/000.png",
+        "photos/notes.txt",
+        "photos/b/000.png",
+    ]
+    assert found[1] == {
+        "image": "photos/notes.txt",
+        "error": "is not a readable image (of no known format)",
+    }
     assert found[0]["class"] == found[0]["top"][0]["class"]
 
 
 def test_a_folder_is_its_images_and_tells_the_rest(photos, predict):
     status, out, err = predict("photos")
     assert status == 0
-    assert [line.partition(":")[0] for line in out] == [f"photos/{x}/00{n}.png" for x in "ab" for n in (0, 1)]
-    assert err == ["photos: 6 files seen, 4 used, 2 left out: 1 hidden or system files, 1 not images (.txt)"]
+    assert [line.partition(":")[0] for line in out] == [
+        f"photos/{x}/00{n}.png" for x in "ab" for n in (0, 1)
+    ]
+    assert err == [
+        "photos: 6 files seen, 4 used, 2 left out: 1 hidden or system files, 1 not images (.txt)"
+    ]
 
 
-@pytest.mark.parametrize(("pattern", "expected"), [
-    ("photos/a/*.png", ["photos/a/000.png", "photos/a/001.png"]),
-    ("photos/*/000.*", ["photos/a/000.png", "photos/b/000.png"]),
-    ("photos/[b]", ["photos/b/000.png", "photos/b/001.png"]),
-    ("photos/**", ["photos/a/000.png", "photos/a/001.png", "photos/b/000.png", "photos/b/001.png"]),
-    ("photos/**/001.png", ["photos/a/001.png", "photos/b/001.png"]),
-])
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos/a/*.png", ["photos/a/000.png", "photos/a/001.png"]),
+        ("photos/*/000.*", ["photos/a/000.png", "photos/b/000.png"]),
+        ("photos/[b]", ["photos/b/000.png", "photos/b/001.png"]),
+        (
+            "photos/**",
+            ["photos/a/000.png", "photos/a/001.png", "photos/b/000.png", "photos/b/001.png"],
+        ),
+        ("photos/**/001.png", ["photos/a/001.png", "photos/b/001.png"]),
+    ],
+)
 def test_a_pattern_that_the_shell_left_is_expanded(photos, pattern, expected):
     assert names(pattern) == expected
 
@@ -105,12 +128,18 @@ def test_an_image_is_known_by_its_contents(photos, predict):
     assert predict("photo.txt", "photos/b/001.png")[0] == 0
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["empty"], "empty: holds no image: its 2 files are 1 hidden or system files, 1 not images (.txt)"),
-    (["empty/*"], "empty/*: matches no image: its 1 files are 1 not images (.txt)"),
-    (["empty/*.png"], "empty/*.png: matches no image"),
-    (["-", "-"], "-: is standard input, which holds one image"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["empty"],
+            "empty: holds no image: its 2 files are 1 hidden or system files, 1 not images (.txt)",
+        ),
+        (["empty/*"], "empty/*: matches no image: its 1 files are 1 not images (.txt)"),
+        (["empty/*.png"], "empty/*.png: matches no image"),
+        (["-", "-"], "-: is standard input, which holds one image"),
+    ],
+)
 def test_what_stands_for_no_image_is_one_line(photos, predict, words, expected):
     Path("empty").mkdir()
     Path("empty/a.txt").write_text("")
@@ -123,7 +152,11 @@ def test_what_stands_for_no_image_is_one_line(photos, predict, words, expected):
 def test_an_empty_folder_among_others_is_one_line(photos, predict):
     Path("empty").mkdir()
     status, out, (line,) = predict("empty", "photos/a")
-    assert (status, len(out), line) == (1, 2, "error: empty: holds no image; give images, or a folder of images")
+    assert (status, len(out), line) == (
+        1,
+        2,
+        "error: empty: holds no image; give images, or a folder of images",
+    )
 
 
 class Terminal(io.StringIO):
@@ -132,12 +165,16 @@ class Terminal(io.StringIO):
 
 
 def test_standard_input_is_an_image(photos, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((photos / "a/000.png").read_bytes())))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO((photos / "a/000.png").read_bytes()))
+    )
     (given,), _ = images_given(["-"])
     assert (given.name, given.decode().image.size) == ("-", (8, 8))
 
 
-@pytest.mark.parametrize(("stdin", "error"), [(io.TextIOWrapper(io.BytesIO()), DataError), (Terminal(), UserError)])
+@pytest.mark.parametrize(
+    ("stdin", "error"), [(io.TextIOWrapper(io.BytesIO()), DataError), (Terminal(), UserError)]
+)
 def test_standard_input_that_brings_nothing_is_refused(monkeypatch, stdin, error):
     monkeypatch.setattr(sys, "stdin", stdin)
     with pytest.raises(error, match="standard input"):

@@ -1,4 +1,6 @@
-"""Classes and files whose names hold anything: one row stays one row, and what a reader gets is what went in."""
+"""Classes and files whose names hold anything: one row stays one row, and what a reader gets is
+what went in.
+"""
 
 import json
 import os
@@ -42,11 +44,43 @@ from tests.results.test_readme import parts as parts_of_card
 from tests.results.test_readme import table as table_of_card
 from tests.results.test_report import report_of
 
-NAMES = ("line\nbreak", "carriage\rreturn", "tab\there", "a=b", "one, two", "it's \"quoted\"", "<b>bold</b>", "[red]",
-         "[/red]", "[link=x]y[/link]", ":smile:", "👩‍🔬 🐈", "عربي", "\u202eevil", "no", "true", "null", "007", "1e3",
-         " leading", "trailing ",
-         "\x1b[31mred\x1b[0m", "\x07bell\x08", "\x9b2J", "a|b", "`code`", "{{ 7 * 7 }}", "x" * 300,
-         "naïve 猫", "-", "# one", "&amp;", "%s {0}", "\\n", "\u2028next")
+NAMES = (
+    "line\nbreak",
+    "carriage\rreturn",
+    "tab\there",
+    "a=b",
+    "one, two",
+    'it\'s "quoted"',
+    "<b>bold</b>",
+    "[red]",
+    "[/red]",
+    "[link=x]y[/link]",
+    ":smile:",
+    "👩‍🔬 🐈",
+    "عربي",
+    "\u202eevil",
+    "no",
+    "true",
+    "null",
+    "007",
+    "1e3",
+    " leading",
+    "trailing ",
+    "\x1b[31mred\x1b[0m",
+    "\x07bell\x08",
+    "\x9b2J",
+    "a|b",
+    "`code`",
+    "{{ 7 * 7 }}",
+    "x" * 300,
+    "naïve 猫",
+    "-",
+    "# one",
+    "&amp;",
+    "%s {0}",
+    "\\n",
+    "\u2028next",
+)
 NO_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]")  # but line breaks
 
 
@@ -75,12 +109,22 @@ def test_only_what_cannot_stand_in_a_document_is_changed():
     assert [utf8(name) for name in NAMES] == list(NAMES)
     assert utf8(os.fsdecode(b"caf\xe9\n")) == "caf\\xe9\n"
     assert utf8("\ud83d") == "\\ud83d"
-    assert [readable(name) for name in ("👩‍🔬", "عربي", "猫", "[red]")] == ["👩‍🔬", "عربي", "猫", "[red]"]
+    assert [readable(name) for name in ("👩‍🔬", "عربي", "猫", "[red]")] == [
+        "👩‍🔬",
+        "عربي",
+        "猫",
+        "[red]",
+    ]
 
 
 def test_scores_have_a_row_a_class(shown):
     numbers = np.arange(len(NAMES))
-    scores = {"images": len(NAMES), "notes": [], "accuracy": 1.0, **by_class(numbers, numbers, NAMES)}
+    scores = {
+        "images": len(NAMES),
+        "notes": [],
+        "accuracy": 1.0,
+        **by_class(numbers, numbers, NAMES),
+    }
     lines = shown(show_scores, scores)
     assert len(lines) == 3 + len(NAMES)
     for name, line in zip(NAMES, lines[3:], strict=True):
@@ -90,14 +134,19 @@ def test_scores_have_a_row_a_class(shown):
 @pytest.mark.parametrize("start", [0, 9, 18])
 def test_a_confusion_table_has_a_row_a_class(shown, monkeypatch, start):
     monkeypatch.setattr(console, "WIDTH_WITHOUT_TERMINAL", 2000)
-    names = NAMES[start:start + 9]
+    names = NAMES[start : start + 9]
     numbers = np.arange(len(names))
-    lines = shown(show_scores, {"images": 9, "notes": [], "accuracy": 1.0, **by_class(numbers, numbers, names)})
-    heading, *rows = lines[-len(names) - 1:]
+    lines = shown(
+        show_scores,
+        {"images": 9, "notes": [], "accuracy": 1.0, **by_class(numbers, numbers, names)},
+    )
+    heading, *rows = lines[-len(names) - 1 :]
     for name, row in zip(names, rows, strict=True):
         assert clipped(name) in heading
         assert row.startswith(clipped(name))
-        assert row.removeprefix(clipped(name)).split() == ["1" if name == other else "0" for other in names]
+        assert row.removeprefix(clipped(name)).split() == [
+            "1" if name == other else "0" for other in names
+        ]
 
 
 def test_predictions_are_a_line_an_image(shown):
@@ -106,14 +155,21 @@ def test_predictions_are_a_line_an_image(shown):
     lines = shown(show_answers, answers, [], False)
     assert lines == [f"{readable(name)}: {readable(name)} 0.500" for name in names]
     failed = [Failed(name, DataError(readable(name), "is bad")) for name in names]
-    assert shown(show_answers, failed, [], False) == [f"error: {readable(name)}: is bad" for name in names]
+    assert shown(show_answers, failed, [], False) == [
+        f"error: {readable(name)}: is bad" for name in names
+    ]
     document = json.loads("".join(shown(show_answers, answers, [], True)))
-    assert [(row["image"], row["class"]) for row in document[:-1]] == [(name, name) for name in NAMES]
+    assert [(row["image"], row["class"]) for row in document[:-1]] == [
+        (name, name) for name in NAMES
+    ]
     assert document[-1]["image"] == "caf\\xe9.png"
 
 
 def test_what_was_special_about_pixels_is_counted_under_predictions(shown):
-    answers = [Prediction("a.png", (("cat", 0.5),), (DARK, NO_END)), Prediction("b.png", (("cat", 0.5),), (DARK,))]
+    answers = [
+        Prediction("a.png", (("cat", 0.5),), (DARK, NO_END)),
+        Prediction("b.png", (("cat", 0.5),), (DARK,)),
+    ]
     for as_json in (False, True):
         lines = shown(show_answers, answers, [], as_json)
         assert lines[-2:] == [f"images {NOTES[NO_END]}: 1", f"images {NOTES[DARK]}: 2"]
@@ -127,20 +183,39 @@ def test_dark_images_of_unknown_range_are_counted(tmp_path):
     Image.fromarray(np.full((8, 8), 60000, np.uint16)).save(folder / "bright.png")
     dark, bright = (Given(name, folder / name) for name in ("dark.png", "bright.png"))
     assert [answer.notes for answer in classifier.answers([dark, bright])] == [(DARK,), ()]
-    assert classifier.evaluate(tmp_path / "photos", "test")["notes"][-1] == f"images {NOTES[DARK]}: 1"
+    assert (
+        classifier.evaluate(tmp_path / "photos", "test")["notes"][-1] == f"images {NOTES[DARK]}: 1"
+    )
 
 
 def test_what_was_predicted_has_a_row_a_class(shown):
     names = NAMES[:20]
-    lines = shown(show_predicted, Predicted("out.parquet", 20, 0, None, dict.fromkeys(names, 1), {}))
-    assert [line.startswith(clipped(name)) for name, line in zip(names, lines[1:], strict=False)] == [True] * 20
+    lines = shown(
+        show_predicted, Predicted("out.parquet", 20, 0, None, dict.fromkeys(names, 1), {})
+    )
+    assert [
+        line.startswith(clipped(name)) for name, line in zip(names, lines[1:], strict=False)
+    ] == [True] * 20
     assert len(lines) == 22
 
 
 def test_a_run_that_is_watched_shows_its_errors_as_they_are(shown):
-    document = {"run": "[red]", "status": "failed", "started": None, "metric": "val_accuracy", "trials": [
-        {"trial": "t0", "status": "failed", "history": [], "seconds": 1.0, "config": {"model": {"name": "[b]x\n"}}}],
-        "errors": ["error: [Errno 2] \x1b[31m"]}
+    document = {
+        "run": "[red]",
+        "status": "failed",
+        "started": None,
+        "metric": "val_accuracy",
+        "trials": [
+            {
+                "trial": "t0",
+                "status": "failed",
+                "history": [],
+                "seconds": 1.0,
+                "config": {"model": {"name": "[b]x\n"}},
+            }
+        ],
+        "errors": ["error: [Errno 2] \x1b[31m"],
+    }
     text = "\n".join(shown(lambda output: output.out.print(picture(document, 0.0))))
     assert "[red]: failed" in text
     assert "[b]x\\n" in text
@@ -157,10 +232,14 @@ def test_a_report_shows_the_names(tmp_path):
 
 def test_a_model_and_its_card_hold_the_names(tmp_path):
     assert read_card(make_model(tmp_path / "model", NAMES)).classes == NAMES
-    text = model_readme(a_card(NAMES), replace(known_of(a_job()), class_rows=tuple(range(100, 100 + len(NAMES)))))
+    text = model_readme(
+        a_card(NAMES), replace(known_of(a_job()), class_rows=tuple(range(100, 100 + len(NAMES))))
+    )
     matter, body = parts_of_card(text)
     assert matter["library_name"] == "raysft"
-    assert list(table_of_card(body, "class").values()) == [[f"{count}"] for count in range(100, 100 + len(NAMES))]
+    assert list(table_of_card(body, "class").values()) == [
+        [f"{count}"] for count in range(100, 100 + len(NAMES))
+    ]
 
 
 def test_a_data_set_holds_the_names(tmp_path, shown):
@@ -172,7 +251,9 @@ def test_a_data_set_holds_the_names(tmp_path, shown):
 
 
 def test_results_of_a_run_hold_the_names(tmp_path):
-    record = TrialRecord("t0", {"model": {"name": "[red]\n\x1b"}}, "finished", some_records()[1].history, 0.0, 1.0)
+    record = TrialRecord(
+        "t0", {"model": {"name": "[red]\n\x1b"}}, "finished", some_records()[1].history, 0.0, 1.0
+    )
     run = make_run(tmp_path, NAMES, [record], rows=2 * len(NAMES))
     assert results_of(str(run.folder))["best"]["config"] == record.config
     assert read_json(run.folder / "run.json")["data"]["classes"] == list(NAMES)
@@ -236,6 +317,6 @@ def test_folders_of_any_name_are_shown(tmp_path, shown):
     found = Folders.of(tmp_path / "photos", None)
     assert sorted(found.classes) == sorted(names)
     lines = shown(show_data, str(tmp_path / "photos"), None, False)
-    table = lines[next(i for i, line in enumerate(lines) if line.startswith("class ")):]
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("class ")) :]
     for name, line in zip(found.classes[:20], table[1:], strict=False):
         assert line.startswith(clipped(name))

@@ -1,4 +1,6 @@
-"""A run that was moved: its data and its weights are found beside it, or it is said how to say where they are."""
+"""A run that was moved: its data and its weights are found beside it, or it is said how to say
+where they are.
+"""
 
 from pathlib import Path
 
@@ -14,11 +16,16 @@ from tests.results.made import make_run
 
 
 def begun(root: Path, **sections) -> Path:
-    """A run that was stopped, in ROOT/runs/r, with data in ROOT/data/photos and weights in ROOT/w.pth."""
+    """A run that was stopped, in ROOT/runs/r, with data in ROOT/data/photos and weights in
+    ROOT/w.pth.
+    """
     (root / "data/photos").mkdir(parents=True)
     (root / "w.pth").write_bytes(b"weights")
-    job = {"storage": str(root / "runs"), "data": {"source": "imagefolder", "path": str(root / "data/photos")},
-           "model": {"name": "resnet18", "weights": str(root / "w.pth")}} | sections
+    job = {
+        "storage": str(root / "runs"),
+        "data": {"source": "imagefolder", "path": str(root / "data/photos")},
+        "model": {"name": "resnet18", "weights": str(root / "w.pth")},
+    } | sections
     run = Run.create(Job.model_validate(job), "r")
     run.save_trial(TrialRecord("t0", {}, "running"))
     run.save(status="stopped")
@@ -31,19 +38,28 @@ def test_what_lies_from_the_run_as_it_did_is_found(tmp_path):
     run = Run.reopen(tmp_path / "new/runs/r")
     assert run.job.data.path == str(tmp_path / "new/data/photos")
     assert run.job.model.weights == str(tmp_path / "new/w.pth")
-    assert run.notes[0] == f"data.path: {tmp_path}/old/data/photos is not there; {tmp_path}/new/data/photos is taken"
+    assert (
+        run.notes[0]
+        == f"data.path: {tmp_path}/old/data/photos is not there; {tmp_path}/new/data/photos is "
+        "taken"
+    )
     run.save(status="stopped")
     again = read_json(run.folder / INFO)
     assert job_of(run.folder, again).data.path == str(tmp_path / "new/data/photos")
     (tmp_path / "new").rename(tmp_path / "newer")
-    assert Run.reopen(tmp_path / "newer/runs/r").job.data.path == str(tmp_path / "newer/data/photos")
+    assert Run.reopen(tmp_path / "newer/runs/r").job.data.path == str(
+        tmp_path / "newer/data/photos"
+    )
 
 
 def test_a_path_of_the_folder_that_the_run_began_in_is_found_from_any_other(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     monkeypatch.chdir(tmp_path / "old")
-    folder = begun(tmp_path / "old", data={"source": "imagefolder", "path": "data/photos"},
-                   model={"name": "resnet18", "weights": "w.pth"})
+    folder = begun(
+        tmp_path / "old",
+        data={"source": "imagefolder", "path": "data/photos"},
+        model={"name": "resnet18", "weights": "w.pth"},
+    )
     monkeypatch.chdir(tmp_path)
     run = Run.reopen(folder)
     assert run.job.data.path == str(tmp_path / "old/data/photos")
@@ -54,7 +70,9 @@ def test_a_path_of_the_folder_that_the_run_began_in_is_found_from_any_other(tmp_
 def test_a_run_of_an_older_raysft_has_its_data_near_it(tmp_path, where):
     folder = begun(tmp_path / "old", model={"name": "resnet18"})
     info = read_json(folder / INFO)
-    write_json(folder / INFO, {key: value for key, value in info.items() if key not in ("folder", "cwd")})
+    write_json(
+        folder / INFO, {key: value for key, value in info.items() if key not in ("folder", "cwd")}
+    )
     (tmp_path / "old/data/photos").rmdir()
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / where).mkdir()
@@ -66,8 +84,10 @@ def test_what_is_nowhere_is_told_with_what_to_give(tmp_path):
     (tmp_path / "data/photos").rename(tmp_path / "pictures")
     with pytest.raises(UserError) as raised:
         Run.reopen(folder)
-    assert str(raised.value) == (f"data.path: {tmp_path}/data/photos: is not there any more, and not beside the run; "
-                                 f"`raysft resume {folder} --set data.path=PATH` says where it is")
+    assert str(raised.value) == (
+        f"data.path: {tmp_path}/data/photos: is not there any more, and not beside the run; "
+        f"`raysft resume {folder} --set data.path=PATH` says where it is"
+    )
     run = Run.reopen(folder, places={"data.path": str(tmp_path / "pictures")})
     assert run.job.data.path == str(tmp_path / "pictures")
     with pytest.raises(UserError, match="nowhere: does not exist"):
@@ -87,14 +107,21 @@ def test_other_weights_than_the_run_began_with_are_refused(tmp_path):
 
 
 def test_only_places_can_be_set_and_only_where_the_job_has_one(tmp_path):
-    assert places_of(["data.path=a b=c", "storage=s3://b"]) == {"data.path": "a b=c", "storage": "s3://b"}
-    with pytest.raises(UserError, match="cannot be changed in a run that has begun, only where it finds its files"):
+    assert places_of(["data.path=a b=c", "storage=s3://b"]) == {
+        "data.path": "a b=c",
+        "storage": "s3://b",
+    }
+    with pytest.raises(
+        UserError, match="cannot be changed in a run that has begun, only where it finds its files"
+    ):
         places_of(["train.epochs=3"])
     with pytest.raises(UserError, match="is not KEY=VALUE"):
         places_of(["data.path"])
     folder = begun(tmp_path, data={"source": "digits"}, model={"name": "resnet18"})
     for given in ({"data.path": str(tmp_path)}, {"model.weights": str(tmp_path / "w.pth")}):
-        with pytest.raises(UserError, match=r"cannot be changed: the job of the run has (none|DEFAULT) there"):
+        with pytest.raises(
+            UserError, match=r"cannot be changed: the job of the run has (none|DEFAULT) there"
+        ):
             Run.reopen(folder, places=given)
 
 

@@ -1,4 +1,6 @@
-"""The model card: what hubs read of it, what people read of it, and that every number is the run's own."""
+"""The model card: what hubs read of it, what people read of it, and that every number is the run's
+own.
+"""
 
 import json
 import re
@@ -21,43 +23,102 @@ from raysft.results.predict import Classifier
 from raysft.results.readme import Known, model_readme, wilson
 from raysft.train.modeling import network
 
-HOSTILE = ("a|b", "---", "line\nbreak", "# heading", "`code` ``two``", "<script>alert(1)</script>", "![x](http://x.y/z)",
-           "*bold* _it_", "\\", "{{x}}: [1]", "torn \udc80 name", "\u202eright to left", " ", "naïve 猫", "@everyone",
-           "key: value", "'\"", "&amp;")
+HOSTILE = (
+    "a|b",
+    "---",
+    "line\nbreak",
+    "# heading",
+    "`code` ``two``",
+    "<script>alert(1)</script>",
+    "![x](http://x.y/z)",
+    "*bold* _it_",
+    "\\",
+    "{{x}}: [1]",
+    "torn \udc80 name",
+    "\u202eright to left",
+    " ",
+    "naïve 猫",
+    "@everyone",
+    "key: value",
+    "'\"",
+    "&amp;",
+)
 
 
 def a_job(**sections) -> Job:
-    return Job.model_validate({"data": {"source": "imagefolder", "path": "/home/someone/private/photos"},
-                               "train": {"epochs": 6, "batch_size": 48, "label_smoothing": 0.1,
-                                         "schedule": {"name": "cosine", "warmup_epochs": 1},
-                                         "augment": {"flip": True, "crop_padding": 2}},
-                               "model": {"name": "resnet18", "weights": "none"},
-                               "resources": {"workers": 2}} | sections)
+    return Job.model_validate(
+        {
+            "data": {"source": "imagefolder", "path": "/home/someone/private/photos"},
+            "train": {
+                "epochs": 6,
+                "batch_size": 48,
+                "label_smoothing": 0.1,
+                "schedule": {"name": "cosine", "warmup_epochs": 1},
+                "augment": {"flip": True, "crop_padding": 2},
+            },
+            "model": {"name": "resnet18", "weights": "none"},
+            "resources": {"workers": 2},
+        }
+        | sections
+    )
 
 
 SEARCH = {"trials": 3, "space": {"optimizer": ["sgd"]}, "metric": "val_macro_f1"}
-SCORES = {"val_accuracy": 0.96531, "val_loss": 0.21, "val_macro_f1": 0.9531, "test_accuracy": 342 / 360,
-          "test_loss": 0.25012, "test_macro_f1": 0.94123}
+SCORES = {
+    "val_accuracy": 0.96531,
+    "val_loss": 0.21,
+    "val_macro_f1": 0.9531,
+    "test_accuracy": 342 / 360,
+    "test_loss": 0.25012,
+    "test_macro_f1": 0.94123,
+}
 
 
 def a_card(classes=("ant", "bee", "cow"), architecture="resnet18", **provenance) -> ModelCard:
-    known = {"run": "r-1", "trial": "t2", "epoch": 5, "config": {"optimizer": {"name": "sgd", "lr": 0.0316}},
-             "versions": {"python": "3.11.2", "torch": "2.15.0"}, "git": "0123abc-dirty", "data": "f" * 64,
-             "seed": 7} | provenance
-    return ModelCard(architecture, tuple(classes), 32, 40, (0.48, 0.45, 0.4), (0.23, 0.22, 0.25), SCORES, known, 64,
-                     "bicubic")
+    known = {
+        "run": "r-1",
+        "trial": "t2",
+        "epoch": 5,
+        "config": {"optimizer": {"name": "sgd", "lr": 0.0316}},
+        "versions": {"python": "3.11.2", "torch": "2.15.0"},
+        "git": "0123abc-dirty",
+        "data": "f" * 64,
+        "seed": 7,
+    } | provenance
+    return ModelCard(
+        architecture,
+        tuple(classes),
+        32,
+        40,
+        (0.48, 0.45, 0.4),
+        (0.23, 0.22, 0.25),
+        SCORES,
+        known,
+        64,
+        "bicubic",
+    )
 
 
 def known_of(job: Job, **more) -> Known:
     trials = [{"status": status} for status in ("finished", "stopped", "stopped")]
-    return Known(job, "val_macro_f1", {"train": 1200, "val": 133, "test": 360}, (700, 420, 80), 12, trials, **more)
+    return Known(
+        job,
+        "val_macro_f1",
+        {"train": 1200, "val": 133, "test": 360},
+        (700, 420, 80),
+        12,
+        trials,
+        **more,
+    )
 
 
 def parts(text: str) -> tuple[dict, str]:
     """(front matter as hubs find it, the rest)"""
-    found = re.match(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", text)  # as huggingface_hub does
+    found = re.match(
+        r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", text
+    )  # as huggingface_hub does
     assert found is not None
-    return yaml.safe_load(found[2]), text[found.end():]
+    return yaml.safe_load(found[2]), text[found.end() :]
 
 
 def table(body: str, first: str) -> dict[str, list[str]]:
@@ -65,7 +126,7 @@ def table(body: str, first: str) -> dict[str, list[str]]:
     lines = body.splitlines()
     begin = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
     rows: dict[str, list[str]] = {}
-    for line in lines[begin + 2:]:
+    for line in lines[begin + 2 :]:
         if not line.startswith("|"):
             break
         name, *cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -93,7 +154,9 @@ def test_the_hub_s_own_library_reads_it():
     hub = pytest.importorskip("huggingface_hub")
     found = hub.ModelCard(model_readme(a_card(), known_of(a_job(search=SEARCH)))).data
     assert found.model_name == "r-1"
-    assert {result.metric_type: result.metric_value for result in found.eval_results}["accuracy"] == 342 / 360
+    assert {result.metric_type: result.metric_value for result in found.eval_results}[
+        "accuracy"
+    ] == 342 / 360
     assert found.pipeline_tag == "image-classification"
 
 
@@ -108,32 +171,64 @@ def test_every_number_is_that_of_the_run():
     card = a_card()
     confirmed = {"metric": "val_macro_f1", "seeds": [7, 8, 9], "mean": 0.95, "std": 0.0123}
     weights = {"loaded": 120, "new": ["fc.weight", "fc.bias"]}
-    job = a_job(search=SEARCH, model={"name": "resnet18", "weights": "https://me:secret@host/dir/w.pth#sha256=0f"})
-    _, body = parts(model_readme(card, known_of(job, weights=weights, confirmed=confirmed,
-                                                recall={"ant": 0.99, "bee": 0.875, "cow": 0.9})))
-    assert table(body, "metric") == {"accuracy": ["0.9653", "0.9500"], "loss": ["0.2100", "0.2501"],
-                                     "macro f1": ["0.9531", "0.9412"]}
+    job = a_job(
+        search=SEARCH,
+        model={"name": "resnet18", "weights": "https://me:secret@host/dir/w.pth#sha256=0f"},
+    )
+    _, body = parts(
+        model_readme(
+            card,
+            known_of(
+                job,
+                weights=weights,
+                confirmed=confirmed,
+                recall={"ant": 0.99, "bee": 0.875, "cow": 0.9},
+            ),
+        )
+    )
+    assert table(body, "metric") == {
+        "accuracy": ["0.9653", "0.9500"],
+        "loss": ["0.2100", "0.2501"],
+        "macro f1": ["0.9531", "0.9412"],
+    }
     assert table(body, "split") == {"training": ["1,200"], "validation": ["133"], "test": ["360"]}
     assert table(body, "class") == {"ant": ["700"], "bee": ["420"], "cow": ["80"]}
     interval = binomtest(342, 360).proportion_ci(method="wilson")
-    for said in (f"between {interval.low:.4f} and {interval.high:.4f} (95 % confidence, Wilson", "of 360 images",
-                 "12 unreadable images were left out", "cover 32 × 40 pixels", "(0.48, 0.45, 0.4)",
-                 "resized to 64 × 64 (bicubic)", f"`{'f' * 64}`", "w.pth (120 tensors loaded, 2 new)",
-                 "sgd, highest rate 0.0316", "momentum 0.9", "cosine, warmup epochs 1",
-                 "6 at most; delivered is epoch 5", "48 images a step, over 2 workers",
-                 "flip, crop padding 2", "label smoothing 0.1",
-                 "3 trials, random, asha could end them early (1 finished, 2 stopped)", "picked trial t2",
-                 "over 3 seeds its `val_macro_f1` is 0.9500 ± 0.0123",
-                 "the fewest training images: cow (80), bee (420).",
-                 "lowest recall on the test images: bee (0.8750)", "not tested on any other data",
-                 "Run `r-1`, trial `t2`, epoch 5, seed 7", "`0123abc-dirty`", "python 3.11.2, torch 2.15.0"):
+    for said in (
+        f"between {interval.low:.4f} and {interval.high:.4f} (95 % confidence, Wilson",
+        "of 360 images",
+        "12 unreadable images were left out",
+        "cover 32 × 40 pixels",
+        "(0.48, 0.45, 0.4)",
+        "resized to 64 × 64 (bicubic)",
+        f"`{'f' * 64}`",
+        "w.pth (120 tensors loaded, 2 new)",
+        "sgd, highest rate 0.0316",
+        "momentum 0.9",
+        "cosine, warmup epochs 1",
+        "6 at most; delivered is epoch 5",
+        "48 images a step, over 2 workers",
+        "flip, crop padding 2",
+        "label smoothing 0.1",
+        "3 trials, random, asha could end them early (1 finished, 2 stopped)",
+        "picked trial t2",
+        "over 3 seeds its `val_macro_f1` is 0.9500 ± 0.0123",
+        "the fewest training images: cow (80), bee (420).",
+        "lowest recall on the test images: bee (0.8750)",
+        "not tested on any other data",
+        "Run `r-1`, trial `t2`, epoch 5, seed 7",
+        "`0123abc-dirty`",
+        "python 3.11.2, torch 2.15.0",
+    ):
         assert said in body, said
     assert "secret" not in body
     assert "someone" not in body
 
 
 def test_what_is_not_known_is_left_out():
-    card = replace(a_card(git=None), scores={"val_macro_f1": 0.5, "test_loss": float("nan")}, image_size=None)
+    card = replace(
+        a_card(git=None), scores={"val_macro_f1": 0.5, "test_loss": float("nan")}, image_size=None
+    )
     known = replace(known_of(a_job()), skipped=0, class_rows=(400, 400, 400), rows={"train": 1200})
     matter, body = parts(model_readme(card, known))
     assert matter["model-index"][0]["results"][0]["metrics"] == []
@@ -141,7 +236,18 @@ def test_what_is_not_known_is_left_out():
     assert table(body, "split") == {"training": ["1,200"]}
     assert "One trial, no search; `val_macro_f1` picked its epoch" in body
     prose = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
-    for absent in ("Wilson", "unreadable", "resized", "Git", "recall", "fewest", " nan", "None", "asha", "seeds"):
+    for absent in (
+        "Wilson",
+        "unreadable",
+        "resized",
+        "Git",
+        "recall",
+        "fewest",
+        " nan",
+        "None",
+        "asha",
+        "seeds",
+    ):
         assert absent not in prose, absent
 
 
@@ -150,8 +256,10 @@ def test_hostile_names_break_neither_yaml_nor_markdown():
     counts = tuple(range(100, 100 + len(HOSTILE)))
     known = replace(known_of(job), class_rows=counts)
     plain = [f"class {i}" for i in range(len(HOSTILE))]
-    quiet, loud = (model_readme(a_card(names, architecture="own.nets:`x`|y", run="---\n: {"), known)
-                   for names in (plain, HOSTILE))
+    quiet, loud = (
+        model_readme(a_card(names, architecture="own.nets:`x`|y", run="---\n: {"), known)
+        for names in (plain, HOSTILE)
+    )
     loud.encode()
     matter, body = parts(loud)
     assert matter == parts(quiet)[0]
@@ -177,7 +285,9 @@ def test_many_classes_do_not_flood_the_card():
     assert "900 more classes are in `model.json`" in body
 
 
-@pytest.mark.parametrize(("right", "images"), [(0, 20), (20, 20), (342, 360), (1, 2), (99999, 100000)])
+@pytest.mark.parametrize(
+    ("right", "images"), [(0, 20), (20, 20), (342, 360), (1, 2), (99999, 100000)]
+)
 def test_the_interval_is_wilson_s(right, images):
     interval = binomtest(right, images).proportion_ci(method="wilson")
     assert wilson(right, images) == pytest.approx((interval.low, interval.high), abs=1e-12)
@@ -195,16 +305,29 @@ def test_its_program_answers_as_the_model_does(tmp_path):
     deliver(tmp_path / "model", tmp_path / "weights", card, model_readme(card, known_of(a_job())))
     readme = (tmp_path / "model/README.md").read_text()
     low = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
-    Image.fromarray(low).resize((90, 70), Image.Resampling.BICUBIC).save(tmp_path / "model/image.jpg")
+    Image.fromarray(low).resize((90, 70), Image.Resampling.BICUBIC).save(
+        tmp_path / "model/image.jpg"
+    )
     (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     program += 'import sys\nassert not {"ray", "raysft"} & set(sys.modules)\n'
-    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path / "model", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        cwd=tmp_path / "model",
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     name, probability = done.stdout.split()
-    expected = Classifier(tmp_path / "model").predict([str(tmp_path / "model/image.jpg")])[0].classes[0]
+    expected = (
+        Classifier(tmp_path / "model").predict([str(tmp_path / "model/image.jpg")])[0].classes[0]
+    )
     assert name == expected[0]
     assert float(probability) == pytest.approx(expected[1], abs=1e-4)
-    assert json.loads(Path(tmp_path / "model/model.json").read_text())["classes"] == ["ant", "bee", "cow"]
+    assert json.loads(Path(tmp_path / "model/model.json").read_text())["classes"] == [
+        "ant",
+        "bee",
+        "cow",
+    ]
 
 
 def test_how_the_data_was_read_is_told_as_plain_text():
@@ -225,5 +348,8 @@ def test_a_network_of_a_person_s_own_says_what_it_needs():
 
 def test_what_speaks_against_the_result_stands_under_its_metrics():
     text = model_readme(a_card(), known_of(a_job(), doubts=["nothing was learned"]))
-    assert "**Doubtful: nothing was learned.**" in text.partition("## Metrics")[2].partition("## Data")[0]
+    assert (
+        "**Doubtful: nothing was learned.**"
+        in text.partition("## Metrics")[2].partition("## Data")[0]
+    )
     assert "Doubtful" not in model_readme(a_card(), known_of(a_job()))

@@ -1,4 +1,6 @@
-"""The report of a run: every figure in it is that of the run's files, and nothing in it is anything but text."""
+"""The report of a run: every figure in it is that of the run's files, and nothing in it is anything
+but text.
+"""
 
 import base64
 import io
@@ -40,11 +42,18 @@ from raysft.train import metrics
 from tests.results.made import CLASSES, config, epochs, make_run, some_records
 
 RAYSFT = str(Path(sys.executable).parent / "raysft")
-HOSTILE = ("<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "</script><b>", "' {{ 7 * 7 }} &lt;")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</script><b>",
+    "' {{ 7 * 7 }} &lt;",
+)
 
 
 class Page(HTMLParser):
-    """What a browser without JavaScript would see: the tables of each section, text, images and scripts."""
+    """What a browser without JavaScript would see: the tables of each section, text, images and
+    scripts.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -108,8 +117,17 @@ def report_of(run: Run) -> Page:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Run:
-    repeats = [TrialRecord(f"t1-seed{seed}", config("adamw", 1e-3), "finished", epochs(3, 0.9 - seed / 100), 0.0, 4.5)
-               for seed in (8, 9)]
+    repeats = [
+        TrialRecord(
+            f"t1-seed{seed}",
+            config("adamw", 1e-3),
+            "finished",
+            epochs(3, 0.9 - seed / 100),
+            0.0,
+            4.5,
+        )
+        for seed in (8, 9)
+    ]
     return make_run(tmp_path_factory.mktemp("made"), repeats=repeats, skipped=2)
 
 
@@ -118,7 +136,8 @@ def page(made) -> Page:
     return report_of(made)
 
 
-# --- every figure ----------------------------------------------------------------------------------------------------
+# --- every figure ------------------------------------------------------------------------------
+
 
 def test_figures_of_trials_are_those_of_the_runs_files(made):
     found, results = figures(made.folder), read_json(made.folder / "results.json")
@@ -130,10 +149,16 @@ def test_figures_of_trials_are_those_of_the_runs_files(made):
         record = read_json(made.folder / "trials" / row["trial"] / "trial.json")
         assert (trial["history"], trial["trace"]) == (record["history"], record["trace"])
     assert [(t["optimizer"], t["lr"], t["best_epoch"]) for t in found["trials"]] == [
-        ("adamw", 1e-3, 3), ("sgd", 0.02, 3), ("sgd", 0.1, 1), ("sgd", 9.0, None)]
+        ("adamw", 1e-3, 3),
+        ("sgd", 0.02, 3),
+        ("sgd", 0.1, 1),
+        ("sgd", 9.0, None),
+    ]
     assert found["cost"] == pytest.approx(36 * 12.5 / 3600)
-    assert [(h["host"], h["trials"], h["epochs"], h["images"], h["train_seconds"]) for h in found["hosts"]] == [
-        ("10.0.0.1", 2, 4, 80, 5.0), ("10.0.0.2", 1, 3, 60, 3.75)]
+    assert [
+        (h["host"], h["trials"], h["epochs"], h["images"], h["train_seconds"])
+        for h in found["hosts"]
+    ] == [("10.0.0.1", 2, 4, 80, 5.0), ("10.0.0.2", 1, 3, 60, 3.75)]
 
 
 def test_figures_of_the_test_images_are_those_of_the_libraries_and_of_the_score(made):
@@ -146,26 +171,54 @@ def test_figures_of_the_test_images_are_those_of_the_libraries_and_of_the_score(
     assert found["accuracy"] == pytest.approx(best["test_accuracy"])
     assert found["calibration"]["error"] == pytest.approx(best["test_calibration_error"], rel=1e-6)
     assert np.mean([row["f1"] for row in found["classes"]]) == pytest.approx(best["test_macro_f1"])
-    assert 0 < found["mistakes"] == 24 - np.trace(found["confusion"]) == sum(p["images"] for p in found["confused"])
+    assert (
+        0
+        < found["mistakes"]
+        == 24 - np.trace(found["confusion"])
+        == sum(p["images"] for p in found["confused"])
+    )
     bins = found["calibration"]["bins"]
     assert len(bins) == judged.BINS == metrics.BINS
     assert sum(b["images"] for b in bins) == 24
-    assert sum(b["images"] * b["accuracy"] for b in bins if b["images"]) == pytest.approx(24 * best["test_accuracy"])
+    assert sum(b["images"] * b["accuracy"] for b in bins if b["images"]) == pytest.approx(
+        24 * best["test_accuracy"]
+    )
 
 
 def test_the_surest_mistakes_come_first(made):
     rows = pq.read_table(made.folder / "test_predictions.parquet").to_pylist()
-    wrong = sorted((r for r in rows if r["label"] != r["predicted"]),
-                   key=lambda r: r["label_probability"] - r["probability"])
+    wrong = sorted(
+        (r for r in rows if r["label"] != r["predicted"]),
+        key=lambda r: r["label_probability"] - r["probability"],
+    )
     assert figures(made.folder)["test"]["worst"] == wrong
 
 
 def test_the_tables_of_the_page_show_the_figures(made, page):
     found = figures(made.folder)
     board = page.tables["leaderboard"][0]
-    assert board[0] == ["place", "trial", "status", "val accuracy", "val loss", "best epoch", "epochs", "seconds",
-                        "configuration"]
-    assert board[1] == ["1", "t1", "finished", "0.9000", "1.0000", "3", "3", "4.5", "adamw lr=0.001"]
+    assert board[0] == [
+        "place",
+        "trial",
+        "status",
+        "val accuracy",
+        "val loss",
+        "best epoch",
+        "epochs",
+        "seconds",
+        "configuration",
+    ]
+    assert board[1] == [
+        "1",
+        "t1",
+        "finished",
+        "0.9000",
+        "1.0000",
+        "3",
+        "3",
+        "4.5",
+        "adamw lr=0.001",
+    ]
     assert board[4] == ["4", "t3", "diverged", "-", "-", "-", "0", "0.5", "sgd lr=9"]
     assert page.tables["leaderboard"][1][1:] == [["7", "0.9000"], ["8", "0.8200"], ["9", "0.8100"]]
     assert "0.8433 ± 0.0493" in page.text["leaderboard"]
@@ -176,46 +229,87 @@ def test_the_tables_of_the_page_show_the_figures(made, page):
     assert [[int(n) for n in row[1:]] for row in matrix[1:]] == found["test"]["confusion"]
     assert page.tables["classes"][0][1:] == [
         [row["class"], *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")), "8"]
-        for row in found["test"]["classes"]]
+        for row in found["test"]["classes"]
+    ]
     shown = [(int(row[1]), row[3]) for row in page.tables["calibration"][0][1:]]
-    assert shown == [(b["images"], "-" if b["accuracy"] is None else f"{b['accuracy']:.4f}")
-                     for b in found["test"]["calibration"]["bins"]]
+    assert shown == [
+        (b["images"], "-" if b["accuracy"] is None else f"{b['accuracy']:.4f}")
+        for b in found["test"]["calibration"]["bins"]
+    ]
     assert [row[:3] for row in page.tables["data"][0][1:]] == [[name, "8", "8"] for name in CLASSES]
     assert "2 unreadable images" in page.text["data"]
-    assert [row[1:] for row in page.tables["time"][0]] == [["2.0 s", "16.0 %"], ["8.0 s", "64.0 %"],
-                                                           ["2.5 s", "20.0 %"], ["12.5 s", ""]]
-    assert [row[:5] for row in page.tables["time"][1][1:]] == [["10.0.0.1", "2", "4", "80", "16"],
-                                                               ["10.0.0.2", "1", "3", "60", "16"]]
+    assert [row[1:] for row in page.tables["time"][0]] == [
+        ["2.0 s", "16.0 %"],
+        ["8.0 s", "64.0 %"],
+        ["2.5 s", "20.0 %"],
+        ["12.5 s", ""],
+    ]
+    assert [row[:5] for row in page.tables["time"][1][1:]] == [
+        ["10.0.0.1", "2", "4", "80", "16"],
+        ["10.0.0.2", "1", "3", "60", "16"],
+    ]
     info = read_json(made.folder / "run.json")
-    for known in (info["data"]["fingerprint"], info["job"], info["git"] or "repository", info["versions"]["torch"],
-                  "a" * 64, str(made.folder / "model"), "price_per_hour: 36.0"):
+    for known in (
+        info["data"]["fingerprint"],
+        info["job"],
+        info["git"] or "repository",
+        info["versions"]["torch"],
+        "a" * 64,
+        str(made.folder / "model"),
+        "price_per_hour: 36.0",
+    ):
         assert known in page.text["provenance"]
 
 
 def test_three_lines_tell_what_was_asked_and_what_came_out(made, page):
     lines = " ".join(page.text[""].split())
     accuracy = read_json(made.folder / "results.json")["best"]["test_accuracy"]
-    assert "a random search of 4 trials over optimizer, each of at most 3 epochs, by val accuracy" in lines
-    assert ("t1 (adamw lr=0.001), epoch 3: val accuracy 0.9000 (0.8433 ± 0.0493 over 3 seeds); test accuracy "
-            f"{accuracy:.4f} on 24 images") in lines
-    assert "12.5 s, 2.0 s of it to start; 18 training images a second; 2 of 4 trials ended early; cost 0.12" in lines
+    assert (
+        "a random search of 4 trials over optimizer, each of at most 3 epochs, by val accuracy"
+        in lines
+    )
+    assert (
+        "t1 (adamw lr=0.001), epoch 3: val accuracy 0.9000 (0.8433 ± 0.0493 over 3 seeds); test "
+        "accuracy "
+        f"{accuracy:.4f} on 24 images"
+    ) in lines
+    assert (
+        "12.5 s, 2.0 s of it to start; 18 training images a second; 2 of 4 trials ended early; "
+        "cost 0.12" in lines
+    )
 
 
 def test_the_charts_show_the_figures(made, page):
-    for name, key in (("curve-metric", "val_accuracy"), ("curve-val-loss", "val_loss"),
-                      ("curve-train-loss", "train_loss")):
+    for name, key in (
+        ("curve-metric", "val_accuracy"),
+        ("curve-val-loss", "val_loss"),
+        ("curve-train-loss", "train_loss"),
+    ):
         assert page.charts[name]["data"] == {"name": "epochs"}
         assert page.charts[name]["encoding"]["y"]["field"] == key
-        assert [(v["trial"], v["epoch"], v[key], v.get("best", False)) for v in page.parts["datasets"]["epochs"]] == [
+        assert [
+            (v["trial"], v["epoch"], v[key], v.get("best", False))
+            for v in page.parts["datasets"]["epochs"]
+        ] == [
             (t["trial"], e["epoch"], pytest.approx(e[key], rel=1e-5), t["trial"] == "t1")
-            for t in figures(made.folder)["trials"] for e in t["history"]]
+            for t in figures(made.folder)["trials"]
+            for e in t["history"]
+        ]
     assert [(v["lr"], v["value"], v["ended"]) for v in page.values("rates")] == [
-        (1e-3, 0.9, "to the end"), (0.02, 0.8, "to the end"), (0.1, 0.5, "stopped early")]
-    assert [(v["trial"], v["so_far"]) for v in page.values("progress")] == [("t0", 0.5), ("t1", 0.9), ("t2", 0.9)]
+        (1e-3, 0.9, "to the end"),
+        (0.02, 0.8, "to the end"),
+        (0.1, 0.5, "stopped early"),
+    ]
+    assert [(v["trial"], v["so_far"]) for v in page.values("progress")] == [
+        ("t0", 0.5),
+        ("t1", 0.9),
+        ("t2", 0.9),
+    ]
     bins = figures(made.folder)["test"]["calibration"]["bins"]
     assert [v["images"] for v in page.values("certainty")] == [b["images"] for b in bins]
     assert [v["accuracy"] for v in page.values("reliability")] == pytest.approx(
-        [b["accuracy"] for b in bins if b["images"]], rel=1e-5)
+        [b["accuracy"] for b in bins if b["images"]], rel=1e-5
+    )
     assert "t3" in page.text["search"]  # no epoch, so no point
 
 
@@ -231,17 +325,35 @@ def test_pictures_are_those_of_the_rows(made, page):
     for row, picture in zip(worst, shown, strict=True):
         raw = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(raw))), pixels[row])
-        assert (picture["class"], picture["width"]) == ("tiny", "96")  # 8 pixels enlarged by a whole number
+        assert (picture["class"], picture["width"]) == (
+            "tiny",
+            "96",
+        )  # 8 pixels enlarged by a whole number
     assert {p["alt"] for p in page.pictures if p["section"] == "data"} == set(CLASSES)
 
 
-# --- what may be missing ---------------------------------------------------------------------------------------------
+# --- what may be missing -----------------------------------------------------------------------
+
 
 def test_a_run_whose_every_trial_failed_tells_why(tmp_path):
-    records = [TrialRecord(f"t{i}", config("sgd", 0.1), "failed", [], 0.0, 0.5, "RuntimeError: not <today>",
-                           "Traceback (most recent call last): <here>") for i in range(2)]
+    records = [
+        TrialRecord(
+            f"t{i}",
+            config("sgd", 0.1),
+            "failed",
+            [],
+            0.0,
+            0.5,
+            "RuntimeError: not <today>",
+            "Traceback (most recent call last): <here>",
+        )
+        for i in range(2)
+    ]
     page = report_of(make_run(tmp_path, records=records))
-    assert "No model: no trial came to the end of an epoch. t0: RuntimeError: not <today>" in page.text[""]
+    assert (
+        "No model: no trial came to the end of an epoch. t0: RuntimeError: not <today>"
+        in page.text[""]
+    )
     assert page.text["leaderboard"].count("Traceback (most recent call last): <here>") == 2
     assert "details" in page.tags
     assert page.charts == {}
@@ -250,7 +362,10 @@ def test_a_run_whose_every_trial_failed_tells_why(tmp_path):
 
 def test_a_run_without_kept_predictions_says_so_in_one_line(tmp_path):
     page = report_of(make_run(tmp_path, predicted=False))
-    assert "The run has kept no predictions of its test images (test_predictions.parquet)." in page.text["test"]
+    assert (
+        "The run has kept no predictions of its test images (test_predictions.parquet)."
+        in page.text["test"]
+    )
     assert not {"confusion", "calibration", "mistakes"} & page.text.keys()
     assert {"curve-metric", "rates"} <= page.charts.keys()
 
@@ -263,8 +378,10 @@ def test_a_job_without_a_search_has_no_picture_of_one(tmp_path):
 
 
 def test_a_search_of_other_things_than_the_learning_rate_says_so(tmp_path):
-    records = [TrialRecord(f"t{i}", {"train.batch_size": size}, "finished", epochs(2, 0.5), 0.0, 3.0)
-               for i, size in enumerate((32, 64))]
+    records = [
+        TrialRecord(f"t{i}", {"train.batch_size": size}, "finished", epochs(2, 0.5), 0.0, 3.0)
+        for i, size in enumerate((32, 64))
+    ]
     page = report_of(make_run(tmp_path, records=records))
     assert "do not differ in the learning rate" in page.text["search"]
     assert "rates" not in page.charts
@@ -301,7 +418,9 @@ def test_encoded_images_of_any_size_are_shown_small(tmp_path):
         Image.new("RGB", size, (200, 30, 30)).save(content, "PNG")
         files.append(content.getvalue())
     spec = ImageSpec("file")
-    shard = write_shard(tmp_path / "train/0000.parquet", spec, np.array([5, 9]), files, np.array([0, 1], np.int32))
+    shard = write_shard(
+        tmp_path / "train/0000.parquet", spec, np.array([5, 9]), files, np.array([0, 1], np.int32)
+    )
     manifest = Manifest(("a", "b"), spec, (0.5,) * 3, (0.25,) * 3, {"train": Split(2, (shard,))})
     write_manifest(tmp_path, manifest)
     images = Images({"path": str(tmp_path), "fingerprint": manifest.fingerprint})
@@ -344,19 +463,27 @@ def test_predictions_that_are_none_are_told(tmp_path, damage):
     if damage == "torn":
         file.write_bytes(file.read_bytes()[:-20])
     else:
-        changed = {"class": rows | {"predicted": [3] * 24}, "share": rows | {"probability": [float("nan")] * 24},
-                   "column": {k: v for k, v in rows.items() if k != "label"},
-                   "empty": {k: v[:0] for k, v in rows.items()}}
+        changed = {
+            "class": rows | {"predicted": [3] * 24},
+            "share": rows | {"probability": [float("nan")] * 24},
+            "column": {k: v for k, v in rows.items() if k != "label"},
+            "empty": {k: v[:0] for k, v in rows.items()},
+        }
         pq.write_table(pa.table(changed[damage]), file)
-    with pytest.raises(UserError, match=r"predictions.parquet: (cannot be read|does not hold predictions of 3 cla)"):
+    with pytest.raises(
+        UserError, match=r"predictions.parquet: (cannot be read|does not hold predictions of 3 cla)"
+    ):
         figures(run.folder)
 
 
-# --- only text, small, and quick -------------------------------------------------------------------------------------
+# --- only text, small, and quick ---------------------------------------------------------------
+
 
 def test_names_and_errors_are_text_whatever_they_hold(tmp_path):
-    records = [*some_records()[:3],
-               TrialRecord("t3", config("sgd", 9.0), "failed", [], 0.0, 0.5, HOSTILE[0], HOSTILE[2])]
+    records = [
+        *some_records()[:3],
+        TrialRecord("t3", config("sgd", 9.0), "failed", [], 0.0, 0.5, HOSTILE[0], HOSTILE[2]),
+    ]
     page = report_of(make_run(tmp_path, HOSTILE, records))
     assert len(page.scripts) == 3  # figures, library, program: no other
     assert "alert" not in "".join(page.scripts[1:])
@@ -370,8 +497,17 @@ def test_names_and_errors_are_text_whatever_they_hold(tmp_path):
 
 def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_path):
     classes = [f"class number {i}" for i in range(200)]
-    records = [TrialRecord(f"t{i:03d}", config("sgd", 0.001 * (i + 1)), "finished", epochs(6, 0.2 + i / 1000), 0.0, 9.0)
-               for i in range(600)]
+    records = [
+        TrialRecord(
+            f"t{i:03d}",
+            config("sgd", 0.001 * (i + 1)),
+            "finished",
+            epochs(6, 0.2 + i / 1000),
+            0.0,
+            9.0,
+        )
+        for i in range(600)
+    ]
     run = make_run(tmp_path, classes, records, rows=800, shard_rows=200, size=100)
     begun = time.monotonic()
     page = report_of(run)
@@ -380,7 +516,9 @@ def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_pat
     found = figures(run.folder)["test"]
     assert found["confusion"] is None
     assert len(page.tables["confusion"][0]) == 1 + 20
-    assert [int(row[2]) for row in page.tables["confusion"][0][1:]] == [p["images"] for p in found["confused"]]
+    assert [int(row[2]) for row in page.tables["confusion"][0][1:]] == [
+        p["images"] for p in found["confused"]
+    ]
     assert "Curves of 500 of 600 trials" in page.text["curves"]
     assert len(page.parts["datasets"]["epochs"]) == 500 * 6
     assert len(page.tables["leaderboard"][0]) == 1 + 500
@@ -391,9 +529,17 @@ def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_pat
 
 
 def test_the_module_is_light_and_the_report_quick(made):
-    told = subprocess.run([sys.executable, "-c", "import sys, raysft.results.report\n"
-                           "print([m for m in ('torch', 'ray', 'sklearn') if m in sys.modules])"],
-                          capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, raysft.results.report\n"
+            "print([m for m in ('torch', 'ray', 'sklearn') if m in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert told.stdout.strip() == "[]"
     write_report(made.folder)  # the chart library is kept now
     begun = time.process_time()
@@ -403,7 +549,9 @@ def test_the_module_is_light_and_the_report_quick(made):
 
 def test_the_command_writes_it_where_it_is_told_or_prints_the_figures(made, tmp_path):
     def call(*words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([RAYSFT, "report", str(made.folder), *map(str, words)], capture_output=True, text=True)
+        return subprocess.run(
+            [RAYSFT, "report", str(made.folder), *map(str, words)], capture_output=True, text=True
+        )
 
     done = call("--out", tmp_path / "out.html")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out.html'}\n")
@@ -411,7 +559,9 @@ def test_the_command_writes_it_where_it_is_told_or_prints_the_figures(made, tmp_
     assert json.loads(call("--json").stdout) == json.loads(json.dumps(figures(made.folder)))
     refused = call("--out", tmp_path / "nowhere/out.html")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith(f"error: {tmp_path}/nowhere/out.html: cannot be written (No such file")
+    assert refused.stderr.startswith(
+        f"error: {tmp_path}/nowhere/out.html: cannot be written (No such file"
+    )
 
 
 def test_ticks_of_a_log_axis_are_round_and_few():
@@ -419,9 +569,18 @@ def test_ticks_of_a_log_axis_are_round_and_few():
     assert log_ticks(1e-5, 0.2) == [1e-5, 1e-4, 1e-3, 1e-2, 0.1]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-    (0.04, "0.0 s"), (59.97, "1 min 0 s"), (59.9, "59.9 s"), (185, "3 min 5 s"), (3599.6, "1 h 0 min"),
-    (7800, "2 h 10 min"), (3.6e6, "1,000 h 0 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (59.97, "1 min 0 s"),
+        (59.9, "59.9 s"),
+        (185, "3 min 5 s"),
+        (3599.6, "1 h 0 min"),
+        (7800, "2 h 10 min"),
+        (3.6e6, "1,000 h 0 min"),
+    ],
+)
 def test_times_read_as_people_say_them(seconds, text):
     assert span(seconds) == text
 
@@ -430,7 +589,9 @@ def test_how_the_data_was_read_is_in_the_report(tmp_path):
     run = make_run(tmp_path)
     manifest = read_manifest(tmp_path / "D")
     counts = (Counts("D/ant", 9, 8, {"hidden or system files": 1}),)
-    write_manifest(tmp_path / "D", replace(manifest, counts=counts, notes=("train from <b>Training</b>/",)))
+    write_manifest(
+        tmp_path / "D", replace(manifest, counts=counts, notes=("train from <b>Training</b>/",))
+    )
     text = report_of(run).text["data"]
     assert "train from <b>Training</b>/" in text
     assert "9 files seen, 8 used, 1 left out: 1 hidden or system files" in text

@@ -1,4 +1,6 @@
-"""Nothing that is read runs code: not a model, whatever it names, and not a data set, a run or weights."""
+"""Nothing that is read runs code: not a model, whatever it names, and not a data set, a run or
+weights.
+"""
 
 import json
 import os
@@ -47,14 +49,17 @@ def marker(tmp_path) -> Path:
 
 @pytest.fixture
 def sent(here, marker, monkeypatch) -> Path:  # noqa: F811
-    """The current folder is a model that somebody sent, with a module of theirs; as for the command, it is not on
-    the search path, as it is for `python -m pytest`."""
+    """The current folder is a model that somebody sent, with a module of theirs; as for the
+    command, it is not on the search path, as it is for `python -m pytest`.
+    """
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.delitem(sys.modules, "sent", raising=False)  # of a test before
     (here / "sent.py").write_text(SENT.format(marker=str(marker)))
     (here / "weights").mkdir()
     save_file(tiny(2).state_dict(), here / "weights" / WEIGHTS)
-    card = ModelCard("sent:make", ("ant", "bee"), 8, 8, (0.5,) * 3, (0.25,) * 3, {"test_accuracy": 0.5}, {})
+    card = ModelCard(
+        "sent:make", ("ant", "bee"), 8, 8, (0.5,) * 3, (0.25,) * 3, {"test_accuracy": 0.5}, {}
+    )
     deliver(here / "made", here / "weights", card)
     for file in (here / "made").iterdir():
         file.rename(here / file.name)
@@ -62,9 +67,16 @@ def sent(here, marker, monkeypatch) -> Path:  # noqa: F811
     return here
 
 
-READING = [["predict", ".", "photos/ant/000.png"], ["predict", ".", "photos", "--out", "p.parquet"],
-           ["evaluate", ".", "photos"], ["serve", ".", "--port", "0"],
-           *(["export", ".", "--format", kind, "--data", "photos"] for kind in ("safetensors", "torch-export", "onnx"))]
+READING = [
+    ["predict", ".", "photos/ant/000.png"],
+    ["predict", ".", "photos", "--out", "p.parquet"],
+    ["evaluate", ".", "photos"],
+    ["serve", ".", "--port", "0"],
+    *(
+        ["export", ".", "--format", kind, "--data", "photos"]
+        for kind in ("safetensors", "torch-export", "onnx")
+    ),
+]
 
 
 @pytest.mark.parametrize("words", READING, ids=lambda words: " ".join(words))
@@ -80,8 +92,17 @@ def test_no_command_runs_what_a_model_brings(call, sent, marker, words):  # noqa
 
 def test_a_job_of_a_cluster_runs_nothing_either(sent, marker, monkeypatch, capfd):
     monkeypatch.setattr("ray.init", lambda **how: None)
-    write_json(sent / "predict.json", {"model": str(sent), "source": str(sent / "photos"), "split": None, "out":
-                                       str(sent / "p.parquet"), "probabilities": False, "trust_code": False})
+    write_json(
+        sent / "predict.json",
+        {
+            "model": str(sent),
+            "source": str(sent / "photos"),
+            "split": None,
+            "out": str(sent / "p.parquet"),
+            "probabilities": False,
+            "trust_code": False,
+        },
+    )
     assert predictor.main(str(sent / "predict.json")) == 2
     assert "code of the module sent" in capfd.readouterr().out
     assert not marker.exists()
@@ -97,18 +118,40 @@ def test_processes_that_predict_run_nothing_either(sent, marker):
 def test_a_report_does_not_load_the_model(call, tmp_path, here, marker):  # noqa: F811
     run = make_run(tmp_path)
     (here / "sent.py").write_text(SENT.format(marker=str(marker)))
-    write_json(run.folder / "model/model.json", read_json(run.folder / "model/model.json") |
-               {"architecture": "sent:make"})
+    write_json(
+        run.folder / "model/model.json",
+        read_json(run.folder / "model/model.json") | {"architecture": "sent:make"},
+    )
     assert call("report", run.folder).status == 0
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", [
-    "timm:hf-hub:somebody/theirs", "timm:local-dir:.", "timm:resnet18.hf-hub:x", "get_model", "__builtins__",
-    "detection", "resnet.resnet18", "torchvision.models:get_model", "torchvision:x", "raysft.cli:main",
-    "raysft.train.smallnet:nn",
-    "raysft.train.smallnet.small_cnn:x", " raysft.train.smallnet:small_cnn", "TIMM:resnet18", ":make", "sent:",
-    "a\nb:c", "", ["sent:make"], None, 7])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm:hf-hub:somebody/theirs",
+        "timm:local-dir:.",
+        "timm:resnet18.hf-hub:x",
+        "get_model",
+        "__builtins__",
+        "detection",
+        "resnet.resnet18",
+        "torchvision.models:get_model",
+        "torchvision:x",
+        "raysft.cli:main",
+        "raysft.train.smallnet:nn",
+        "raysft.train.smallnet.small_cnn:x",
+        " raysft.train.smallnet:small_cnn",
+        "TIMM:resnet18",
+        ":make",
+        "sent:",
+        "a\nb:c",
+        "",
+        ["sent:make"],
+        None,
+        7,
+    ],
+)
 def test_other_names_get_one_line_and_run_nothing(sent, call, marker, name):  # noqa: F811
     write_json(sent / "model.json", read_json(sent / "model.json") | {"architecture": name})
     answer = call("predict", ".", "photos/ant/000.png")
@@ -118,22 +161,58 @@ def test_other_names_get_one_line_and_run_nothing(sent, call, marker, name):  # 
 
 @pytest.mark.parametrize("size", [10**9, "8", [8]])
 def test_a_size_that_no_network_has_is_one_line(sent, call, size):  # noqa: F811
-    write_json(sent / "model.json", read_json(sent / "model.json") | {"architecture": "resnet18", "image_size": size})
+    write_json(
+        sent / "model.json",
+        read_json(sent / "model.json") | {"architecture": "resnet18", "image_size": size},
+    )
     answer = call("predict", ".", "photos/ant/000.png")
     assert (answer.status, len(answer.lines)) == (2, 1), answer.err
 
 
-@pytest.mark.parametrize("change", [
-    {"height": "32"}, {"height": -1}, {"width": 0}, {"height": 32.0}, {"height": 60000, "width": 60000},
-    {"height": True}, {"mean": [0.5]}, {"mean": "abc"}, {"mean": [0.5, None, 0.5]}, {"std": [0, 0, 0]},
-    {"std": [float("nan")] * 3}, {"image_size": 0}, {"classes": []}, {"classes": "ab"}, {"classes": ["a", 1]},
-    {"resampling": 5}, {"resampling": "lanczos"}, {"interpolation": []}, {"scores": None}, {"provenance": []},
-    {"weights_sha256": None}, {"format": "4"}, {"format": None}, {"decoding": []},
-    {"decoding": {"background": None, "ranges": {}}},
-    *({"decoding": {"background": None, "ranges": {}, "profiles": True} | change} for change in (
-        {"ranges": []}, {"ranges": None}, {"ranges": {"uint16": [5, 5]}}, {"ranges": {"uint16": [float("nan"), 1]}},
-        {"ranges": {"uint16": 5}}, {"background": [300, -1, 2]}, {"background": "abc"}, {"profiles": "no"}))],
-    ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": "32"},
+        {"height": -1},
+        {"width": 0},
+        {"height": 32.0},
+        {"height": 60000, "width": 60000},
+        {"height": True},
+        {"mean": [0.5]},
+        {"mean": "abc"},
+        {"mean": [0.5, None, 0.5]},
+        {"std": [0, 0, 0]},
+        {"std": [float("nan")] * 3},
+        {"image_size": 0},
+        {"classes": []},
+        {"classes": "ab"},
+        {"classes": ["a", 1]},
+        {"resampling": 5},
+        {"resampling": "lanczos"},
+        {"interpolation": []},
+        {"scores": None},
+        {"provenance": []},
+        {"weights_sha256": None},
+        {"format": "4"},
+        {"format": None},
+        {"decoding": []},
+        {"decoding": {"background": None, "ranges": {}}},
+        *(
+            {"decoding": {"background": None, "ranges": {}, "profiles": True} | change}
+            for change in (
+                {"ranges": []},
+                {"ranges": None},
+                {"ranges": {"uint16": [5, 5]}},
+                {"ranges": {"uint16": [float("nan"), 1]}},
+                {"ranges": {"uint16": 5}},
+                {"background": [300, -1, 2]},
+                {"background": "abc"},
+                {"profiles": "no"},
+            )
+        ),
+    ],
+    ids=str,
+)
 def test_a_card_that_no_raysft_has_written_is_one_line(sent, call, change):  # noqa: F811
     stored = read_json(sent / "model.json")
     (sent / "model.json").write_text(json.dumps(stored | change))
@@ -149,13 +228,25 @@ def test_a_network_of_a_person_s_own_is_what_no_library_has():
     assert foreign_module("own.nets:make") == "own.nets"
 
 
-# --- trusted ---------------------------------------------------------------------------------------------------------
+# --- trusted -----------------------------------------------------------------------------------
+
 
 def predict(folder: Path, *words: str, path: str = "") -> subprocess.CompletedProcess:
     repository = str(Path(__file__).parents[2])
-    return subprocess.run([str(Path(sys.executable).parent / "raysft"), "predict", *words, ".", "photos/ant/000.png",
-                           "--json"], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [path, repository]))})
+    return subprocess.run(
+        [
+            str(Path(sys.executable).parent / "raysft"),
+            "predict",
+            *words,
+            ".",
+            "photos/ant/000.png",
+            "--json",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [path, repository]))},
+    )
 
 
 def test_trusted_code_is_found_in_the_current_folder_last(sent, marker, tmp_path):
@@ -179,7 +270,8 @@ def test_trust_in_python_leaves_the_search_path_alone(sent, marker):
     assert not marker.exists()
 
 
-# --- other files -----------------------------------------------------------------------------------------------------
+# --- other files -------------------------------------------------------------------------------
+
 
 class Touches:
     """Makes a file when it is unpickled."""
@@ -202,10 +294,16 @@ def objects(values: list) -> pa.Array:
 @pytest.mark.parametrize("column", ["id", "image", "label"])
 def test_a_shard_with_a_type_of_its_own_is_refused(tmp_path, marker, column):
     plain = {"id": pa.array([0]), "image": pa.array([b""]), "label": pa.array([0], pa.int32())}
-    pq.write_table(pa.table(plain | {column: objects([Touches(marker)])}), tmp_path / "0000.parquet")
+    pq.write_table(
+        pa.table(plain | {column: objects([Touches(marker)])}), tmp_path / "0000.parquet"
+    )
     file = ShardFile("0000.parquet", 1, sha256(tmp_path / "0000.parquet"))
-    write_manifest(tmp_path, Manifest(("a", "b"), ImageSpec("file"), (0.5,) * 3, (0.25,) * 3,
-                                      {"test": Split(1, (file,))}))
+    write_manifest(
+        tmp_path,
+        Manifest(
+            ("a", "b"), ImageSpec("file"), (0.5,) * 3, (0.25,) * 3, {"test": Split(1, (file,))}
+        ),
+    )
     for columns in (None, [column]):
         with pytest.raises(DataError, match="has a type of its own, which could run code"):
             read_table(tmp_path, file, columns)
@@ -214,14 +312,19 @@ def test_a_shard_with_a_type_of_its_own_is_refused(tmp_path, marker, column):
 
 def test_predictions_with_a_type_of_their_own_are_refused(tmp_path, marker):
     names = ("id", "label", "predicted", "probability", "label_probability")
-    pq.write_table(pa.table(dict.fromkeys(names, objects([Touches(marker)]))), tmp_path / "p.parquet")
+    pq.write_table(
+        pa.table(dict.fromkeys(names, objects([Touches(marker)]))), tmp_path / "p.parquet"
+    )
     with pytest.raises(UserError, match="has a type of its own"):
         read_predictions(tmp_path / "p.parquet", 2)
     assert not marker.exists()
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path, marker):
-    for name, value in (("whole.pt", {"state_dict": Touches(marker)}), ("safe.safetensors", Touches(marker))):
+    for name, value in (
+        ("whole.pt", {"state_dict": Touches(marker)}),
+        ("safe.safetensors", Touches(marker)),
+    ):
         torch.save(value, tmp_path / name)
         with pytest.raises(ModelError, match=r"cannot be read|would run code") as refused:
             read_state_dict(tmp_path / name)
@@ -243,8 +346,13 @@ def test_a_tensor_type_that_ray_cannot_make_is_refused_like_any_other(tmp_path):
 
     from raysft.data.parquet import read_plain
 
-    kind = {b"ARROW:extension:name": b"ray.data.arrow_tensor", b"ARROW:extension:metadata": b"not JSON"}
+    kind = {
+        b"ARROW:extension:name": b"ray.data.arrow_tensor",
+        b"ARROW:extension:metadata": b"not JSON",
+    }
     field = pa.field("image", pa.list_(pa.uint8()), metadata=kind)
-    pq.write_table(pa.table([pa.array([[1]], field.type)], schema=pa.schema([field])), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table([pa.array([[1]], field.type)], schema=pa.schema([field])), tmp_path / "t.parquet"
+    )
     with pytest.raises(pa.ArrowInvalid, match="has a type of its own"):
         read_plain(tmp_path / "t.parquet")

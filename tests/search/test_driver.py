@@ -63,14 +63,24 @@ def go(dataset, tmp_path):
     number = iter(range(100))
 
     def _go(**sections):
-        train = {"epochs": 2, "batch_size": 16, "optimizer": {"name": "adam", "lr": 0.01}} | sections.pop("train", {})
-        data = {"source": "shards", "path": str(dataset), "val_fraction": 0.2} | sections.pop("data", {})
+        train = {
+            "epochs": 2,
+            "batch_size": 16,
+            "optimizer": {"name": "adam", "lr": 0.01},
+        } | sections.pop("train", {})
+        data = {"source": "shards", "path": str(dataset), "val_fraction": 0.2} | sections.pop(
+            "data", {}
+        )
         model = {"name": "tests.tiny:tiny", "weights": "none"} | sections.pop("model", {})
-        job = Job.model_validate({"storage": str(tmp_path / "runs"), "train": train, "data": data, "model": model}
-                                 | sections)
+        job = Job.model_validate(
+            {"storage": str(tmp_path / "runs"), "train": train, "data": data, "model": model}
+            | sections
+        )
         run, listener = Run.create(job, f"r{next(number)}"), Silent()
         with run.recorded():
-            results = execute(job, run, [Node(2)], listener, tmp_path / "scratch", wait_for_end=True)
+            results = execute(
+                job, run, [Node(2)], listener, tmp_path / "scratch", wait_for_end=True
+            )
         return results, listener, run
 
     return _go
@@ -78,27 +88,37 @@ def go(dataset, tmp_path):
 
 def losses(run: Run, trial: str = "t0") -> list[list[float]]:
     history = json.loads((run.trial_folder(trial) / "trial.json").read_text())["history"]
-    return [[m["train_loss"], m["val_loss"], m["train_accuracy"], m["val_accuracy"]] for m in history]
+    return [
+        [m["train_loss"], m["val_loss"], m["train_accuracy"], m["val_accuracy"]] for m in history
+    ]
 
 
 def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
-    """Those that the run has written are what its model says of each test image, in the order of the row ids."""
+    """Those that the run has written are what its model says of each test image, in the order of
+    the row ids.
+    """
     found = pq.read_table(run.folder / PREDICTIONS).to_pylist()
     assert [row["id"] for row in found] == list(range(15))
     files = sorted(test_images.glob("*/*.png"))
     classes = ["ant", "bee", "cow"]
-    for row, prediction in zip(found, Classifier(run.folder, trust_code=True).predict([*map(str, files)]), strict=True):
+    for row, prediction in zip(
+        found, Classifier(run.folder, trust_code=True).predict([*map(str, files)]), strict=True
+    ):
         shares = dict(prediction.classes)
         assert classes[row["label"]] == Path(prediction.image).parent.name
         assert classes[row["predicted"]] == prediction.classes[0][0]
         assert row["probability"] == pytest.approx(prediction.classes[0][1], abs=1e-5)
         assert row["label_probability"] == pytest.approx(shares[classes[row["label"]]], abs=1e-5)
-    assert sum(row["label"] == row["predicted"] for row in found) / 15 == pytest.approx(best["test_accuracy"])
+    assert sum(row["label"] == row["predicted"] for row in found) / 15 == pytest.approx(
+        best["test_accuracy"]
+    )
 
 
 def test_a_slot_of_which_no_process_starts_ends_the_run(go, monkeypatch):
     monkeypatch.setattr(driver, "START_SECONDS", 0.0)
-    with pytest.raises(RunError, match=r"slot 0: its worker group ended \(none of its processes has started"):
+    with pytest.raises(
+        RunError, match=r"slot 0: its worker group ended \(none of its processes has started"
+    ):
         go()
 
 
@@ -125,7 +145,9 @@ def test_a_machine_that_breaks_in_a_run_that_has_trained_costs_its_slot_and_not_
         assert not lost
         run._cannot_work(1, "10.0.0.2", "ImportError: no CUDA")
     assert lost == [(1, "(a worker on 10.0.0.2 cannot start: ImportError: no CUDA)")]
-    assert listener.notes == MAX_ATTEMPTS * ["slot 1: a worker on 10.0.0.2 cannot start: ImportError: no CUDA"]
+    assert listener.notes == MAX_ATTEMPTS * [
+        "slot 1: a worker on 10.0.0.2 cannot start: ImportError: no CUDA"
+    ]
 
 
 def test_a_validation_split_of_its_own_picks_the_model(go, images):
@@ -135,7 +157,10 @@ def test_a_validation_split_of_its_own_picks_the_model(go, images):
     again = Classifier(run.folder, trust_code=True).evaluate(images, "val")
     assert again["accuracy"] == pytest.approx(results["best"]["val_accuracy"])
     assert again["loss"] == pytest.approx(results["best"]["val_loss"], rel=1e-4)
-    assert "- train from train/, val from valid/, test from test/" in (run.folder / "model/README.md").read_text()
+    assert (
+        "- train from train/, val from valid/, test from test/"
+        in (run.folder / "model/README.md").read_text()
+    )
 
 
 def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, images):
@@ -158,7 +183,9 @@ def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, image
     assert left == {results["best"]["trial"]}
     _, matter, body = (run.folder / "model/README.md").read_text().split("---\n", 2)
     metrics = yaml.safe_load(matter)["model-index"][0]["results"][0]["metrics"]
-    assert {m["name"]: m["value"] for m in metrics}["test accuracy"] == results["best"]["test_accuracy"]
+    assert {m["name"]: m["value"] for m in metrics}["test accuracy"] == results["best"][
+        "test_accuracy"
+    ]
     assert f"picked trial {results['best']['trial']}" in body
     recall, name = min((row["recall"], row["class"]) for row in again["classes"])
     assert f"lowest recall on the test images: {name} ({recall:.4f})" in body
@@ -186,15 +213,21 @@ def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_pa
 
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02]}}]}
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    results, listener, run = go(search={"space": space, "scheduler": {"name": "none"}}, train={"epochs": 3},
-                                tracking={"mlflow": uri})
+    results, listener, run = go(
+        search={"space": space, "scheduler": {"name": "none"}},
+        train={"epochs": 3},
+        tracking={"mlflow": uri},
+    )
     assert not [note for note in listener.notes if note.startswith("tracking")]
     client = MlflowClient(tracking_uri=uri)
     children = {r.data.tags.get("raysft.trial"): r for r in client.search_runs(["1"])}
     assert set(children) == {None, "t0", "t1"}
     assert children[None].data.metrics["test_accuracy"] == results["best"]["test_accuracy"]
     assert [f.path for f in client.list_artifacts(children[None].info.run_id, "model")] == [
-        "model/README.md", "model/model.json", "model/model.safetensors"]
+        "model/README.md",
+        "model/model.json",
+        "model/model.safetensors",
+    ]
     for trial in ("t0", "t1"):
         history = read_json(run.trial_folder(trial) / "trial.json")["history"]
         assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
@@ -213,14 +246,20 @@ def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_pa
     assert [team["slot"] for team in progress["teams"]] == [0, 0]
 
 
-def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, tmp_path, monkeypatch):
+def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(
+    go, tmp_path, monkeypatch
+):
     (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
     monkeypatch.chdir(tmp_path)
-    same = {"train": {"batch_size": 15, "epochs": 3, "precision": "fp32"}}  # as exact as this comparison is
+    same = {
+        "train": {"batch_size": 15, "epochs": 3, "precision": "fp32"}
+    }  # as exact as this comparison is
     _, _, alone = go(**same)
     _, _, again = go(**same)
     assert losses(again) == losses(alone)
-    results, listener, both = go(model={"name": "crashing:network"}, resources={"workers": 2}, **same)
+    results, listener, both = go(
+        model={"name": "crashing:network"}, resources={"workers": 2}, **same
+    )
     assert (tmp_path / "crashed").exists()
     assert any("taken up again" in note for note in listener.notes)
     assert [t["status"] for t in results["trials"]] == ["finished"]
@@ -228,7 +267,9 @@ def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(go, 
         assert one == pytest.approx(two, rel=1e-4)
     of_one, of_two = (pq.read_table(run.folder / PREDICTIONS).to_pydict() for run in (alone, both))
     assert of_one.pop("probability") == pytest.approx(of_two.pop("probability"), rel=1e-3)
-    assert of_one.pop("label_probability") == pytest.approx(of_two.pop("label_probability"), rel=1e-3)
+    assert of_one.pop("label_probability") == pytest.approx(
+        of_two.pop("label_probability"), rel=1e-3
+    )
     assert of_one == of_two
 
 
@@ -236,8 +277,12 @@ def test_a_rank_that_hangs_is_named_and_its_workers_start_again(go, tmp_path, mo
     (tmp_path / "hanging.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))
     monkeypatch.chdir(tmp_path)
     space = {"train.batch_size": {"grid": [8, 16]}}
-    results, _, _ = go(search={"space": space, "scheduler": {"name": "none"}}, model={"name": "hanging:network"},
-                       train={"epochs": 2}, resources={"workers": 2, "hang_minutes": 0.25})  # enough for both to start
+    results, _, _ = go(
+        search={"space": space, "scheduler": {"name": "none"}},
+        model={"name": "hanging:network"},
+        train={"epochs": 2},
+        resources={"workers": 2, "hang_minutes": 0.25},
+    )  # enough for both to start
     assert [t["status"] for t in results["trials"]] == ["finished", "failed"]
     assert "rank 1 (last seen after step" in results["trials"][1]["error"]
     assert "did not answer any more; the others: RuntimeError" in results["trials"][1]["error"]
@@ -316,7 +361,9 @@ def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_dis
 
 
 def test_a_single_trial_may_take_its_time(go, monkeypatch):
-    monkeypatch.setattr("raysft.search.driver.WIND_DOWN_SECONDS", 0.0)  # no search runs beside it that could be over
+    monkeypatch.setattr(
+        "raysft.search.driver.WIND_DOWN_SECONDS", 0.0
+    )  # no search runs beside it that could be over
     results, _, _ = go()
     assert [t["status"] for t in results["trials"]] == ["finished"]
 
@@ -334,29 +381,42 @@ def test_other_data_than_the_run_began_with_is_refused(go, images, tmp_path):
     shutil.rmtree(images / "train/cow")
     shutil.rmtree(images / "test/cow")
     again = Run.reopen(run.folder)
-    with pytest.raises(DataError, match=r"train has 40 rows, had 60; .*classes are ant, bee, were ant, bee, cow"):
+    with pytest.raises(
+        DataError, match=r"train has 40 rows, had 60; .*classes are ant, bee, were ant, bee, cow"
+    ):
         execute(again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
 
 
 def test_a_run_that_was_moved_with_its_data_goes_on_and_is_reported(go, images, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(images, project / "photos")
-    _, _, run = go(data={"source": "imagefolder", "path": str(project / "photos")}, storage=str(project / "runs"),
-                   train={"epochs": 1})
+    _, _, run = go(
+        data={"source": "imagefolder", "path": str(project / "photos")},
+        storage=str(project / "runs"),
+        train={"epochs": 1},
+    )
     run.save(status="stopped")
     project.rename(tmp_path / "moved")
     again = Run.reopen(tmp_path / "moved/runs/r0")
     assert again.job.data.path == str(tmp_path / "moved/photos")
     with again.recorded():
-        results = execute(again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
+        results = execute(
+            again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True
+        )
         again.save(status="done")
     assert results["status"] == "done"
-    assert job_of(again.folder, read_json(again.folder / "run.json")).data.path == str(tmp_path / "moved/photos")
+    assert job_of(again.folder, read_json(again.folder / "run.json")).data.path == str(
+        tmp_path / "moved/photos"
+    )
 
 
 def test_a_trial_that_diverges_ends_alone(go):
     space = {"optimizer": [{"name": "sgd", "momentum": 0.0, "lr": {"grid": [1e-2, 100.0]}}]}
-    results, _, _ = go(search={"space": space}, model={"name": "tests.networks:unbounded"}, resources={"workers": 2})
+    results, _, _ = go(
+        search={"space": space},
+        model={"name": "tests.networks:unbounded"},
+        resources={"workers": 2},
+    )
     status = {t["config"]["optimizer"]["lr"]: t for t in results["trials"]}
     assert status[1e-2]["status"] == "finished"
     assert status[100.0]["status"] == "diverged"
@@ -368,19 +428,31 @@ def test_a_trial_that_diverges_ends_alone(go):
 def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks_at_once(go, tmp_path):
     space = {"train.batch_size": {"grid": [8, 16]}}
     with pytest.raises(RunError, match=r"no trial came to an end.*boom on rank 1"):
-        go(search={"space": space}, model={"name": "tests.networks:fails_on_rank_1"}, resources={"workers": 2})
+        go(
+            search={"space": space},
+            model={"name": "tests.networks:fails_on_rank_1"},
+            resources={"workers": 2},
+        )
     trials = [json.loads(path.read_text()) for path in tmp_path.glob("runs/r0/trials/*/trial.json")]
     assert [t["error"] for t in trials] == ["RuntimeError: boom on rank 1"] * 2
-    assert all(t["seconds"] < COLLECTIVE_TIMEOUT.total_seconds() / 2 for t in trials)  # nobody waited for the dead
+    assert all(
+        t["seconds"] < COLLECTIVE_TIMEOUT.total_seconds() / 2 for t in trials
+    )  # nobody waited for the dead
 
 
 def test_memory_that_is_short_halves_the_micro_batch_and_a_target_ends_the_search(go):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.01, 0.02, 0.03]}}]}
     search = {"space": space, "target": 0.0, "scheduler": {"name": "median"}}
-    results, listener, _ = go(search=search, model={"name": "tests.networks:short_of_memory"},
-                              train={"batch_size": 16, "epochs": 200}, resources={"workers": 2})
-    assert any("out of memory; goes on from its last checkpoint with each batch in 2 parts" in note
-               for note in listener.notes)
+    results, listener, _ = go(
+        search=search,
+        model={"name": "tests.networks:short_of_memory"},
+        train={"batch_size": 16, "epochs": 200},
+        resources={"workers": 2},
+    )
+    assert any(
+        "out of memory; goes on from its last checkpoint with each batch in 2 parts" in note
+        for note in listener.notes
+    )
     assert any("has reached search.target with val_accuracy" in note for note in listener.notes)
     assert [t["status"] for t in results["trials"]] == ["stopped"] * 3
     first, *others = (t["epochs"] for t in results["trials"])
@@ -391,10 +463,20 @@ def test_memory_that_is_short_halves_the_micro_batch_and_a_target_ends_the_searc
 def test_tpe_tries_known_configurations_first_and_the_best_is_confirmed_on_features(go):
     known = {"optimizer": {"name": "adam", "lr": 0.02}}
     space = {"optimizer": [{"name": "adam", "lr": {"loguniform": [1e-3, 1e-1]}}]}
-    search = {"algorithm": "tpe", "space": space, "trials": 3, "start_with": [known], "confirm": 2,
-              "metric": "val_macro_f1"}
-    results, _, run = go(search=search, model={"name": "tests.networks:only_looked_at"}, resources={"workers": 2},
-                         train={"freeze": "backbone", "augment": {"flip": False, "crop_padding": 0}})
+    search = {
+        "algorithm": "tpe",
+        "space": space,
+        "trials": 3,
+        "start_with": [known],
+        "confirm": 2,
+        "metric": "val_macro_f1",
+    }
+    results, _, run = go(
+        search=search,
+        model={"name": "tests.networks:only_looked_at"},
+        resources={"workers": 2},
+        train={"freeze": "backbone", "augment": {"flip": False, "crop_padding": 0}},
+    )
     configs = {t["trial"]: t["config"] for t in results["trials"]}
     assert configs["t0"] == known
     assert len({c["optimizer"]["lr"] for c in configs.values()}) == 3
@@ -409,11 +491,25 @@ def test_tpe_tries_known_configurations_first_and_the_best_is_confirmed_on_featu
     assert not list(run.folder.glob("trials/*seed*/checkpoints"))
 
 
-@pytest.mark.parametrize(("sections", "error", "expected"), [
-    ({"model": {"name": "tests.networks:for_large_images"}}, ModelError,
-     r"cannot take images of 8 × 8 pixels .*set model\.image_size; of the usual sizes it takes 48, 64"),
-    ({"model": {"name": "raysft.train.smallnet:small_cnn"}, "train": {"batch_size": 3}, "resources": {"workers": 2}},
-     JobError, "leaves one of 2 workers a single image a step.*give at least 4")])
+@pytest.mark.parametrize(
+    ("sections", "error", "expected"),
+    [
+        (
+            {"model": {"name": "tests.networks:for_large_images"}},
+            ModelError,
+            r"cannot take images of 8 × 8 pixels .*set model\.image_size; of the usual sizes it takes 48, 64",
+        ),
+        (
+            {
+                "model": {"name": "raysft.train.smallnet:small_cnn"},
+                "train": {"batch_size": 3},
+                "resources": {"workers": 2},
+            },
+            JobError,
+            "leaves one of 2 workers a single image a step.*give at least 4",
+        ),
+    ],
+)
 def test_what_no_trial_can_train_is_refused_before_the_search(go, sections, error, expected):
     with pytest.raises(error, match=expected):
         go(search={"trials": 2, "space": {"optimizer": ["sgd"]}}, **sections)
@@ -423,8 +519,10 @@ def test_one_bad_network_or_file_of_weights_ends_its_trial_alone(go, tmp_path):
     save_file(tiny(3).state_dict(), tmp_path / "good.safetensors")
     (tmp_path / "bad.safetensors").write_text("no weights")
     files = {name: str(tmp_path / f"{name}.safetensors") for name in ("bad", "missing", "good")}
-    models = [{"name": "tests.networks:for_large_images", "weights": "none"},
-              *({"name": "tests.tiny:tiny", "weights": file} for file in files.values())]
+    models = [
+        {"name": "tests.networks:for_large_images", "weights": "none"},
+        *({"name": "tests.tiny:tiny", "weights": file} for file in files.values()),
+    ]
     results, _, _ = go(search={"space": {"model": models}, "trials": 4})
     found = {t["config"]["model"]["weights"]: t for t in results["trials"]}
     assert found[files["good"]]["status"] == "finished"
@@ -436,5 +534,7 @@ def test_one_bad_network_or_file_of_weights_ends_its_trial_alone(go, tmp_path):
 def test_a_torn_shard_is_refused_before_any_worker_starts(go, dataset):
     shard = dataset / "train/0000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match=r"0000\.parquet: does not have the checksum of its manifest"):
+    with pytest.raises(
+        DataError, match=r"0000\.parquet: does not have the checksum of its manifest"
+    ):
         go()

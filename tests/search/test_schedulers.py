@@ -1,4 +1,6 @@
-"""What ends and pauses trials: in runs from their beginning, and in those that were taken up again."""
+"""What ends and pauses trials: in runs from their beginning, and in those that were taken up
+again.
+"""
 
 import random
 
@@ -11,12 +13,20 @@ from raysft.search.tuner import scheduler_of
 
 
 def epochs(*values, first=1):
-    return [{"epoch": first + i, "val_accuracy": value, "val_loss": 1 - value} for i, value in enumerate(values)]
+    return [
+        {"epoch": first + i, "val_accuracy": value, "val_loss": 1 - value}
+        for i, value in enumerate(values)
+    ]
 
 
 def made(known=Known(), trials=4, length=8, teams=1, **scheduler):
-    return scheduler_of(Search.model_validate({"trials": trials, "scheduler": scheduler}), trials, length, teams,
-                        known)
+    return scheduler_of(
+        Search.model_validate({"trials": trials, "scheduler": scheduler}),
+        trials,
+        length,
+        teams,
+        known,
+    )
 
 
 def said(scheduler, trials):
@@ -96,15 +106,25 @@ def test_a_search_trains_the_best_trial_to_its_end_and_each_rung_as_often_as_pla
         assert len(search.ended) == 16
         assert search.ended[quality.index(16)] == "finished"
         came = [sum(trained >= rung for trained in search.trained) for rung in scheduler.rungs]
-        # A team that would have had to wait for the others of a rung may have taken up one that was overtaken.
-        assert all(places <= n <= places + teams - 1 for n, places in zip(came, scheduler.places, strict=True)), came
+        # A team that would have had to wait for the others of a rung may have taken up one that was
+        # overtaken.
+        assert all(
+            places <= n <= places + teams - 1
+            for n, places in zip(came, scheduler.places, strict=True)
+        ), came
 
 
 def test_trials_that_fail_end_no_search_early_and_keep_none_waiting():
     for seed in range(60):
         chance = random.Random(seed)
-        fails = {number: chance.randrange(9) for number in range(12) if chance.random() < chance.choice([0.3, 0.9])}
-        search = Searching(halving(12, 9, 1, 3, 2), list(range(1, 13)), 9, 2, chance, fails).run()  # places 12, 4, 2
+        fails = {
+            number: chance.randrange(9)
+            for number in range(12)
+            if chance.random() < chance.choice([0.3, 0.9])
+        }
+        search = Searching(
+            halving(12, 9, 1, 3, 2), list(range(1, 13)), 9, 2, chance, fails
+        ).run()  # places 12, 4, 2
         assert len(search.ended) == 12
         assert "finished" in search.ended.values() or len(fails) >= 4
 
@@ -186,7 +206,9 @@ def test_a_run_taken_up_again_knows_who_was_at_which_rung():
     assert scheduler.promoted() == 2
 
 
-@pytest.mark.parametrize("known", [Known(ended={0: epochs(0.1)}), Known(going_on={0: epochs(0.1, 0.1)})])
+@pytest.mark.parametrize(
+    "known", [Known(ended={0: epochs(0.1)}), Known(going_on={0: epochs(0.1, 0.1)})]
+)
 def test_trials_of_before_count_among_those_that_have_come_to_a_rung(known):
     for given, promoted in ((known, 1), (Known(), None)):
         scheduler = halving(trials=4, factor=2, known=given)  # places 4, 2, 1, 1, 1
@@ -205,7 +227,9 @@ def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by(
 
 
 def test_by_the_median_nobody_is_judged_again_for_what_was_trained_before():
-    known = Known(ended={i: epochs(0.9 - i / 10, 0.9 - i / 10) for i in range(6)})  # the last ones below the median
+    known = Known(
+        ended={i: epochs(0.9 - i / 10, 0.9 - i / 10) for i in range(6)}
+    )  # the last ones below the median
     assert said(made(known, name="median", grace_epochs=1), {9: epochs(0.95)}) == "go on"
 
 

@@ -1,4 +1,6 @@
-"""Configurations: a function of seed and space, inside their ranges, each optimizer with its share."""
+"""Configurations: a function of seed and space, inside their ranges, each optimizer with its
+share.
+"""
 
 import numpy as np
 import pytest
@@ -17,9 +19,13 @@ def job(space, trials=12, seed=0) -> Job:
     return Job.model_validate({"search": {"space": space, "trials": trials}, "seed": seed})
 
 
-SPACE = {"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-3, 1e-1]}, "momentum": 0.8},
-                       {"name": "adam", "lr": {"uniform": [1e-4, 1e-3]}, "weight_decay": {"choice": [0.0, 0.1]}}],
-         "train.batch_size": {"int": [16, 18]}}
+SPACE = {
+    "optimizer": [
+        {"name": "sgd", "lr": {"loguniform": [1e-3, 1e-1]}, "momentum": 0.8},
+        {"name": "adam", "lr": {"uniform": [1e-4, 1e-3]}, "weight_decay": {"choice": [0.0, 0.1]}},
+    ],
+    "train.batch_size": {"int": [16, 18]},
+}
 
 
 def test_the_same_seed_gives_the_same_configurations():
@@ -29,7 +35,10 @@ def test_the_same_seed_gives_the_same_configurations():
 
 def test_every_optimizer_gets_its_share_and_stays_in_its_own_range():
     found = configurations(job(SPACE, trials=60))
-    by_name = {name: [c["optimizer"] for c in found if c["optimizer"]["name"] == name] for name in ("sgd", "adam")}
+    by_name = {
+        name: [c["optimizer"] for c in found if c["optimizer"]["name"] == name]
+        for name in ("sgd", "adam")
+    }
     assert {name: len(options) for name, options in by_name.items()} == {"sgd": 30, "adam": 30}
     assert all(1e-3 <= o["lr"] <= 1e-1 and o["momentum"] == 0.8 for o in by_name["sgd"])
     assert all(1e-4 <= o["lr"] <= 1e-3 for o in by_name["adam"])
@@ -38,16 +47,22 @@ def test_every_optimizer_gets_its_share_and_stays_in_its_own_range():
 
 
 def test_a_log_range_is_sampled_evenly_on_its_logarithm():
-    found = configurations(job({"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-4, 1.0]}}]}, trials=400))
+    found = configurations(
+        job({"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-4, 1.0]}}]}, trials=400)
+    )
     below = sum(c["optimizer"]["lr"] < 1e-2 for c in found)
     assert 160 < below < 240
 
 
 def test_a_grid_tries_every_combination():
-    space = {"optimizer": [{"name": "sgd", "lr": {"grid": [0.1, 0.01]}}, {"name": "adam"}],
-             "train.augment.flip": {"grid": [True, False]}}
+    space = {
+        "optimizer": [{"name": "sgd", "lr": {"grid": [0.1, 0.01]}}, {"name": "adam"}],
+        "train.augment.flip": {"grid": [True, False]},
+    }
     found = configurations(job(space))
-    seen = {(c["optimizer"]["name"], c["optimizer"].get("lr"), c["train.augment.flip"]) for c in found}
+    seen = {
+        (c["optimizer"]["name"], c["optimizer"].get("lr"), c["train.augment.flip"]) for c in found
+    }
     assert len(found) == len(seen) == 6
 
 
@@ -57,19 +72,29 @@ def test_without_a_search_there_is_one_trial_as_in_the_job():
     assert recipe_of(job, {}).train == job.train
 
 
-@pytest.mark.parametrize(("config", "read"), [
-    ({"optimizer": {"name": "adam", "lr": 0.5}}, lambda t: (t.optimizer.name, t.optimizer.lr) == ("adam", 0.5)),
-    ({"train.schedule.warmup_epochs": 2.0}, lambda t: t.schedule.warmup_epochs == 2.0),
-    ({"train.batch_size": 7}, lambda t: t.batch_size == 7),
-])
+@pytest.mark.parametrize(
+    ("config", "read"),
+    [
+        (
+            {"optimizer": {"name": "adam", "lr": 0.5}},
+            lambda t: (t.optimizer.name, t.optimizer.lr) == ("adam", 0.5),
+        ),
+        ({"train.schedule.warmup_epochs": 2.0}, lambda t: t.schedule.warmup_epochs == 2.0),
+        ({"train.batch_size": 7}, lambda t: t.batch_size == 7),
+    ],
+)
 def test_a_configuration_takes_the_place_of_the_jobs_values(config, read):
     assert read(recipe_of(Job(), config).train)
 
 
 def test_alternatives_of_any_section_have_ranges_of_their_own():
-    space = {"train.schedule": [{"name": "cosine", "floor": {"uniform": [0.0, 0.2]}},
-                                {"name": "step", "step_factor": {"grid": [0.1, 0.5]}}],
-             "model": [{"name": "resnet18"}, {"name": "resnet34", "image_size": 64}]}
+    space = {
+        "train.schedule": [
+            {"name": "cosine", "floor": {"uniform": [0.0, 0.2]}},
+            {"name": "step", "step_factor": {"grid": [0.1, 0.5]}},
+        ],
+        "model": [{"name": "resnet18"}, {"name": "resnet34", "image_size": 64}],
+    }
     found = configurations(job(space, trials=60))
     assert len(found) == 60
     for config in found:
@@ -79,7 +104,8 @@ def test_alternatives_of_any_section_have_ranges_of_their_own():
         else:
             assert 0 <= config["train.schedule"]["floor"] <= 0.2
     assert {(c["train.schedule"]["name"], c["model"]["name"]) for c in found} == {
-        (s, m) for s in ("cosine", "step") for m in ("resnet18", "resnet34")}
+        (s, m) for s in ("cosine", "step") for m in ("resnet18", "resnet34")
+    }
 
 
 def test_known_configurations_come_first_and_count():
@@ -90,12 +116,13 @@ def test_known_configurations_come_first_and_count():
     assert len(found) == 5
 
 
-# --- Optuna ----------------------------------------------------------------------------------------------------------
+# --- Optuna ------------------------------------------------------------------------------------
+
 
 def bowl(config) -> float:
     """Best at sgd with a rate of 0.01."""
     rate = np.log10(config["optimizer"]["lr"])
-    return -(rate + 2) ** 2 - (config["optimizer"]["name"] != "sgd")
+    return -((rate + 2) ** 2) - (config["optimizer"]["name"] != "sgd")
 
 
 def propose(job: Job, count: int, past=()) -> list[tuple[dict, float]]:
@@ -111,30 +138,44 @@ def propose(job: Job, count: int, past=()) -> list[tuple[dict, float]]:
 
 
 def tpe_job(**search) -> Job:
-    space = {"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-5, 1.0]}},
-                           {"name": "adam", "lr": {"loguniform": [1e-5, 1.0]}}]}
+    space = {
+        "optimizer": [
+            {"name": "sgd", "lr": {"loguniform": [1e-5, 1.0]}},
+            {"name": "adam", "lr": {"loguniform": [1e-5, 1.0]}},
+        ]
+    }
     return Job.model_validate({"search": {"algorithm": "tpe", "space": space, **search}})
 
 
 def test_proposals_of_tpe_learn_from_what_did_well():
     tried = propose(tpe_job(), 50)
-    assert np.mean([score for _, score in tried[-15:]]) > np.mean([score for _, score in tried[:15]]) + 0.5
+    assert (
+        np.mean([score for _, score in tried[-15:]])
+        > np.mean([score for _, score in tried[:15]]) + 0.5
+    )
     assert tried == propose(tpe_job(), 50)
 
 
 def test_tpe_begins_with_known_configurations_and_goes_on_from_past_ones():
-    known = [{"optimizer": {"name": "sgd", "lr": 0.02}}, {"train.ema": 0.5, "optimizer": {"name": "adam", "lr": 0.1}}]
+    known = [
+        {"optimizer": {"name": "sgd", "lr": 0.02}},
+        {"train.ema": 0.5, "optimizer": {"name": "adam", "lr": 0.1}},
+    ]
     job = tpe_job(start_with=known)
     assert [config for config, _ in propose(job, 4)][:2] == known
     tried = propose(tpe_job(), 50)
-    past = [(config, "finished", [{"val_accuracy": score, "val_loss": 1.0}]) for config, score in tried]
+    past = [
+        (config, "finished", [{"val_accuracy": score, "val_loss": 1.0}]) for config, score in tried
+    ]
     first = [score for _, score in propose(tpe_job(), 10)]
     again = [score for _, score in propose(tpe_job(), 10, past)]
     assert np.mean(again) > np.mean(first) + 0.5
 
 
 def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
-    asked = searcher(tpe_job(), range(3), {}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])])
+    asked = searcher(
+        tpe_job(), range(3), {}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])]
+    )
     assert asked.next_trial()[0] == 0
     asked.epoch(0, {"val_accuracy": 1.0, "val_loss": 0.0})
     asked.ended(0, failed=True)
@@ -146,7 +187,9 @@ def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
 
 def test_a_trial_taken_up_again_keeps_the_configuration_that_tpe_gave_it():
     begun = {"optimizer": {"name": "adam", "lr": 0.123}}
-    asked = searcher(tpe_job(), [1, 2], {1: begun}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", [])])
+    asked = searcher(
+        tpe_job(), [1, 2], {1: begun}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", [])]
+    )
     assert asked.next_trial() == (1, begun)
     number, config = asked.next_trial()
     assert number == 2
@@ -154,33 +197,74 @@ def test_a_trial_taken_up_again_keeps_the_configuration_that_tpe_gave_it():
 
 
 def test_tpe_is_told_of_known_configurations_only_what_is_true():
-    space = {"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-3, 1.0]}, "momentum": 0.9}, {"name": "adam"}],
-             "train.layer_decay": {"uniform": [0.5, 1.0]}, "train.batch_size": {"choice": [64, 128]}}
+    space = {
+        "optimizer": [
+            {"name": "sgd", "lr": {"loguniform": [1e-3, 1.0]}, "momentum": 0.9},
+            {"name": "adam"},
+        ],
+        "train.layer_decay": {"uniform": [0.5, 1.0]},
+        "train.batch_size": {"choice": [64, 128]},
+    }
     job = Job.model_validate({"search": {"algorithm": "tpe", "space": space}})
     asked = searcher(job, range(9), {}, [])
     told = asked._parameters({"optimizer": {"name": "sgd", "lr": 0.01}})
-    assert told == {"optimizer": 0, "optimizer.0.lr": 0.01, "train.layer_decay": 1.0, "train.batch_size": 1}
-    for outside in ({"optimizer": {"name": "sgd", "lr": 2.0}}, {"optimizer": {"name": "rmsprop"}},
-                    {"optimizer": {"name": "adam"}, "train.batch_size": 32}):
+    assert told == {
+        "optimizer": 0,
+        "optimizer.0.lr": 0.01,
+        "train.layer_decay": 1.0,
+        "train.batch_size": 1,
+    }
+    for outside in (
+        {"optimizer": {"name": "sgd", "lr": 2.0}},
+        {"optimizer": {"name": "rmsprop"}},
+        {"optimizer": {"name": "adam"}, "train.batch_size": 32},
+    ):
         assert asked._parameters(outside) is None
         assert asked._fixed(outside) is None
 
 
-@pytest.mark.parametrize(("search", "expected"), [
-    ({"space": {"train.freeze": {"choice": ["none", "backbone"]}, "train.head_epochs": {"choice": [0, 2]}}},
-     "leave head_epochs at 0"),
-    ({"space": {"train.schedule.name": {"choice": ["cosine", "one_cycle"]},
-                "train.schedule.warmup_epochs": {"choice": [0.0, 1.0]}}}, "rises by itself"),
-    ({"space": {"train.batch_size": {"choice": [4, 64]}, "train.accumulate": {"choice": [1, 8]}}}, "accumulate is"),
-])
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        (
+            {
+                "space": {
+                    "train.freeze": {"choice": ["none", "backbone"]},
+                    "train.head_epochs": {"choice": [0, 2]},
+                }
+            },
+            "leave head_epochs at 0",
+        ),
+        (
+            {
+                "space": {
+                    "train.schedule.name": {"choice": ["cosine", "one_cycle"]},
+                    "train.schedule.warmup_epochs": {"choice": [0.0, 1.0]},
+                }
+            },
+            "rises by itself",
+        ),
+        (
+            {
+                "space": {
+                    "train.batch_size": {"choice": [4, 64]},
+                    "train.accumulate": {"choice": [1, 8]},
+                }
+            },
+            "accumulate is",
+        ),
+    ],
+)
 def test_values_that_are_wrong_together_are_told_before_anything_starts(search, expected):
     with pytest.raises(JobError, match=expected):
         check_configurations(Job.model_validate({"search": search}))
 
 
 def test_values_that_are_right_together_pass():
-    space = {"train.schedule.name": {"choice": ["cosine", "one_cycle"]},
-             "train.schedule.warmup_epochs": {"choice": [0.0]}}
+    space = {
+        "train.schedule.name": {"choice": ["cosine", "one_cycle"]},
+        "train.schedule.warmup_epochs": {"choice": [0.0]},
+    }
     tree = {"train": {"schedule": {"warmup_epochs": 1.0}}, "search": {"space": space}}
     check_configurations(validate_job(tree, "job.yaml"))
 
@@ -192,9 +276,16 @@ def record(trial: str, status: str, *values: float) -> TrialRecord:
 
 def test_only_repeats_that_finished_count():
     best = record("t0", "stopped", 0.5, 0.8)
-    repeats = [record("t0-seed1", "finished", 0.6), record("t0-seed2", "failed", 0.1),
-               record("t0-seed3", "stopped", 0.1)]
+    repeats = [
+        record("t0-seed1", "finished", 0.6),
+        record("t0-seed2", "failed", 0.1),
+        record("t0-seed3", "stopped", 0.1),
+    ]
     found = confirmation(best, repeats, "val_accuracy", 0)
-    assert (found["seeds"], found["values"], found["mean"]) == ([0, 1], [0.8, 0.6], pytest.approx(0.7))
+    assert (found["seeds"], found["values"], found["mean"]) == (
+        [0, 1],
+        [0.8, 0.6],
+        pytest.approx(0.7),
+    )
     assert confirmation(best, repeats[1:], "val_accuracy", 0)["std"] == 0.0
     assert confirmation(best, [], "val_accuracy", 0) is None

@@ -1,4 +1,6 @@
-"""What is logged of a run, read back from where it went; what fails there is of no account to the run."""
+"""What is logged of a run, read back from where it went; what fails there is of no account to the
+run.
+"""
 
 import importlib.util
 import json
@@ -20,38 +22,70 @@ from raysft.tracking import Tracking
 from raysft.tracking.front import Memory, TrackerThread
 from raysft.tracking.values import flattened
 
-SEARCH = {"space": {"optimizer": [{"name": "adam", "lr": {"loguniform": [0.001, 0.1]}}],
-                    "train.batch_size": {"choice": [8, 16]}}}
+SEARCH = {
+    "space": {
+        "optimizer": [{"name": "adam", "lr": {"loguniform": [0.001, 0.1]}}],
+        "train.batch_size": {"choice": [8, 16]},
+    }
+}
 CONFIG = {"optimizer": {"name": "adam", "lr": 0.01}, "train.batch_size": 8}
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}.items():
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "WANDB_ERROR_REPORTING": "false",
+    }.items():
         monkeypatch.setenv(name, value)
 
 
 def epoch(number: int) -> dict:
-    return {"epoch": number, "train_loss": 1 / number, "val_accuracy": 1 - 0.5 ** number, "val_loss": 2 / number,
-            "learning_rate": 0.01 / number, "seconds": 2.5, "train_seconds": 2.0, "data_wait_seconds": 0.5,
-            "images": 100}
+    return {
+        "epoch": number,
+        "train_loss": 1 / number,
+        "val_accuracy": 1 - 0.5**number,
+        "val_loss": 2 / number,
+        "learning_rate": 0.01 / number,
+        "seconds": 2.5,
+        "train_seconds": 2.0,
+        "data_wait_seconds": 0.5,
+        "images": 100,
+    }
 
 
-def record(trial: str, epochs: int, status: str = "running", error: str | None = None) -> TrialRecord:
-    return TrialRecord(trial, CONFIG, status, [epoch(n) for n in range(1, epochs + 1)], 1000.0, 5.0, error)
+def record(
+    trial: str, epochs: int, status: str = "running", error: str | None = None
+) -> TrialRecord:
+    return TrialRecord(
+        trial, CONFIG, status, [epoch(n) for n in range(1, epochs + 1)], 1000.0, 5.0, error
+    )
 
 
 class Tracked:
     """A run that is only told about."""
 
     def __init__(self, folder: Path, **tracking) -> None:
-        self.job = Job.model_validate({"name": "j", "storage": str(folder / "runs"), "search": SEARCH,
-                                       "tracking": {"tensorboard": False} | tracking})
+        self.job = Job.model_validate(
+            {
+                "name": "j",
+                "storage": str(folder / "runs"),
+                "search": SEARCH,
+                "tracking": {"tensorboard": False} | tracking,
+            }
+        )
         self.run, self.scratch, self.notes = Run.create(self.job, "r"), folder / "scratch", []
 
-    def go(self, *records: TrialRecord, ends: BaseException | None = None, results: dict | None = None,
-           between=lambda: None) -> None:
-        """Tell of each record as the driver does, let `between` happen before the last, then end as told."""
+    def go(
+        self,
+        *records: TrialRecord,
+        ends: BaseException | None = None,
+        results: dict | None = None,
+        between=lambda: None,
+    ) -> None:
+        """Tell of each record as the driver does, let `between` happen before the last, then end as
+        told.
+        """
         with Tracking(self.job, self.run, self.notes.append, self.scratch) as tracking:
             for number, told in enumerate(records):
                 if number == len(records) - 1:
@@ -73,16 +107,22 @@ class Tracked:
 
 def logged_of(one: dict) -> dict[str, float]:
     """What is to be logged of an epoch: its numbers, and what follows from them."""
-    return {key: value for key, value in one.items() if key != "epoch"} | {"images_per_second": 50.0,
-                                                                           "data_wait_fraction": 0.25}
+    return {key: value for key, value in one.items() if key != "epoch"} | {
+        "images_per_second": 50.0,
+        "data_wait_fraction": 0.25,
+    }
 
 
 def stepped(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
     """For each metric its (step, value)."""
-    return {name: [(one["epoch"], logged_of(one)[name]) for one in history] for name in logged_of(history[0])}
+    return {
+        name: [(one["epoch"], logged_of(one)[name]) for one in history]
+        for name in logged_of(history[0])
+    }
 
 
-# --- TensorBoard -----------------------------------------------------------------------------------------------------
+# --- TensorBoard -------------------------------------------------------------------------------
+
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -99,8 +139,12 @@ def hparams(folder: Path) -> tuple[dict, str | None]:
 
     read = EventAccumulator(str(folder))
     read.Reload()
-    told = {tag: plugin_data_pb2.HParamsPluginData.FromString(read.SummaryMetadata(tag).plugin_data.content)
-            for tag in read.PluginTagToContent("hparams")}
+    told = {
+        tag: plugin_data_pb2.HParamsPluginData.FromString(
+            read.SummaryMetadata(tag).plugin_data.content
+        )
+        for tag in read.PluginTagToContent("hparams")
+    }
     values = told["_hparams_/session_start_info"].session_start_info.hparams
     end = told.get("_hparams_/session_end_info")
     status = api_pb2.Status.Name(end.session_end_info.status) if end else None
@@ -108,13 +152,20 @@ def hparams(folder: Path) -> tuple[dict, str | None]:
 
 
 def same(found: dict, expected: dict) -> bool:
-    return found.keys() == expected.keys() and all(found[key] == [
-        (step, pytest.approx(value)) for step, value in expected[key]] for key in expected)
+    return found.keys() == expected.keys() and all(
+        found[key] == [(step, pytest.approx(value)) for step, value in expected[key]]
+        for key in expected
+    )
 
 
 def test_tensorboard_has_a_folder_a_trial_with_every_epoch_and_its_configuration(tmp_path):
     run = Tracked(tmp_path, tensorboard=True)
-    run.go(record("t0", 1), record("t1", 1), record("t0", 3, "finished"), record("t1", 1, "diverged", "loss is nan"))
+    run.go(
+        record("t0", 1),
+        record("t1", 1),
+        record("t0", 3, "finished"),
+        record("t1", 1, "diverged", "loss is nan"),
+    )
     assert run.notes == []
     board = run.run.folder / "tensorboard"
     assert same(curves(board / "t0"), stepped([epoch(1), epoch(2), epoch(3)]))
@@ -127,16 +178,22 @@ def test_tensorboard_has_a_folder_a_trial_with_every_epoch_and_its_configuration
 def test_event_files_of_a_run_taken_up_again_have_every_epoch_once(tmp_path):
     run = Tracked(tmp_path, tensorboard=True)
     with pytest.raises(KeyboardInterrupt):
-        run.go(record("t0", 2, "finished"), record("t1", 1), record("t1", 3), ends=KeyboardInterrupt())
+        run.go(
+            record("t0", 2, "finished"), record("t1", 1), record("t1", 3), ends=KeyboardInterrupt()
+        )
     memory = run.run.folder / "tracking.json"
     known = read_json(memory)
-    known["tensorboard"]["trials"]["t1"]["epochs"] = 2  # killed before it could write down the third
+    known["tensorboard"]["trials"]["t1"]["epochs"] = (
+        2  # killed before it could write down the third
+    )
     write_json(memory, known)
     again = run.reopened(record("t0", 2, "finished"), record("t1", 3, "pending"))
     again.go(record("t1", 4), record("t1", 5, "finished"))
     assert same(curves(run.run.folder / "tensorboard/t0"), stepped([epoch(1), epoch(2)]))
     assert same(curves(run.run.folder / "tensorboard/t1"), stepped([epoch(n) for n in range(1, 6)]))
-    assert len(list((run.run.folder / "tensorboard/t0").iterdir())) == 1  # nothing was left to write there
+    assert (
+        len(list((run.run.folder / "tensorboard/t0").iterdir())) == 1
+    )  # nothing was left to write there
     assert hparams(run.run.folder / "tensorboard/t1")[1] == "STATUS_SUCCESS"
 
 
@@ -150,7 +207,8 @@ def test_no_library_is_imported_before_a_trial_trains(tmp_path):
         assert all(thread.is_alive() for thread in tracking.threads)
 
 
-# --- MLflow ----------------------------------------------------------------------------------------------------------
+# --- MLflow ------------------------------------------------------------------------------------
+
 
 class Store:
     """An MLflow store in a SQLite file."""
@@ -161,14 +219,22 @@ class Store:
 
     def runs(self) -> tuple[list, dict]:
         """(parent runs, those below them by trial)."""
-        found = self.client().search_runs([e.experiment_id for e in self.client().search_experiments()])
+        found = self.client().search_runs(
+            [e.experiment_id for e in self.client().search_experiments()]
+        )
         parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-        assert all(r.data.tags["mlflow.parentRunId"] == parents[0].info.run_id for r in found if r not in parents)
+        assert all(
+            r.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+            for r in found
+            if r not in parents
+        )
         return parents, {r.data.tags["raysft.trial"]: r for r in found if r not in parents}
 
     def curves(self, run) -> dict[str, list[tuple[int, float]]]:
-        return {key: [(m.step, m.value) for m in self.client().get_metric_history(run.info.run_id, key)]
-                for key in run.data.metrics}
+        return {
+            key: [(m.step, m.value) for m in self.client().get_metric_history(run.info.run_id, key)]
+            for key in run.data.metrics
+        }
 
     def client(self):
         from mlflow import MlflowClient
@@ -199,19 +265,39 @@ def model_of(run: Tracked) -> dict:
     model.mkdir()
     (model / "model.json").write_text("{}")
     (run.run.folder / "report.html").write_text("<html>")
-    return {"best": {"trial": "t0", "config": CONFIG, "epoch": 2, "val_accuracy": 0.75, "test_accuracy": 0.5,
-                     "model": str(model)}}
+    return {
+        "best": {
+            "trial": "t0",
+            "config": CONFIG,
+            "epoch": 2,
+            "val_accuracy": 0.75,
+            "test_accuracy": 0.5,
+            "model": str(model),
+        }
+    }
 
 
 def test_mlflow_has_a_parent_and_below_it_every_trial_with_its_end(tmp_path, store):
     run = Tracked(tmp_path, mlflow=store.uri, mlflow_experiment="flowers")
-    run.go(record("t0", 1), record("t1", 1), record("t0", 2, "finished"), record("t1", 1, "stopped"),
-           record("t2", 1, "diverged", "loss is nan"), record("t3", 0, "failed", "boom"), results=model_of(run))
+    run.go(
+        record("t0", 1),
+        record("t1", 1),
+        record("t0", 2, "finished"),
+        record("t1", 1, "stopped"),
+        record("t2", 1, "diverged", "loss is nan"),
+        record("t3", 0, "failed", "boom"),
+        results=model_of(run),
+    )
     assert run.notes == []
     (parent,), trials = store.runs()
-    assert {trial: (r.info.status, r.data.tags["raysft.status"]) for trial, r in trials.items()} == {
-        "t0": ("FINISHED", "finished"), "t1": ("FINISHED", "stopped"), "t2": ("FAILED", "diverged"),
-        "t3": ("FAILED", "failed")}
+    assert {
+        trial: (r.info.status, r.data.tags["raysft.status"]) for trial, r in trials.items()
+    } == {
+        "t0": ("FINISHED", "finished"),
+        "t1": ("FINISHED", "stopped"),
+        "t2": ("FAILED", "diverged"),
+        "t3": ("FAILED", "failed"),
+    }
     assert trials["t3"].data.tags["raysft.error"] == "boom"
     assert store.curves(trials["t0"]) == stepped([epoch(1), epoch(2)])
     assert trials["t0"].data.params["train.optimizer.lr"] == "0.01"
@@ -223,11 +309,17 @@ def test_mlflow_has_a_parent_and_below_it_every_trial_with_its_end(tmp_path, sto
     assert parent.data.metrics["test_accuracy"] == 0.5
     files = {f.path for f in store.client().list_artifacts(parent.info.run_id)}
     assert files == {"model", "report.html"}
-    assert store.client().get_experiment_by_name("flowers").experiment_id == parent.info.experiment_id
+    assert (
+        store.client().get_experiment_by_name("flowers").experiment_id == parent.info.experiment_id
+    )
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("no"), "FAILED")])
-def test_a_run_that_ends_early_closes_what_is_open_and_goes_on_there(tmp_path, store, error, status):
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("no"), "FAILED")]
+)
+def test_a_run_that_ends_early_closes_what_is_open_and_goes_on_there(
+    tmp_path, store, error, status
+):
     run = Tracked(tmp_path, mlflow=store.uri)
     began = threading.Event()
 
@@ -239,14 +331,22 @@ def test_a_run_that_ends_early_closes_what_is_open_and_goes_on_there(tmp_path, s
                 began.set()
 
     with pytest.raises(type(error)):
-        run.go(record("t0", 2, "finished"), record("t1", 1), record("t1", 2), ends=error, between=in_store)
+        run.go(
+            record("t0", 2, "finished"),
+            record("t1", 1),
+            record("t1", 2),
+            ends=error,
+            between=in_store,
+        )
     assert run.notes == []
     (parent,), trials = store.runs()
     assert (parent.info.status, trials["t1"].info.status) == (status, status)
     assert trials["t0"].info.status == "FINISHED"
     memory = run.run.folder / "tracking.json"
     known = read_json(memory)
-    known["mlflow"]["trials"]["t1"]["epochs"] = 0  # killed before it could write down what it had logged
+    known["mlflow"]["trials"]["t1"]["epochs"] = (
+        0  # killed before it could write down what it had logged
+    )
     write_json(memory, known)
 
     again = run.reopened(record("t0", 2, "finished"), record("t1", 2, "pending"))
@@ -280,7 +380,10 @@ def test_a_damaged_memory_logs_nothing_twice_and_ends_nothing(tmp_path):
     (run.run.folder / "tracking.json").write_text("{}")
     run.go(record("t0", 1), record("t0", 2, "finished"))
     (note,) = run.notes
-    assert "tracking.json cannot be read (it has no checksum); nothing is logged, the run goes on" in note
+    assert (
+        "tracking.json cannot be read (it has no checksum); nothing is logged, the run goes on"
+        in note
+    )
     assert not (run.run.folder / "tensorboard").exists()
 
 
@@ -309,7 +412,9 @@ def test_a_server_that_does_not_answer_holds_nothing_up_for_long(tmp_path, monke
     run, stuck = Tracked(tmp_path), Stuck()
     began = time.monotonic()
     with Tracking(run.job, run.run, run.notes.append, run.scratch) as tracking:
-        tracking.threads.append(thread := TrackerThread(stuck, Memory(run.run.folder), run.notes.append))
+        tracking.threads.append(
+            thread := TrackerThread(stuck, Memory(run.run.folder), run.notes.append)
+        )
         for number in range(1, 1000):
             tracking.trial(record("t0", number % 7), "epoch", 1.0) if number % 7 else None
         assert stuck.asked.wait(10)
@@ -319,16 +424,23 @@ def test_a_server_that_does_not_answer_holds_nothing_up_for_long(tmp_path, monke
     stuck.answer.set()
 
 
-# --- Weights & Biases ------------------------------------------------------------------------------------------------
+# --- Weights & Biases --------------------------------------------------------------------------
+
 
 def offline_runs(folder: Path) -> list[dict]:
     """What the files of W&B's offline runs below a folder hold, oldest first."""
-    return [read_offline(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"),
-                                                  key=lambda f: f.stat().st_mtime)]
+    return [
+        read_offline(file)
+        for file in sorted(
+            folder.glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime
+        )
+    ]
 
 
 def read_offline(file: Path) -> dict:
-    """Run, steps, summary and exit code from a log in LevelDB's format: blocks of 32 KiB, records in pieces."""
+    """Run, steps, summary and exit code from a log in LevelDB's format: blocks of 32 KiB, records
+    in pieces.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     found: dict = {"steps": [], "summary": {}, "config": {}, "exit": None}
@@ -338,10 +450,10 @@ def read_offline(file: Path) -> dict:
         if left < 7:
             at += left
             continue
-        _, length, kind = struct.unpack("<IHB", content[at:at + 7])
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
         if kind == 0:
             break
-        piece = (b"" if kind in (1, 2) else piece) + content[at + 7:at + 7 + length]
+        piece = (b"" if kind in (1, 2) else piece) + content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
             _take(found, Record.FromString(piece))
@@ -350,11 +462,17 @@ def read_offline(file: Path) -> dict:
 
 def _take(found: dict, told) -> None:
     def values(items) -> dict:
-        return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+        return {
+            item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items
+        }
 
     if told.HasField("run"):
-        found |= {"id": told.run.run_id, "group": told.run.run_group, "project": told.run.project,
-                  "name": told.run.display_name}
+        found |= {
+            "id": told.run.run_id,
+            "group": told.run.run_group,
+            "project": told.run.project,
+            "name": told.run.display_name,
+        }
         found["config"] |= values(told.run.config.update)
     elif told.HasField("config"):
         found["config"] |= values(told.config.update)
@@ -370,13 +488,17 @@ def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkey
     monkeypatch.setattr("raysft.tracking.front.STOP_SECONDS", 30.0)
     run = Tracked(tmp_path, wandb="flowers", wandb_mode="offline")
     with pytest.raises(KeyboardInterrupt):
-        run.go(record("t0", 1), record("t1", 1), record("t0", 2, "finished"), ends=KeyboardInterrupt())
+        run.go(
+            record("t0", 1), record("t1", 1), record("t0", 2, "finished"), ends=KeyboardInterrupt()
+        )
     assert run.notes == []
     first = {r["name"]: r for r in offline_runs(run.run.folder)}
     assert set(first) == {"r t0", "r t1"}
     assert {(r["group"], r["project"]) for r in first.values()} == {("r", "flowers")}
     assert first["r t0"]["config"]["train.optimizer.lr"] == 0.01
-    logged = [{k: v for k, v in step.items() if not k.startswith("_")} for step in first["r t0"]["steps"]]
+    logged = [
+        {k: v for k, v in step.items() if not k.startswith("_")} for step in first["r t0"]["steps"]
+    ]
     assert logged == [logged_of(epoch(1)), logged_of(epoch(2))]
     assert [step["_step"] for step in first["r t0"]["steps"]] == [1, 2]
     assert first["r t0"]["summary"]["status"] == "finished"
@@ -385,7 +507,11 @@ def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkey
     again = run.reopened(record("t0", 2, "finished"), record("t1", 1, "pending"))
     again.go(record("t1", 1), record("t1", 2, "failed", "boom"), results=model_of(run))
     assert again.notes == []
-    later = [r for r in offline_runs(run.run.folder) if r["name"] not in first or r["exit"] != first[r["name"]]["exit"]]
+    later = [
+        r
+        for r in offline_runs(run.run.folder)
+        if r["name"] not in first or r["exit"] != first[r["name"]]["exit"]
+    ]
     assert [(r["name"], r["exit"]) for r in later] == [("r t1", 1), ("r result", 0)]
     assert later[0]["id"] == first["r t1"]["id"]
     assert [step["_step"] for step in later[0]["steps"]] == [2]
@@ -393,15 +519,22 @@ def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkey
     assert later[1]["summary"]["test_accuracy"] == 0.5
 
 
-# --- what is refused before anything starts --------------------------------------------------------------------------
+# --- what is refused before anything starts ----------------------------------------------------
 
-@pytest.mark.parametrize(("address", "expected"), [
-    ("http://me:geheim@host:5000", "has a user or a password in it"),
-    ("https://geheim@host", "has a user or a password in it"),
-    ("postgresql://host/db?password=geheim", "has a user or a password in it"),
-    ("mlruns", "MLflow keeps no runs in plain folders any more"),
-    ("file:///mlruns", "MLflow keeps no runs in plain folders any more")])
-def test_an_address_with_a_secret_or_a_folder_is_refused_in_a_line_that_does_not_repeat_it(address, expected):
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://me:geheim@host:5000", "has a user or a password in it"),
+        ("https://geheim@host", "has a user or a password in it"),
+        ("postgresql://host/db?password=geheim", "has a user or a password in it"),
+        ("mlruns", "MLflow keeps no runs in plain folders any more"),
+        ("file:///mlruns", "MLflow keeps no runs in plain folders any more"),
+    ],
+)
+def test_an_address_with_a_secret_or_a_folder_is_refused_in_a_line_that_does_not_repeat_it(
+    address, expected
+):
     with pytest.raises(JobErrors, match=expected) as told:
         validate_job({"tracking": {"mlflow": address}}, "j.yaml")
     assert str(told.value).startswith("j.yaml: tracking.mlflow: ")
@@ -410,11 +543,20 @@ def test_an_address_with_a_secret_or_a_folder_is_refused_in_a_line_that_does_not
 
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_package_is_a_line_before_anything_starts(monkeypatch, package):
-    monkeypatch.setattr("raysft.inputs.find_spec", lambda name: None if name == package else
-                        importlib.util.find_spec(name))
-    spec = Spec(tensorboard=package == "tensorboard", mlflow="http://host:1" if package == "mlflow" else None,
-                wandb="p" if package == "wandb" else None, wandb_mode="offline")
-    with pytest.raises(UserError, match=rf"tracking.{package}: the package {package} is not installed; .*pip install"):
+    monkeypatch.setattr(
+        "raysft.inputs.find_spec",
+        lambda name: None if name == package else importlib.util.find_spec(name),
+    )
+    spec = Spec(
+        tensorboard=package == "tensorboard",
+        mlflow="http://host:1" if package == "mlflow" else None,
+        wandb="p" if package == "wandb" else None,
+        wandb_mode="offline",
+    )
+    with pytest.raises(
+        UserError,
+        match=rf"tracking.{package}: the package {package} is not installed; .*pip install",
+    ):
         check_tracking(spec)
     monkeypatch.undo()
     check_tracking(spec)
@@ -424,7 +566,9 @@ def test_wandb_online_needs_a_key(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(UserError, match=r"no key for Weights & Biases; set WANDB_API_KEY, or tracking.wandb_mode"):
+    with pytest.raises(
+        UserError, match=r"no key for Weights & Biases; set WANDB_API_KEY, or tracking.wandb_mode"
+    ):
         outline_of(Job(tracking=Spec(wandb="p")))
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     (tmp_path / "netrc").chmod(0o600)
@@ -434,4 +578,7 @@ def test_wandb_online_needs_a_key(tmp_path, monkeypatch):
 
 def test_a_tree_is_flat_without_what_is_not_set():
     assert flattened({"a": {"b": 1, "c": None, "d": {"e.f": True}}, "g": [1, "x"]}) == {
-        "a.b": 1, "a.d.e.f": True, "g": '[1, "x"]'}
+        "a.b": 1,
+        "a.d.e.f": True,
+        "g": '[1, "x"]',
+    }

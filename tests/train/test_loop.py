@@ -1,4 +1,6 @@
-"""One trial in one process: it learns, it repeats itself, and it goes on where a checkpoint left off."""
+"""One trial in one process: it learns, it repeats itself, and it goes on where a checkpoint left
+off.
+"""
 
 import shutil
 from pathlib import Path
@@ -21,7 +23,11 @@ from tests.tiny import tiny
 def rows(n: int, seed: int) -> Kept:
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
-    images = rng.normal(60 + 60 * labels[:, None, None, None], 30, (n, 8, 8, 3)).clip(0, 255).astype(np.uint8)
+    images = (
+        rng.normal(60 + 60 * labels[:, None, None, None], 30, (n, 8, 8, 3))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     return Kept(Rows(np.arange(n), images, labels))
 
 
@@ -29,7 +35,9 @@ TRAIN, VAL = rows(50, 0), rows(20, 1)
 HOW = Preparation((0.5,) * 3, (0.25,) * 3)
 
 
-def trial(folder: Path, epochs: int = 4, stop_after: int | None = None, net=None, **knobs) -> list[dict]:
+def trial(
+    folder: Path, epochs: int = 4, stop_after: int | None = None, net=None, **knobs
+) -> list[dict]:
     knobs = {"optimizer": {"name": "adam", "lr": 0.01}} | knobs
     train = Train.model_validate({"epochs": epochs, "batch_size": 8} | knobs)
     recipe = Recipe(train, 0, HOW, (17, 17, 16), "val_accuracy", folder / "t0/checkpoints", "4")
@@ -41,7 +49,14 @@ def trial(folder: Path, epochs: int = 4, stop_after: int | None = None, net=None
         seen.append(history[-1])
         return stop_after is None or len(history) < stop_after
 
-    run_trial(recipe, net or tiny(3), Splits(TRAIN, VAL), Team(0, 1, torch.device("cpu")), report, lambda *a: None)
+    run_trial(
+        recipe,
+        net or tiny(3),
+        Splits(TRAIN, VAL),
+        Team(0, 1, torch.device("cpu")),
+        report,
+        lambda *a: None,
+    )
     return seen
 
 
@@ -61,9 +76,17 @@ def test_one_seed_gives_the_same_metrics(tmp_path):
     assert values(trial(tmp_path / "a")) == values(trial(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("knobs", [*({"optimizer": {"name": name}} for name in NAMES), {"ema": 0.9},
-                                   {"head_epochs": 3}, {"augment": {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.5}},
-                                   {"layer_decay": 0.7, "accumulate": 2, "clip_norm": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        *({"optimizer": {"name": name}} for name in NAMES),
+        {"ema": 0.9},
+        {"head_epochs": 3},
+        {"augment": {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.5}},
+        {"layer_decay": 0.7, "accumulate": 2, "clip_norm": 0.1},
+    ],
+    ids=str,
+)
 def test_a_trial_taken_up_again_ends_as_if_it_had_never_stopped(tmp_path, knobs):
     whole = trial(tmp_path / "a", **knobs)
     first = trial(tmp_path / "b", **knobs, stop_after=2)
@@ -129,7 +152,10 @@ def test_a_trial_killed_inside_an_epoch_ends_as_if_it_had_not_been(tmp_path, eve
 def test_checkpoints_inside_an_epoch_go_by_the_clock(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("raysft.train.loop.time.monotonic", lambda: now[0])
-    train, alone = Train.model_validate({"checkpoint_every": "0.5 minutes"}), Team(0, 1, torch.device("cpu"))
+    train, alone = (
+        Train.model_validate({"checkpoint_every": "0.5 minutes"}),
+        Team(0, 1, torch.device("cpu")),
+    )
 
     def due(notice):
         rhythm = Rhythm(train, alone, lambda: notice(now[0]))
@@ -144,7 +170,9 @@ def test_checkpoints_inside_an_epoch_go_by_the_clock(monkeypatch):
 
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors"])
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]]
+)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, damage):
     trial(tmp_path, epochs=4, stop_after=3)
     folder = tmp_path / "t0/checkpoints"
@@ -166,7 +194,10 @@ def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path):
 
 
 def test_equal_accuracies_are_told_apart_by_the_loss():
-    history = [{"epoch": 1, "val_accuracy": 0.9, "val_loss": 0.5}, {"epoch": 2, "val_accuracy": 0.9, "val_loss": 0.4},
-               {"epoch": 3, "val_accuracy": 0.8, "val_loss": 0.1}]
+    history = [
+        {"epoch": 1, "val_accuracy": 0.9, "val_loss": 0.5},
+        {"epoch": 2, "val_accuracy": 0.9, "val_loss": 0.4},
+        {"epoch": 3, "val_accuracy": 0.8, "val_loss": 0.1},
+    ]
     assert best_epoch(history, "val_accuracy") == 2
     assert best_epoch(history, "val_loss") == 3

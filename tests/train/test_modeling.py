@@ -14,7 +14,9 @@ def build(name="tests.tiny:tiny", weights="none", classes=3, seed=0):
     return build_network(Model(name=name, weights=weights), classes, seed).net
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", "vit_b_16"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", "vit_b_16"]
+)
 def test_every_family_gets_a_new_head(name):
     net = build(name, classes=5).eval()
     assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 5)
@@ -26,14 +28,17 @@ def test_the_seed_fixes_new_tensors():
     assert not torch.equal(first[0].weight, other[0].weight)
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("resnet81", "did you mean resnet18"),
-    ("fasterrcnn_resnet50_fpn", "not a torchvision classifier"),
-    ("tests.tiny:none", "cannot be imported"),
-    ("no.such:thing", "cannot be imported"),
-    ("tests.tiny:not_a_network", "made a int"),
-    ("tests.networks:raises", r"cannot make a network \(RuntimeError: no weights today\)"),
-])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet81", "did you mean resnet18"),
+        ("fasterrcnn_resnet50_fpn", "not a torchvision classifier"),
+        ("tests.tiny:none", "cannot be imported"),
+        ("no.such:thing", "cannot be imported"),
+        ("tests.tiny:not_a_network", "made a int"),
+        ("tests.networks:raises", r"cannot make a network \(RuntimeError: no weights today\)"),
+    ],
+)
 def test_unknown_networks_say_what_to_do(name, expected):
     with pytest.raises(ModelError, match=expected):
         build(name)
@@ -47,7 +52,9 @@ def test_a_file_of_weights_is_loaded_whole(tmp_path, suffix):
     else:
         save_file(source.state_dict(), path)
     net = build(weights=str(path))
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), source.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(net.parameters(), source.parameters(), strict=True)
+    )
 
 
 def test_a_pretrained_body_takes_a_new_head(tmp_path):
@@ -62,13 +69,17 @@ def test_a_pretrained_body_takes_a_new_head(tmp_path):
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     save_file(wider(3).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"another architecture than tests\.tiny:tiny: 1 of 4 tensors fit"):
+    with pytest.raises(
+        ModelError, match=r"another architecture than tests\.tiny:tiny: 1 of 4 tensors fit"
+    ):
         build(weights=str(tmp_path / "w.safetensors"))
 
 
 class Evil:
     def __reduce__(self):
-        return eval, ("print('run')",)   # not print itself: Ray puts one of its own in its place, which no pickle finds
+        return eval, (
+            "print('run')",
+        )  # not print itself: Ray puts one of its own in its place, which no pickle finds
 
 
 def test_weights_that_could_run_code_are_refused(tmp_path, capsys):
@@ -78,11 +89,14 @@ def test_weights_that_could_run_code_are_refused(tmp_path, capsys):
     assert "run" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "weights", "expected"), [
-    ("resnet18", "IMAGENET1K_V9", "give DEFAULT, IMAGENET1K_V1"),
-    ("tests.tiny:tiny", "DEFAULT", "has no weights by name"),
-    ("resnet18", "none/w.safetensors", "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("resnet18", "IMAGENET1K_V9", "give DEFAULT, IMAGENET1K_V1"),
+        ("tests.tiny:tiny", "DEFAULT", "has no weights by name"),
+        ("resnet18", "none/w.safetensors", "does not exist"),
+    ],
+)
 def test_weights_that_are_not_there(name, weights, expected):
     with pytest.raises(ModelError, match=expected):
         build(name, weights)

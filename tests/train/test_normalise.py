@@ -1,4 +1,6 @@
-"""Batch normalisation is never trained on one row: batches are dealt so, and what cannot be is refused."""
+"""Batch normalisation is never trained on one row: batches are dealt so, and what cannot be is
+refused.
+"""
 
 import copy
 from pathlib import Path
@@ -26,7 +28,9 @@ ALONE = Team(0, 1, torch.device("cpu"))
 
 
 class Normalising(nn.Sequential):
-    """Ends in one value a channel, as deep networks do on small images, and counts the rows of its steps."""
+    """Ends in one value a channel, as deep networks do on small images, and counts the rows of its
+    steps.
+    """
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
@@ -53,15 +57,29 @@ def trial(folder: Path, net: nn.Module, n: int, workers: int = 1, **train) -> li
         seen.append(history[-1])
         return True
 
-    recipe = Recipe(Train.model_validate({"epochs": 1, "batch_size": 8} | train), 0, HOW, (3, 3, 3), "val_accuracy",
-                    folder / "t/checkpoints", "3", workers)
+    recipe = Recipe(
+        Train.model_validate({"epochs": 1, "batch_size": 8} | train),
+        0,
+        HOW,
+        (3, 3, 3),
+        "val_accuracy",
+        folder / "t/checkpoints",
+        "3",
+        workers,
+    )
     run_trial(recipe, net, Splits(rows(n), rows(6)), ALONE, report, lambda *a: None)
     return seen
 
 
-@pytest.mark.parametrize(("n", "train", "steps"), [
-    (9, {"batch_size": 2}, [3, 2, 2, 2]), (3, {"batch_size": 2}, [3]), (17, {"batch_size": 8}, [6, 6, 5]),
-    (9, {"batch_size": 8, "accumulate": 4}, [3, 2, 2, 2])])
+@pytest.mark.parametrize(
+    ("n", "train", "steps"),
+    [
+        (9, {"batch_size": 2}, [3, 2, 2, 2]),
+        (3, {"batch_size": 2}, [3]),
+        (17, {"batch_size": 8}, [6, 6, 5]),
+        (9, {"batch_size": 8, "accumulate": 4}, [3, 2, 2, 2]),
+    ],
+)
 def test_a_last_batch_of_one_row_trains(tmp_path, n, train, steps):
     net = Normalising()
     (epoch,) = trial(tmp_path, net, n, **train)
@@ -83,12 +101,25 @@ def test_networks_without_it_are_cut_as_ever():
     assert learner._parts(5, (3, 8, 8)) == 4
 
 
-@pytest.mark.parametrize(("train", "n", "workers", "expected"), [
-    ({"batch_size": 1}, 9, 1, "train.batch_size: 1: leaves one of 1 workers a single image.*give at least 2"),
-    ({"batch_size": 7}, 99, 4, "a single image a step, and Normalising.*give at least 8"),
-    ({"batch_size": 8}, 7, 4, "lower resources.workers to 3"),
-    ({"batch_size": 8, "accumulate": 3}, 99, 2, "train.accumulate: 3: cuts the 4 images.*give at most 2"),
-])
+@pytest.mark.parametrize(
+    ("train", "n", "workers", "expected"),
+    [
+        (
+            {"batch_size": 1},
+            9,
+            1,
+            "train.batch_size: 1: leaves one of 1 workers a single image.*give at least 2",
+        ),
+        ({"batch_size": 7}, 99, 4, "a single image a step, and Normalising.*give at least 8"),
+        ({"batch_size": 8}, 7, 4, "lower resources.workers to 3"),
+        (
+            {"batch_size": 8, "accumulate": 3},
+            99,
+            2,
+            "train.accumulate: 3: cuts the 4 images.*give at most 2",
+        ),
+    ],
+)
 def test_what_cannot_be_is_refused(tmp_path, train, n, workers, expected):
     with pytest.raises(JobError, match=expected):
         check_batches(Normalising(), "3", Train.model_validate(train), n, workers, (8, 8))
@@ -96,9 +127,18 @@ def test_what_cannot_be_is_refused(tmp_path, train, n, workers, expected):
         trial(tmp_path, Normalising(), n, workers, **train)
 
 
-@pytest.mark.parametrize("train", [{"freeze": "backbone"}, {"head_epochs": 2}, {"freeze": ["0.", "1."]}])
+@pytest.mark.parametrize(
+    "train", [{"freeze": "backbone"}, {"head_epochs": 2}, {"freeze": ["0.", "1."]}]
+)
 def test_a_frozen_one_needs_no_batch(train):
-    check_batches(Normalising(), "3", Train.model_validate({"epochs": 2, "batch_size": 1} | train), 9, 1, (8, 8))
+    check_batches(
+        Normalising(),
+        "3",
+        Train.model_validate({"epochs": 2, "batch_size": 1} | train),
+        9,
+        1,
+        (8, 8),
+    )
 
 
 def test_a_network_without_it_needs_no_batch():

@@ -75,7 +75,9 @@ def test_a_paused_trial_is_taken_up_by_another_team_which_trains_on():
         assert not other.done()
         await queue.go_on("a")
         assert (await other)[0] == task("a")
-        assert await queue.report("a", [{"epoch": 1}], False) is True  # told again, and nobody has to decide again
+        assert (
+            await queue.report("a", [{"epoch": 1}], False) is True
+        )  # told again, and nobody has to decide again
         following = await pending(queue.next_event("a"))
         assert await queue.report("a", [{"epoch": 2}], True) is False
         assert (await following).payload["epoch"] == 2
@@ -183,10 +185,14 @@ def test_a_member_that_hangs_is_named_with_where_it_stood():
         assert isinstance(await queue.hang(0, 0), TrialError)
         event = await queue.next_event("a")
         assert event.kind == "failed"
-        assert event.payload["error"] == ("rank 1 (last seen after step 17 of 40), rank 2 (not seen in training) did "
-                                          "not answer any more; the others: timed out")
+        assert event.payload["error"] == (
+            "rank 1 (last seen after step 17 of 40), rank 2 (not seen in training) did "
+            "not answer any more; the others: timed out"
+        )
         await queue.put(task("b"))
-        assert (await queue.take(0, 0, 0, 2, 0))[0].trial == "b"  # its workers have been started again
+        assert (await queue.take(0, 0, 0, 2, 0))[
+            0
+        ].trial == "b"  # its workers have been started again
 
     run(scenario)
 
@@ -236,7 +242,10 @@ def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
         assert (found.trial, found.attempt) == ("a", 1)
         assert "failed" not in await kinds(queue)
         again = (await queue.events(0, 0))[-1]
-        assert (again.kind, again.payload["stood"]) == ("started", "rank 1 last seen after step 7 of 20")
+        assert (again.kind, again.payload["stood"]) == (
+            "started",
+            "rank 1 last seen after step 7 of 20",
+        )
 
     run(scenario)
 
@@ -481,12 +490,15 @@ async def in_training(queue) -> list[str]:
 @pytest.mark.parametrize("pause_s", [1, 600])
 def test_a_day_of_events_is_not_kept_whether_the_driver_is_quick_or_slow(pause_s):
     """Each team tells where it stands every second, and of an epoch every minute."""
+
     async def scenario(queue):
         names, seen, most, epochs = await in_training(queue), 0, 0, 0
         for second in range(24 * 3600):
             for name in names:
                 if second % 60:
-                    await queue.progress(name, 0, second % 60, 60, {"seconds": 1.0, "waited": 0.0, "gpu": None})
+                    await queue.progress(
+                        name, 0, second % 60, 60, {"seconds": 1.0, "waited": 0.0, "gpu": None}
+                    )
                 else:
                     await queue.report(name, [{"epoch": 1 + second // 60}], False)
             if second % pause_s == 0:
@@ -507,7 +519,10 @@ def test_a_driver_that_asks_again_hears_again_what_it_may_not_have_heard():
         await queue.put(task("a"))
         first = await queue.events(0, 0)
         await queue.take(0, 0, 0, 1, 0)
-        assert [event.kind for event in await queue.events(0, 0)] == ["proposed", "started"]  # the answer was lost
+        assert [event.kind for event in await queue.events(0, 0)] == [
+            "proposed",
+            "started",
+        ]  # the answer was lost
         assert [event.kind for event in await queue.events(len(first), 0)] == ["started"]
         with pytest.raises(ValueError, match="were delivered"):
             await queue.events(0, 0)
@@ -532,7 +547,12 @@ def test_of_where_a_trial_stands_only_the_last_is_kept_until_it_is_heard():
             return [(event.trial, event.kind, event.payload.get("step")) for event in events]
 
         heard = told(await queue.events(seen, 0))
-        assert heard == [("a", "progress", 3), ("b", "progress", 4), ("a", "epoch", None), ("a", "progress", 1)]
+        assert heard == [
+            ("a", "progress", 3),
+            ("b", "progress", 4),
+            ("a", "epoch", None),
+            ("a", "progress", 1),
+        ]
         await queue.progress("a", 0, 2, 9)  # what was given may have been read: it stays as it is
         assert told(await queue.events(seen, 0)) == [*heard, ("a", "progress", 2)]
 

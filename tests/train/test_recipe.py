@@ -32,7 +32,9 @@ CALM = {"flip": False, "crop_padding": 0}
 def rows(counts: tuple[int, ...], seed: int = 0, spread: float = 40) -> Kept:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
-    images = rng.normal(90 + 30 * labels[:, None, None, None], spread, (len(labels), 8, 8, 3)).clip(0, 255)
+    images = rng.normal(90 + 30 * labels[:, None, None, None], spread, (len(labels), 8, 8, 3)).clip(
+        0, 255
+    )
     return Kept(Rows(np.arange(len(labels)), images.astype(np.uint8), labels))
 
 
@@ -45,11 +47,19 @@ def head_of(net: nn.Module) -> str:
     return [name for name, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
 
 
-def trained(folder: Path, net: nn.Module, train: Kept | None = None, val: Kept | None = None, features=None,
-            **knobs) -> list[dict]:
+def trained(
+    folder: Path,
+    net: nn.Module,
+    train: Kept | None = None,
+    val: Kept | None = None,
+    features=None,
+    **knobs,
+) -> list[dict]:
     """Train `net` (in place) with the knobs; returns its epochs."""
-    spec = Train.model_validate({"epochs": 2, "batch_size": 16, "augment": CALM,
-                                 "optimizer": {"name": "sgd", "lr": 0.05}} | knobs)
+    spec = Train.model_validate(
+        {"epochs": 2, "batch_size": 16, "augment": CALM, "optimizer": {"name": "sgd", "lr": 0.05}}
+        | knobs
+    )
     train, val = train or rows((20, 20, 20)), val or rows((10, 10, 10), seed=1)
     counts = tuple(np.bincount(train.rows.labels, minlength=3).tolist())
     recipe = Recipe(spec, 0, HOW, counts, "val_accuracy", folder / "t/checkpoints", head_of(net))
@@ -72,17 +82,23 @@ def state(net: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in net.state_dict().items()}
 
 
-# --- what is trained -------------------------------------------------------------------------------------------------
+# --- what is trained ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("freeze", "stays"), [
-    ("backbone", lambda key: not key.startswith("14.")),
-    (["0.", "1."], lambda key: key.startswith(("0.", "1."))),
-])
+
+@pytest.mark.parametrize(
+    ("freeze", "stays"),
+    [
+        ("backbone", lambda key: not key.startswith("14.")),
+        (["0.", "1."], lambda key: key.startswith(("0.", "1."))),
+    ],
+)
 def test_frozen_tensors_are_bit_equal_after_training(tmp_path, freeze, stays):
     net = small()
     before = state(net)
     trained(tmp_path, net, freeze=freeze)
-    assert changed(before, net.state_dict()) == {key for key in before if not stays(key)}  # batch statistics as well
+    assert changed(before, net.state_dict()) == {
+        key for key in before if not stays(key)
+    }  # batch statistics as well
 
 
 def test_in_the_first_epochs_the_head_alone_learns(tmp_path):
@@ -94,8 +110,10 @@ def test_in_the_first_epochs_the_head_alone_learns(tmp_path):
     assert {"0.weight", "1.running_mean", "14.weight"} <= changed(before, net.state_dict())
 
 
-@pytest.mark.parametrize(("freeze", "expected"), [(["layer9"], "no tensor begins with layer9"),
-                                                  ([""], "leaves nothing to train")])
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [(["layer9"], "no tensor begins with layer9"), ([""], "leaves nothing to train")],
+)
 def test_what_cannot_be_frozen_is_told(tmp_path, freeze, expected):
     with pytest.raises(TrialError, match=expected):
         trained(tmp_path, small(), freeze=freeze)
@@ -148,15 +166,22 @@ def test_features_are_not_kept_where_they_would_not_do():
     assert features_of(split, pooled, "0", Preparer(HOW), ALONE, 1e9) is None
 
 
-# --- the step --------------------------------------------------------------------------------------------------------
+# --- the step ----------------------------------------------------------------------------------
+
 
 def test_four_parts_of_a_batch_make_the_step_of_the_whole(tmp_path):
     nets = []
     for parts in (1, 4):
         torch.manual_seed(0)
         net = tiny(3)
-        trained(tmp_path / str(parts), net, accumulate=parts, class_weights="balanced", label_smoothing=0.1,
-                precision="fp32")
+        trained(
+            tmp_path / str(parts),
+            net,
+            accumulate=parts,
+            class_weights="balanced",
+            label_smoothing=0.1,
+            precision="fp32",
+        )
         nets.append(net)
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
@@ -166,8 +191,14 @@ def test_a_clipped_step_is_no_longer_than_its_norm(tmp_path):
     for clip, most in ((None, None), (0.01, 0.5 * 0.01)):
         net = tiny(3)
         before = torch.cat([p.detach().flatten() for p in net.parameters()])
-        trained(tmp_path / str(clip), net, epochs=1, batch_size=60, clip_norm=clip,
-                optimizer={"name": "sgd", "lr": 0.5, "momentum": 0.0})
+        trained(
+            tmp_path / str(clip),
+            net,
+            epochs=1,
+            batch_size=60,
+            clip_norm=clip,
+            optimizer={"name": "sgd", "lr": 0.5, "momentum": 0.0},
+        )
         moved = (torch.cat([p.detach().flatten() for p in net.parameters()]) - before).norm().item()
         assert moved == pytest.approx(most, rel=1e-3) if most else moved > 0.02
 
@@ -192,13 +223,21 @@ def test_class_weights_raise_the_balanced_accuracy_of_a_skewed_set(tmp_path):
     found = {}
     for weights in ("none", "balanced"):
         torch.manual_seed(0)
-        history = trained(tmp_path / weights, tiny(3), train=rows((200, 10, 10)), val=rows((30, 30, 30), seed=1),
-                          epochs=8, class_weights=weights, optimizer={"name": "adam", "lr": 0.01})
+        history = trained(
+            tmp_path / weights,
+            tiny(3),
+            train=rows((200, 10, 10)),
+            val=rows((30, 30, 30), seed=1),
+            epochs=8,
+            class_weights=weights,
+            optimizer={"name": "adam", "lr": 0.01},
+        )
         found[weights] = history[-1]["val_balanced_accuracy"]
     assert found["balanced"] > found["none"] + 0.1
 
 
-# --- what is delivered -----------------------------------------------------------------------------------------------
+# --- what is delivered -------------------------------------------------------------------------
+
 
 def test_the_moving_average_is_what_is_validated_and_delivered(tmp_path):
     net = small()
@@ -232,7 +271,8 @@ def test_patience_ends_a_trial_that_gets_no_better(tmp_path):
     assert len(trained(tmp_path / "b", tiny(3), epochs=9, optimizer=frozen_rate)) == 9
 
 
-# --- formats ---------------------------------------------------------------------------------------------------------
+# --- formats -----------------------------------------------------------------------------------
+
 
 class Remembers(nn.Module):
     """Keeps the number format and the memory layout of what its layer makes."""
@@ -250,8 +290,10 @@ class Remembers(nn.Module):
         return self.head(found.mean((2, 3)))
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16),
-                                                     ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
 def test_training_computes_in_the_format_asked_for(tmp_path, precision, expected):
     net = Remembers()
     history = trained(tmp_path, net, precision=precision)
@@ -289,7 +331,8 @@ def test_the_network_is_compiled_on_request(monkeypatch):
     assert Learner(tiny(3), "4", Train(compile=True), (1, 1, 1), ALONE).net in compiled
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
+# --- metrics -----------------------------------------------------------------------------------
+
 
 def test_metrics_are_those_of_scikit_learn():
     from sklearn import metrics as sk
@@ -300,17 +343,23 @@ def test_metrics_are_those_of_scikit_learn():
     outputs = torch.randn(200, 7) + 1.5 * F.one_hot(labels, 7)
     sums = Sums(7, torch.device("cpu"))
     for part in range(0, 200, 64):
-        sums.add(outputs[part:part + 64], labels[part:part + 64])
+        sums.add(outputs[part : part + 64], labels[part : part + 64])
     found, guess = sums.metrics(), outputs.argmax(1)
     assert found["loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, guess))
-    assert found["macro_f1"] == pytest.approx(sk.f1_score(labels, guess, average="macro", labels=labels.unique()))
+    assert found["macro_f1"] == pytest.approx(
+        sk.f1_score(labels, guess, average="macro", labels=labels.unique())
+    )
     expected = sk.recall_score(labels, guess, average="macro", labels=labels.unique())
     assert found["balanced_accuracy"] == pytest.approx(expected)
-    assert found["top5_accuracy"] == pytest.approx(sk.top_k_accuracy_score(labels, outputs, k=5, labels=range(7)))
+    assert found["top5_accuracy"] == pytest.approx(
+        sk.top_k_accuracy_score(labels, outputs, k=5, labels=range(7))
+    )
     trust, bins = outputs.softmax(1).max(1).values.numpy(), np.linspace(0, 1, 16)
     right, at = (guess == labels).numpy(), np.digitize(trust, bins[1:-1])
-    gaps = [abs(trust[at == b].mean() - right[at == b].mean()) * (at == b).mean() for b in np.unique(at)]
+    gaps = [
+        abs(trust[at == b].mean() - right[at == b].mean()) * (at == b).mean() for b in np.unique(at)
+    ]
     assert found["calibration_error"] == pytest.approx(sum(gaps), rel=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""Two images go through a network before it is trained: what it cannot take is said, with what it does take."""
+"""Two images go through a network before it is trained: what it cannot take is said, with what it
+does take.
+"""
 
 import copy
 
@@ -19,16 +21,26 @@ def tried(name: str, size: int, image_size: int | None = None) -> None:
     try_network(net, name, 3, size, size)
 
 
-@pytest.mark.parametrize(("name", "size", "sizes"), [
-    ("inception_v3", 64, "75, 96, 112, 128"), ("maxvit_t", 64, "takes 224$"), ("vit_b_16", 64, "takes 224$"),
-    ("alexnet", 32, "64, 75")])
+@pytest.mark.parametrize(
+    ("name", "size", "sizes"),
+    [
+        ("inception_v3", 64, "75, 96, 112, 128"),
+        ("maxvit_t", 64, "takes 224$"),
+        ("vit_b_16", 64, "takes 224$"),
+        ("alexnet", 32, "64, 75"),
+    ],
+)
 def test_a_network_that_cannot_take_the_images_says_which_it_takes(name, size, sizes):
-    with pytest.raises(ModelError, match=rf"{name}: cannot take images of {size} × {size} pixels .*{sizes}") as refused:
+    with pytest.raises(
+        ModelError, match=rf"{name}: cannot take images of {size} × {size} pixels .*{sizes}"
+    ) as refused:
         tried(name, size)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("inception_v3", 75), ("maxvit_t", 224)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 32), ("inception_v3", 75), ("maxvit_t", 224)]
+)
 def test_a_network_that_takes_them_is_left_as_it_was(name, size):
     net = build_network(Model(name=name, weights="none"), 3, 0).net
     before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
@@ -56,19 +68,25 @@ class Through(nn.Module):
         return self.change(self, self.net(images))
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    (lambda net, out: out[:, :2], r"makes \(2, 2\) of two images, where \(2, 3\) is needed"),
-    (lambda net, out: (out, out), "makes tuple of two images"),
-    (lambda net, out: 1 / 0, "fails on two images of 8 × 8 pixels .*division by zero"),
-    (lambda net, out: out if not net.training else 1 / 0, "division by zero"),
-    (lambda net, out: out if net.training else 1 / 0, "division by zero")])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda net, out: out[:, :2], r"makes \(2, 2\) of two images, where \(2, 3\) is needed"),
+        (lambda net, out: (out, out), "makes tuple of two images"),
+        (lambda net, out: 1 / 0, "fails on two images of 8 × 8 pixels .*division by zero"),
+        (lambda net, out: out if not net.training else 1 / 0, "division by zero"),
+        (lambda net, out: out if net.training else 1 / 0, "division by zero"),
+    ],
+)
 def test_a_network_that_cannot_be_trained_is_refused(change, expected):
     with pytest.raises(ModelError, match=expected):
         try_network(Through(change), "mine:net", 3, 8, 8)
 
 
-@pytest.mark.parametrize("change", [
-    lambda net, out: out + torch.arange(3), lambda net, out: out * float(out.sum() > 1e9 or 1)])
+@pytest.mark.parametrize(
+    "change",
+    [lambda net, out: out + torch.arange(3), lambda net, out: out * float(out.sum() > 1e9 or 1)],
+)
 def test_a_network_that_looks_at_values_is_tried_with_values(change):
     net = Through(change)
     before = copy.deepcopy(net.state_dict())

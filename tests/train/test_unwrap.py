@@ -44,29 +44,65 @@ WRAPPED = {
     "plain": (lambda net: net.state_dict(), ""),
     "DataParallel": (lambda net: nn.DataParallel(net).state_dict(), "prefix module. removed"),
     "compiled": (lambda net: torch.compile(net).state_dict(), "_orig_mod. removed"),
-    "compiled in parallel": (lambda net: prefixed(net, "module._orig_mod."),
-                             "_orig_mod. removed, prefix module. removed"),
-    "Lightning": (lambda net: {"epoch": 3, "pytorch-lightning_version": "2.5", "state_dict": prefixed(net, "model.") |
-                               {"loss.weight": torch.ones(3)}, "hyper_parameters": {"lr": 0.1},
-                               "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}]},
-                  "state_dict, prefix model. removed, 1 tensors beside it left out"),
-    "Lightning net": (lambda net: {"state_dict": prefixed(net, "net.")}, "state_dict, prefix net. removed"),
-    "timm": (lambda net: {"arch": "resnet18", "args": argparse.Namespace(lr=0.1), "state_dict": zeros(net),
-                          "state_dict_ema": net.state_dict()}, "state_dict_ema; not taken: state_dict"),
-    "model_state_dict": (lambda net: {"model_state_dict": net.state_dict(), "epoch": 3}, "model_state_dict"),
+    "compiled in parallel": (
+        lambda net: prefixed(net, "module._orig_mod."),
+        "_orig_mod. removed, prefix module. removed",
+    ),
+    "Lightning": (
+        lambda net: {
+            "epoch": 3,
+            "pytorch-lightning_version": "2.5",
+            "state_dict": prefixed(net, "model.") | {"loss.weight": torch.ones(3)},
+            "hyper_parameters": {"lr": 0.1},
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}],
+        },
+        "state_dict, prefix model. removed, 1 tensors beside it left out",
+    ),
+    "Lightning net": (
+        lambda net: {"state_dict": prefixed(net, "net.")},
+        "state_dict, prefix net. removed",
+    ),
+    "timm": (
+        lambda net: {
+            "arch": "resnet18",
+            "args": argparse.Namespace(lr=0.1),
+            "state_dict": zeros(net),
+            "state_dict_ema": net.state_dict(),
+        },
+        "state_dict_ema; not taken: state_dict",
+    ),
+    "model_state_dict": (
+        lambda net: {"model_state_dict": net.state_dict(), "epoch": 3},
+        "model_state_dict",
+    ),
     "model": (lambda net: {"model": net.state_dict(), "optimizer": {"state": {}}}, "model"),
     "net": (lambda net: {"net": prefixed(net, "module.")}, "net, prefix module. removed"),
-    "DINO": (lambda net: {"student": {f"module.backbone.{k}": v for k, v in zeros(net).items()},
-                          "teacher": prefixed(net, "backbone.") | {"head.mlp.0.weight": torch.ones(3)}},
-             "teacher, prefix backbone. removed, 1 tensors beside it left out; not taken: student with prefix "
-             "module.backbone."),
-    "MoCo": (lambda net: {"state_dict": {f"module.encoder_k.{k}": v for k, v in zeros(net).items()} |
-                          prefixed(net, "module.encoder_q.") | {"module.queue": torch.ones(3)}},
-             "state_dict, prefix module.encoder_q. removed"),
-    "average": (lambda net: AveragedModel(net).state_dict(), "prefix module. removed, 1 tensors beside it left out"),
+    "DINO": (
+        lambda net: {
+            "student": {f"module.backbone.{k}": v for k, v in zeros(net).items()},
+            "teacher": prefixed(net, "backbone.") | {"head.mlp.0.weight": torch.ones(3)},
+        },
+        "teacher, prefix backbone. removed, 1 tensors beside it left out; not taken: student "
+        "with prefix "
+        "module.backbone.",
+    ),
+    "MoCo": (
+        lambda net: {
+            "state_dict": {f"module.encoder_k.{k}": v for k, v in zeros(net).items()}
+            | prefixed(net, "module.encoder_q.")
+            | {"module.queue": torch.ones(3)}
+        },
+        "state_dict, prefix module.encoder_q. removed",
+    ),
+    "average": (
+        lambda net: AveragedModel(net).state_dict(),
+        "prefix module. removed, 1 tensors beside it left out",
+    ),
     "encoder": (lambda net: prefixed(net, "encoder."), "prefix encoder. removed"),
-    "deep": (lambda net: {"checkpoint": {"model": {"state": prefixed(net, "a.b.")}}},
-             "checkpoint.model.state, prefix a.b. removed"),
+    "deep": (
+        lambda net: {"checkpoint": {"model": {"state": prefixed(net, "a.b.")}}},
+        "checkpoint.model.state, prefix a.b. removed",
+    ),
 }
 
 
@@ -82,7 +118,9 @@ def test_weights_are_unwrapped_and_told(tmp_path, source, name):
 
 
 def test_a_safetensors_file_is_unwrapped_too(tmp_path, source):
-    network = load(tmp_path / "w.safetensors", {k: v.clone() for k, v in prefixed(source, "model.").items()})
+    network = load(
+        tmp_path / "w.safetensors", {k: v.clone() for k, v in prefixed(source, "model.").items()}
+    )
     assert network.loaded.source == "prefix model. removed"
 
 
@@ -99,19 +137,26 @@ def prefixed_with(prefix: str, state: dict) -> dict:
 
 def test_fewer_tensors_than_the_body_has_are_refused(tmp_path, source):
     state = {k: v for k, v in source.state_dict().items() if not k.startswith("layer4.1")}
-    with pytest.raises(ModelError, match=r"another architecture than resnet18: \d+ of 122 tensors fit \(state_dict, "
-                                         r"prefix module\. removed\), layer4\.1\.\S+ is missing"):
+    with pytest.raises(
+        ModelError,
+        match=r"another architecture than resnet18: \d+ of 122 tensors fit \(state_dict, "
+        r"prefix module\. removed\), layer4\.1\.\S+ is missing",
+    ):
         load(tmp_path / "w.pt", {"state_dict": prefixed_with("module.", state)})
 
 
 def test_the_better_fit_is_taken_before_the_better_name(tmp_path, source):
-    content = {"state_dict_ema": {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "model": source.state_dict()}
+    content = {
+        "state_dict_ema": {"conv1.weight": torch.zeros(64, 3, 7, 7)},
+        "model": source.state_dict(),
+    }
     network = load(tmp_path / "w.pt", content)
     assert network.loaded.source == "model"
     assert torch.equal(network.net.conv1.weight, source.conv1.weight)
 
 
-# --- without running code --------------------------------------------------------------------------------------------
+# --- without running code ----------------------------------------------------------------------
+
 
 class Own:
     """Of some training program."""
@@ -123,15 +168,22 @@ class Own:
         raise AssertionError("it ran")
 
 
-@pytest.mark.parametrize("beside", [Own(), argparse.Namespace(a=[1]), pathlib.PurePosixPath("x"), np.float64(0.5)],
-                         ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "beside",
+    [Own(), argparse.Namespace(a=[1]), pathlib.PurePosixPath("x"), np.float64(0.5)],
+    ids=lambda value: type(value).__name__,
+)
 def test_objects_beside_the_weights_are_not_made(tmp_path, source, beside):
-    assert load(tmp_path / "w.pt", {"model": source.state_dict(), "args": beside}).loaded.loaded == 120
+    assert (
+        load(tmp_path / "w.pt", {"model": source.state_dict(), "args": beside}).loaded.loaded == 120
+    )
 
 
 def test_arguments_in_the_format_of_before_torch_1_6_are_not_made_either(tmp_path, source):
     content = {"model": source.state_dict(), "args": argparse.Namespace(a=[1])}
-    assert load(tmp_path / "w.pt", content, _use_new_zipfile_serialization=False).loaded.loaded == 120
+    assert (
+        load(tmp_path / "w.pt", content, _use_new_zipfile_serialization=False).loaded.loaded == 120
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -162,12 +214,27 @@ def a_config() -> Config:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("beside", [
-    a_config(), Listed([1, 2]), Listed([3]), deque([1, 2], 5), defaultdict(list, a=[1]), defaultdict(dict, a={}),
-    Fraction(1, 3), frozenset([1]), range(3), int], ids=lambda value: getattr(value, "__name__", type(value).__name__))
+@pytest.mark.parametrize(
+    "beside",
+    [
+        a_config(),
+        Listed([1, 2]),
+        Listed([3]),
+        deque([1, 2], 5),
+        defaultdict(list, a=[1]),
+        defaultdict(dict, a={}),
+        Fraction(1, 3),
+        frozenset([1]),
+        range(3),
+        int,
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
 def test_what_people_put_beside_weights_is_read_over(tmp_path, source, beside, zipped):
     content = {"config": beside, "model": source.state_dict()}
-    assert load(tmp_path / "w.pt", content, _use_new_zipfile_serialization=zipped).loaded.loaded == 120
+    assert (
+        load(tmp_path / "w.pt", content, _use_new_zipfile_serialization=zipped).loaded.loaded == 120
+    )
 
 
 def test_weights_in_a_dictionary_of_another_class_are_found(tmp_path, source):
@@ -175,23 +242,44 @@ def test_weights_in_a_dictionary_of_another_class_are_found(tmp_path, source):
 
 
 def test_a_whole_network_by_a_name_is_told(tmp_path, source):
-    with pytest.raises(ModelError, match=r"holds a whole pickled network \(torchvision.models.resnet.ResNet\)"):
-        load(tmp_path / "w.pt", {"epoch": 3, "model": source, "optimizer": {"state": {}}, "ema": None})
+    with pytest.raises(
+        ModelError, match=r"holds a whole pickled network \(torchvision.models.resnet.ResNet\)"
+    ):
+        load(
+            tmp_path / "w.pt",
+            {"epoch": 3, "model": source, "optimizer": {"state": {}}, "ema": None},
+        )
 
 
 def test_a_safetensors_file_is_known_by_its_content(tmp_path, source):
     save_file(source.state_dict(), tmp_path / "s")
     (tmp_path / "s").rename(tmp_path / "w.pt")
-    assert build_network(Model(name="resnet18", weights=str(tmp_path / "w.pt")), 3, 0).loaded.loaded == 120
+    assert (
+        build_network(Model(name="resnet18", weights=str(tmp_path / "w.pt")), 3, 0).loaded.loaded
+        == 120
+    )
     torch.save(source.state_dict(), tmp_path / "t")
     (tmp_path / "t").rename(tmp_path / "w.safetensors")
-    assert build_network(Model(name="resnet18", weights=str(tmp_path / "w.safetensors")), 3, 0).loaded.loaded == 120
+    assert (
+        build_network(
+            Model(name="resnet18", weights=str(tmp_path / "w.safetensors")), 3, 0
+        ).loaded.loaded
+        == 120
+    )
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize(("kind", "expected"), [
-    ("cut", "it is cut off or damaged"), ("script", "it is a TorchScript archive"), ("empty", "it is cut off"),
-    ("page", "it is not a torch file, or damaged")])
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning"
+)
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("cut", "it is cut off or damaged"),
+        ("script", "it is a TorchScript archive"),
+        ("empty", "it is cut off"),
+        ("page", "it is not a torch file, or damaged"),
+    ],
+)
 def test_what_is_no_torch_file_is_one_short_line(tmp_path, source, kind, expected):
     file = tmp_path / "w.pt"
     torch.save(source.state_dict(), file)
@@ -213,13 +301,24 @@ class Calls:
         return self.called
 
 
-@pytest.mark.parametrize("evil", [Calls(exec, "print('it ran')"), Calls(eval, "print('it ran')"),
-                                  Calls(pickle.loads, b"N."), Calls(os.system, "echo it ran")],
-                         ids=["exec", "eval", "loads", "system"])
+@pytest.mark.parametrize(
+    "evil",
+    [
+        Calls(exec, "print('it ran')"),
+        Calls(eval, "print('it ran')"),
+        Calls(pickle.loads, b"N."),
+        Calls(os.system, "echo it ran"),
+    ],
+    ids=["exec", "eval", "loads", "system"],
+)
 def test_what_would_call_something_is_refused(tmp_path, source, evil, capfd):
     for zipped in (True, False):
         with pytest.raises(ModelError, match="cannot be read") as refused:
-            load(tmp_path / "w.pt", {"model": source.state_dict(), "args": evil}, _use_new_zipfile_serialization=zipped)
+            load(
+                tmp_path / "w.pt",
+                {"model": source.state_dict(), "args": evil},
+                _use_new_zipfile_serialization=zipped,
+            )
         assert "\n" not in str(refused.value)
         assert "\x1b" not in str(refused.value)
     assert "it ran" not in capfd.readouterr().out
@@ -232,6 +331,10 @@ def test_what_holds_no_weights_is_refused(tmp_path, content):
 
 
 def test_small_networks_are_not_taken_for_one_another(tmp_path):
-    torch.save({"other": {"0.weight": torch.ones(3)}, "net": tiny(3).state_dict()}, tmp_path / "w.pt")
-    loaded = build_network(Model(name="tests.tiny:tiny", weights=str(tmp_path / "w.pt")), 3, 0).loaded
+    torch.save(
+        {"other": {"0.weight": torch.ones(3)}, "net": tiny(3).state_dict()}, tmp_path / "w.pt"
+    )
+    loaded = build_network(
+        Model(name="tests.tiny:tiny", weights=str(tmp_path / "w.pt")), 3, 0
+    ).loaded
     assert (loaded.loaded, loaded.source) == (4, "net")

@@ -1,4 +1,6 @@
-"""Weights over the network: fetched once a node, verified, refused and removed when they are wrong."""
+"""Weights over the network: fetched once a node, verified, refused and removed when they are
+wrong.
+"""
 
 import hashlib
 import http.server
@@ -40,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.server.content)))
         self.end_headers()
-        self.wfile.write(self.server.content[:self.server.sent])
+        self.wfile.write(self.server.content[: self.server.sent])
 
     def log_message(self, *args: object) -> None:
         """Nothing."""
@@ -67,10 +69,21 @@ def build(weights: str):
 
 
 def test_four_workers_of_a_node_fetch_the_weights_once(served):
-    code = ("import sys; from raysft.job.spec import Model; from raysft.train.modeling import build_network; "
-            "print(build_network(Model(name='tests.tiny:tiny', weights=sys.argv[1]), 3, 0).loaded.loaded)")
-    workers = [subprocess.Popen([sys.executable, "-c", code, served.url], stdout=subprocess.PIPE, text=True,
-                                cwd=REPOSITORY) for _ in range(4)]
+    code = (
+        "import sys; from raysft.job.spec import Model; from raysft.train.modeling import "
+        "build_network; "
+        "print(build_network(Model(name='tests.tiny:tiny', weights=sys.argv[1]), 3, "
+        "0).loaded.loaded)"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, served.url],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        for _ in range(4)
+    ]
     assert [worker.communicate(timeout=120)[0].strip() for worker in workers] == ["4"] * 4
     assert served.requests == 1
 
@@ -128,16 +141,24 @@ def test_weights_say_how_they_want_their_images(tmp_path):
 
 def test_a_model_of_raysft_says_so_itself(tmp_path):
     save_file(tiny(3).state_dict(), tmp_path / "model.safetensors")
-    write_json(tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"})
-    assert build(str(tmp_path / "model.safetensors")).pixels == Pixels((0.1,) * 3, (0.2,) * 3, "bicubic")
+    write_json(
+        tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
+    )
+    assert build(str(tmp_path / "model.safetensors")).pixels == Pixels(
+        (0.1,) * 3, (0.2,) * 3, "bicubic"
+    )
 
 
 def test_a_damaged_card_beside_weights_is_not_passed_over(tmp_path):
     save_file(tiny(3).state_dict(), tmp_path / "model.safetensors")
-    write_json(tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"})
+    write_json(
+        tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
+    )
     card = tmp_path / "model.json"
     card.write_text(card.read_text().replace("0.1", "0.7", 1))
-    with pytest.raises(ModelError, match=r"model\.json beside it cannot be read \(its checksum does not fit"):
+    with pytest.raises(
+        ModelError, match=r"model\.json beside it cannot be read \(its checksum does not fit"
+    ):
         build(str(tmp_path / "model.safetensors"))
 
 
@@ -145,7 +166,11 @@ def test_the_report_says_what_was_loaded_new_and_left_out(tmp_path):
     save_file(tiny(5).state_dict(), tmp_path / "w.safetensors")  # with a head of other classes
     loaded = build(str(tmp_path / "w.safetensors")).loaded
     assert loaded is not None
-    assert (loaded.loaded, loaded.new, loaded.unfit) == (2, ("4.weight", "4.bias"), ("4.bias", "4.weight"))
+    assert (loaded.loaded, loaded.new, loaded.unfit) == (
+        2,
+        ("4.weight", "4.bias"),
+        ("4.bias", "4.weight"),
+    )
 
 
 def test_the_new_head_of_a_pretrained_body_begins_small(tmp_path):
@@ -173,14 +198,17 @@ def test_a_vision_transformer_stretches_its_positions_to_its_image_size(tmp_path
     assert build_network(spec, 3, 0).net(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
 
 
-# --- timm ------------------------------------------------------------------------------------------------------------
+# --- timm --------------------------------------------------------------------------------------
+
 
 def test_a_network_of_timm_takes_a_file_and_says_how_it_wants_its_images(tmp_path):
     import timm
 
     source = timm.create_model("test_efficientnet", num_classes=1000)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    network = build_network(Model(name="timm:test_efficientnet", weights=str(tmp_path / "w.safetensors")), 3, 0)
+    network = build_network(
+        Model(name="timm:test_efficientnet", weights=str(tmp_path / "w.safetensors")), 3, 0
+    )
     assert network.head == "classifier"
     assert network.net(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     assert torch.equal(network.net.conv_stem.weight, source.conv_stem.weight)
@@ -192,12 +220,15 @@ def test_a_transformer_is_made_for_the_size_of_its_images():
     assert network.net(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
 
 
-@pytest.mark.parametrize(("name", "weights", "expected"), [
-    ("timm:resnet81", "none", "is not a network of timm"),
-    ("timm:test_efficientnet", "IMAGENET1K_V1", "has none of that name"),
-    ("timm:test_efficientnet", "DEFAULT", "cannot be downloaded"),
-    ("timm:deit_tiny_distilled_patch16_224", "none", "has 2 heads"),
-])
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("timm:resnet81", "none", "is not a network of timm"),
+        ("timm:test_efficientnet", "IMAGENET1K_V1", "has none of that name"),
+        ("timm:test_efficientnet", "DEFAULT", "cannot be downloaded"),
+        ("timm:deit_tiny_distilled_patch16_224", "none", "has 2 heads"),
+    ],
+)
 def test_what_timm_does_not_have_is_told(monkeypatch, tmp_path, name, weights, expected):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

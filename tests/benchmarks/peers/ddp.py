@@ -1,8 +1,10 @@
-"""Data-parallel training as torchrun users write it: DistributedDataParallel and a DistributedSampler over tensors.
+"""Data-parallel training as torchrun users write it: DistributedDataParallel and a
+DistributedSampler over tensors.
 
     torchrun --nproc-per-node 2 ddp.py --rows 2000 --epochs 3
 
-The same recipe as raysft's default: flip and crop of whole batches, channels last, SGD with momentum, cosine.
+The same recipe as raysft's default: flip and crop of whole batches, channels last, SGD with
+momentum, cosine.
 """
 
 import argparse
@@ -38,12 +40,15 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (options.rows, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (options.rows, 3, 32, 32), dtype=torch.uint8, generator=generator
+    )
     data = TensorDataset(images, torch.arange(options.rows) % 10)
     sampler = DistributedSampler(data)
     loader = DataLoader(data, batch_size=options.batch // world, sampler=sampler)
     net = torch.nn.parallel.DistributedDataParallel(
-        resnet18(num_classes=10).to(memory_format=torch.channels_last), gradient_as_bucket_view=True)
+        resnet18(num_classes=10).to(memory_format=torch.channels_last), gradient_as_bucket_view=True
+    )
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * len(loader))
     for epoch in range(options.epochs):

@@ -1,4 +1,6 @@
-"""Fine-tuning as it is commonly written: ImageFolder, PIL transforms, a DataLoader, one process, one model."""
+"""Fine-tuning as it is commonly written: ImageFolder, PIL transforms, a DataLoader, one process,
+one model.
+"""
 
 import argparse
 import json
@@ -14,9 +16,14 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def train_loader(data: str, batch: int) -> DataLoader:
-    change = transforms.Compose([
-        transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD)])
+    change = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
     return DataLoader(datasets.ImageFolder(f"{data}/train", change), batch_size=batch, shuffle=True)
 
 
@@ -25,8 +32,12 @@ def test_loader(data: str) -> DataLoader:
     return DataLoader(datasets.ImageFolder(f"{data}/test", plain), batch_size=256)
 
 
-def train_epoch(net: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer,
-                scheduler: torch.optim.lr_scheduler.LRScheduler | None = None) -> None:
+def train_epoch(
+    net: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> None:
     criterion = nn.CrossEntropyLoss()
     net.train()
     for images, labels in loader:
@@ -68,8 +79,16 @@ def main() -> None:
         began = time.perf_counter()
         train_epoch(net, loader, optimizer, scheduler)
         seconds = time.perf_counter() - began
-        print(json.dumps({"epoch": epoch, "accuracy": accuracy(net, judge),
-                          "images_per_s": len(loader.dataset) / seconds}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "epoch": epoch,
+                    "accuracy": accuracy(net, judge),
+                    "images_per_s": len(loader.dataset) / seconds,
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A folder of images through a ResNet-18 in one process, as a careful person writes it; prints images a second."""
+"""A folder of images through a ResNet-18 in one process, as a careful person writes it; prints
+images a second.
+"""
 
 import argparse
 import json
@@ -30,7 +32,7 @@ def main() -> None:
     rows = []
     with torch.inference_mode():
         for start in range(0, len(files), BATCH):
-            part = files[start:start + BATCH]
+            part = files[start : start + BATCH]
             pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in part])
             inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().mul_(scale).add_(shift)
             best = net(inputs.contiguous(memory_format=torch.channels_last)).softmax(1).max(1)

@@ -1,4 +1,6 @@
-"""The search as Ray documents it: a TorchTrainer inside a Tune function, Ray Data streaming by default."""
+"""The search as Ray documents it: a TorchTrainer inside a Tune function, Ray Data streaming by
+default.
+"""
 
 import argparse
 import os
@@ -16,9 +18,15 @@ from torchvision import transforms
 from torchvision.models import resnet18
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-CHANGE = transforms.Compose([transforms.ToPILImage(), transforms.RandomCrop(32, padding=4),
-                             transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-                             transforms.Normalize(MEAN, STD)])
+CHANGE = transforms.Compose(
+    [
+        transforms.ToPILImage(),
+        transforms.RandomCrop(32, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+)
 PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
@@ -59,14 +67,28 @@ def drive(config: dict, data: str) -> None:
     labels = {name: i for i, name in enumerate(sorted(os.listdir(f"{data}/train")))}
 
     def labelled(row: dict) -> dict:
-        return {"image": row["image"], "label": labels[os.path.basename(os.path.dirname(row["path"]))]}
+        return {
+            "image": row["image"],
+            "label": labels[os.path.basename(os.path.dirname(row["path"]))],
+        }
 
-    sets = {name: ray.data.read_images(f"{data}/{name}", include_paths=True, mode="RGB").map(labelled).map(how)
-            for name, how in (("train", change), ("test", plain))}
-    trainer = TorchTrainer(train_loop, train_loop_config=config, datasets=sets,
-                           scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
-                           run_config=RunConfig(name=f"train-{tune.get_context().get_trial_id()}",
-                                                storage_path=config["storage"], callbacks=[TuneReportCallback()]))
+    sets = {
+        name: ray.data.read_images(f"{data}/{name}", include_paths=True, mode="RGB")
+        .map(labelled)
+        .map(how)
+        for name, how in (("train", change), ("test", plain))
+    }
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=config,
+        datasets=sets,
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(
+            name=f"train-{tune.get_context().get_trial_id()}",
+            storage_path=config["storage"],
+            callbacks=[TuneReportCallback()],
+        ),
+    )
     trainer.fit()
 
 
@@ -76,15 +98,22 @@ def main() -> None:
     parser.add_argument("--storage", required=True)
     parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
-    # With the two CPUs there are, Ray Data is left with half a CPU a trainer, less than a task of it asks for, and
-    # waits for ever: twice as many are declared, as people do who meet that.
+    # With the two CPUs there are, Ray Data is left with half a CPU a trainer, less than a task of
+    # it asks for, and waits for ever: twice as many are declared, as people do who meet that.
     ray.init(num_cpus=4)
-    space = {"lr": tune.grid_search([0.01, 0.003]), "optimizer": tune.grid_search(["sgd", "adamw"]),
-             "epochs": options.epochs, "storage": options.storage}
+    space = {
+        "lr": tune.grid_search([0.01, 0.003]),
+        "optimizer": tune.grid_search(["sgd", "adamw"]),
+        "epochs": options.epochs,
+        "storage": options.storage,
+    }
     trainable = tune.with_resources(tune.with_parameters(drive, data=options.data), {"CPU": 0.01})
-    tuner = tune.Tuner(trainable, param_space=space,
-                       tune_config=tune.TuneConfig(metric="val_accuracy", mode="max", max_concurrent_trials=2),
-                       run_config=tune.RunConfig(storage_path=options.storage))
+    tuner = tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(metric="val_accuracy", mode="max", max_concurrent_trials=2),
+        run_config=tune.RunConfig(storage_path=options.storage),
+    )
     results = tuner.fit()
     assert not results.errors, results.errors
     print(results.get_best_result().metrics["val_accuracy"])

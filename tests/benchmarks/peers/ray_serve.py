@@ -1,6 +1,7 @@
-"""A model on Ray Serve as its documentation has it: HTTP by Serve's proxy, @serve.batch in the deployment.
+"""A model on Ray Serve as its documentation has it: HTTP by Serve's proxy, @serve.batch in the
+deployment.
 
-    python ray_serve.py MODEL PORT      answers at / until its standard input ends
+python ray_serve.py MODEL PORT      answers at / until its standard input ends
 """
 
 import sys
@@ -34,7 +35,9 @@ class Model:
 
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"port": int(sys.argv[2])}, logging_config={"enable_access_log": False})
+    serve.start(
+        http_options={"port": int(sys.argv[2])}, logging_config={"enable_access_log": False}
+    )
     serve.run(Model.bind(sys.argv[1]), name="peer")
     print("ready", flush=True)
     sys.stdin.read()
