@@ -1,4 +1,6 @@
-"""Job file to `Job`: YAML, `--set` overrides, and every problem as one line that says where, what and what to do."""
+"""Job file to `Job`: YAML, `--set` overrides, and every problem as one line that says where, what
+and what to do.
+"""
 
 from __future__ import annotations
 
@@ -36,33 +38,49 @@ def load_text(text: str, where: str) -> Job:
 
 
 def validate_job(tree: Mapping[str, Any], where: str) -> Job:
-    """The job of a parsed tree, whose plain scalars are read as their fields take them; raises JobErrors."""
+    """The job of a parsed tree, whose plain scalars are read as their fields take them; raises
+    JobErrors.
+    """
     problems: list[JobError] = []
     job = None
     read = typed(tree)
     try:
         job = Job.model_validate(read)
     except ValidationError as error:
-        problems += [JobError(": ".join(filter(None, [where, ".".join(map(_key, loc))])), what)
-                     for loc, what in problems_of(error, Job, tree)]
+        problems += [
+            JobError(": ".join(filter(None, [where, ".".join(map(_key, loc))])), what)
+            for loc, what in problems_of(error, Job, tree)
+        ]
     search = read.get("search")
     if isinstance(search, Mapping):
-        problems += [JobError(f"{where}: search.{key}", what) for key, what in search_problems(search, job or Job())]
+        problems += [
+            JobError(f"{where}: search.{key}", what)
+            for key, what in search_problems(search, job or Job())
+        ]
     if problems:
         raise JobErrors(problems)
     assert job is not None  # no problem means that validation passed
     return job
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing -----------------------------------------------------------------------------------
+
 
 class _Dumper(yaml.SafeDumper):
     """YAML that every reader reads alike: text that could be something else is quoted."""
 
 
+_BREAKS = frozenset("\x85\u2028\u2029")  # of lines, beside those that everybody knows
+
+
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     ambiguous = not isinstance(natural(text), str) or text in ("y", "Y", "n", "N")
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if ambiguous else None)
+    style = "'" if ambiguous else None
+    if _BREAKS & set(text):
+        style = (
+            '"'  # which escapes them; PyYAML writes others such that a reader folds them to a blank
+        )
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)
@@ -73,7 +91,8 @@ def dump_job(job: Job) -> str:
     return yaml.dump(job.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-# --- overrides -------------------------------------------------------------------------------------------------------
+# --- overrides ---------------------------------------------------------------------------------
+
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set a dotted key of `tree`, for example `train.optimizer.lr=1e-3`; raises JobError."""
@@ -100,7 +119,9 @@ def _key(key: str) -> str:
 
 
 def _given(text: str, annotation: Any, where: str) -> Any:
-    """The value of an override: where its field is text and nothing else, what is written, unless in quotes."""
+    """The value of an override: where its field is text and nothing else, what is written, unless
+    in quotes.
+    """
     if not set(options_of(annotation)) <= {str, NoneType} or text.strip() in NULLS:
         return parse(text, where)
     if text.strip()[:1] not in ("'", '"'):
@@ -115,4 +136,8 @@ def _given(text: str, annotation: Any, where: str) -> Any:
 def _keys_of(dotted: str) -> list[str]:
     """The keys on the way to a field; those of the search space hold dots themselves."""
     space = "search.space."
-    return ["search", "space", dotted.removeprefix(space)] if dotted.startswith(space) else dotted.split(".")
+    return (
+        ["search", "space", dotted.removeprefix(space)]
+        if dotted.startswith(space)
+        else dotted.split(".")
+    )

@@ -17,25 +17,106 @@ from raysft.search.space import check_configurations, configurations
 
 JOBS = [path.read_text() for path in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))]
 OUTLINE = Outline(("ant", "bee"), 100, 20, "D")
-FUZZ = settings(max_examples=700, deadline=None, database=None, derandomize=True,
-                suppress_health_check=list(HealthCheck))
+FUZZ = settings(
+    max_examples=700,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 
-NAMES = st.sampled_from([
-    "name", "seed", "storage", "data", "source", "path", "limit", "val_fraction", "budget_gb", "mean", "std", "model",
-    "weights", "image_size", "train", "epochs", "batch_size", "freeze", "optimizer", "lr", "momentum", "betas",
-    "schedule", "warmup_epochs", "augment", "mixup", "clip_norm", "checkpoint_every", "patience", "search", "trials",
-    "space", "start_with", "confirm", "max_failures", "scheduler", "grace_epochs", "resources", "workers",
-    "gpus_per_worker", "train.optimizer.lr", "train.batch_size", "model.name", "grid", "choice", "uniform",
-    "loguniform", "cluster", "x"])
+NAMES = st.sampled_from(
+    [
+        "name",
+        "seed",
+        "storage",
+        "data",
+        "source",
+        "path",
+        "limit",
+        "val_fraction",
+        "budget_gb",
+        "mean",
+        "std",
+        "model",
+        "weights",
+        "image_size",
+        "train",
+        "epochs",
+        "batch_size",
+        "freeze",
+        "optimizer",
+        "lr",
+        "momentum",
+        "betas",
+        "schedule",
+        "warmup_epochs",
+        "augment",
+        "mixup",
+        "clip_norm",
+        "checkpoint_every",
+        "patience",
+        "search",
+        "trials",
+        "space",
+        "start_with",
+        "confirm",
+        "max_failures",
+        "scheduler",
+        "grace_epochs",
+        "resources",
+        "workers",
+        "gpus_per_worker",
+        "train.optimizer.lr",
+        "train.batch_size",
+        "model.name",
+        "grid",
+        "choice",
+        "uniform",
+        "loguniform",
+        "cluster",
+        "x",
+    ]
+)
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(-3, 300), st.floats(), st.text(max_size=8),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-3, 300),
+    st.floats(),
+    st.text(max_size=8),
     st.binary(max_size=4),
-    st.sampled_from(["adam", "sgd", "digits", "imagefolder", "none", "asha", "tpe", "backbone", "1e-3", "resnet18",
-                     "5 minutes", "timm:x", "a.b:c", "s3://b/c", "\0", "2001-01-01"]))
-TREES = st.recursive(VALUES, lambda inner: st.one_of(st.lists(inner, max_size=4),
-                                                     st.dictionaries(st.one_of(NAMES, VALUES), inner, max_size=5)),
-                     max_leaves=25)
-SYNTAX = st.text(alphabet=st.sampled_from("ab:{}[],&*!|>-?#%@`'\"\\ \n\t0123.eE~<=\0é\ud7ff"), max_size=60)
+    st.sampled_from(
+        [
+            "adam",
+            "sgd",
+            "digits",
+            "imagefolder",
+            "none",
+            "asha",
+            "tpe",
+            "backbone",
+            "1e-3",
+            "resnet18",
+            "5 minutes",
+            "timm:x",
+            "a.b:c",
+            "s3://b/c",
+            "\0",
+            "2001-01-01",
+        ]
+    ),
+)
+TREES = st.recursive(
+    VALUES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.one_of(NAMES, VALUES), inner, max_size=5)
+    ),
+    max_leaves=25,
+)
+SYNTAX = st.text(
+    alphabet=st.sampled_from("ab:{}[],&*!|>-?#%@`'\"\\ \n\t0123.eE~<=\0é\ud7ff"), max_size=60
+)
 
 
 def check_lines(error: JobError | ResourceError) -> None:
@@ -74,12 +155,16 @@ def test_any_text(text):
 
 
 @FUZZ
-@given(st.sampled_from(JOBS), st.lists(st.tuples(st.integers(0, 5000), st.one_of(SYNTAX, st.just(""))), min_size=1,
-                                       max_size=4))
+@given(
+    st.sampled_from(JOBS),
+    st.lists(
+        st.tuples(st.integers(0, 5000), st.one_of(SYNTAX, st.just(""))), min_size=1, max_size=4
+    ),
+)
 def test_jobs_that_come_with_raysft_with_pieces_replaced(text, changes):
     for at, piece in changes:
         at %= len(text) + 1
-        text = text[:at] + piece + text[at + len(piece) + 1:]
+        text = text[:at] + piece + text[at + len(piece) + 1 :]
     settle(text)
 
 
@@ -96,21 +181,72 @@ def test_any_override(text, section, key, value):
 
 # What YAML 1.1 or 1.2 reads as something else than text, and what can end a scalar.
 ODD = st.one_of(
-    st.sampled_from(["no", "off", "y", "N", "1e3", "1e-3", "0o7", "007", "0x1F", "12:30", "1_000", ".5", "+1", "1.",
-                     ".nan", ".inf", "~", "null", "", " ", "=", "<<", "a: b", "a #b", "- a", "{a}", "[a", "2024-01-01",
-                     "\ufeffa", "a\r\nb", "\ta", "'a'", '"a"', "%a", "@a", "`a`", "!a", "&a", "*a", "---", "..."]),
-    st.text(max_size=20))
+    st.sampled_from(
+        [
+            "no",
+            "off",
+            "y",
+            "N",
+            "1e3",
+            "1e-3",
+            "0o7",
+            "007",
+            "0x1F",
+            "12:30",
+            "1_000",
+            ".5",
+            "+1",
+            "1.",
+            ".nan",
+            ".inf",
+            "~",
+            "null",
+            "",
+            " ",
+            "=",
+            "<<",
+            "a: b",
+            "a #b",
+            "- a",
+            "{a}",
+            "[a",
+            "2024-01-01",
+            "\ufeffa",
+            "\x85",
+            "a\u2028b",
+            "a\r\nb",
+            "\ta",
+            "'a'",
+            '"a"',
+            "%a",
+            "@a",
+            "`a`",
+            "!a",
+            "&a",
+            "*a",
+            "---",
+            "...",
+        ]
+    ),
+    st.text(max_size=20),
+)
 
 
 @FUZZ
 @given(ODD, ODD, ODD, st.lists(ODD, max_size=3))
 def test_any_text_in_a_field_of_text_comes_back(path, storage, prefix, prefixes):
-    tree = {"data": {"path": path, "test_path": storage, "source": "imagefolder"}, "storage": storage,
-            "train": {"freeze": [prefix, *prefixes]}, "tracking": {"mlflow_experiment": prefix or None},
-            "search": {"space": {"train.freeze": {"choice": [prefixes, [prefix]]}}}}
+    tree = {
+        "data": {"path": path, "test_path": storage, "source": "imagefolder"},
+        "storage": storage,
+        "train": {"freeze": [prefix, *prefixes]},
+        "tracking": {"mlflow_experiment": prefix or None},
+        "search": {"space": {"train.freeze": {"choice": [prefixes, [prefix]]}}},
+    }
     job = validate_job(tree, "tree")
     assert load_text(dump_job(job), "again") == job
-    assert load_text(yaml.safe_dump(job.model_dump(), sort_keys=False, allow_unicode=True), "a run of before") == job
+    if "\\x85" not in repr(tree):  # which an older raysft lost in writing
+        before = yaml.safe_dump(job.model_dump(), sort_keys=False, allow_unicode=True)
+        assert load_text(before, "a run of before") == job
 
 
 @FUZZ
