@@ -132,11 +132,11 @@ def submit(
 ) -> None:
     """Run a job: search, train, score the best model on test, deliver it."""
     if address:
-        from raysft.remote import submit_to
+        from raysft.backends.cluster import submit_to
 
         submit_to(address, job_file, overrides or [], name, detach, _output())
         return
-    from raysft.submit import submit_here
+    from raysft.backends.local import submit_here
 
     if detach:
         raise UserError(
@@ -165,12 +165,12 @@ def plan(
     measured.
     """
     if address:
-        from raysft.remote import plan_on
+        from raysft.backends.cluster import plan_on
 
         planned = plan_on(address, job_file, overrides or [], measure, _output())
         document, lines = planned["document"], planned["lines"]
     else:
-        from raysft.submit import plan_here
+        from raysft.backends.local import plan_here
 
         document, lines = plan_here(job_file, overrides or [], measure, _output())
     if as_json:
@@ -192,11 +192,11 @@ def list_runs(
 
     keys: tuple[str, ...] = ("run", "status", "started", "ended")
     if address:
-        from raysft.remote import run_rows
+        from raysft.backends.cluster import run_rows
 
         rows = run_rows(address)
     else:
-        from raysft.results.run import all_runs
+        from raysft.records.run import all_runs
 
         keys = (*keys, "trials")
         rows = [{k: r.get(k) for k in keys} for r in all_runs(storage)]
@@ -217,7 +217,8 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Show how far a run is, trial by trial."""
-    from raysft.console import config_text, metric_text, score_text, table_of
+    from raysft.console import table_of
+    from raysft.wording import config_text, metric_text, score_text
 
     if watch:
         from raysft import watch as watching
@@ -226,11 +227,11 @@ def status(
         watching.watch(documents, _output(), as_json)
         return
     if address:
-        from raysft.remote import run_status
+        from raysft.backends.cluster import run_status
 
         document = run_status(address, run)
     else:
-        from raysft.results.run import status_of
+        from raysft.records.run import status_of
 
         document = status_of(run)
     if as_json:
@@ -262,11 +263,11 @@ def results(
     from raysft.console import leaderboard_table, result_lines
 
     if address:
-        from raysft.remote import run_results
+        from raysft.backends.cluster import run_results
 
         document = run_results(address, run)
     else:
-        from raysft.results.run import results_of
+        from raysft.records.run import results_of
 
         document = results_of(run)
     if as_json:
@@ -295,8 +296,8 @@ def report(
     """Write the report of a run: one HTML file with its figures, charts and worst mistakes,
     readable offline.
     """
+    from raysft.records.run import find_run
     from raysft.results.report import figures, write_report
-    from raysft.results.run import find_run
     from raysft.storage import place
 
     folder = find_run(run)
@@ -317,11 +318,11 @@ def logs(
 ) -> None:
     """Show what a run and Ray have printed."""
     if address:
-        from raysft.remote import show_logs
+        from raysft.backends.cluster import show_logs
 
         show_logs(address, run, follow, _output())
     else:
-        from raysft.submit import logs_here
+        from raysft.backends.local import logs_here
 
         logs_here(run, follow, _output())
 
@@ -330,11 +331,11 @@ def logs(
 def stop(run: RunName, address: Address = None, debug: Debug = False) -> None:
     """Stop a run; what it has trained stays, and it can be resumed."""
     if address:
-        from raysft.remote import stop_run
+        from raysft.backends.cluster import stop_run
 
         stop_run(address, run, _output())
     else:
-        from raysft.submit import stop_here
+        from raysft.backends.local import stop_here
 
         stop_here(run, _output())
 
@@ -372,11 +373,11 @@ def resume(
     their checkpoints.
     """
     if address:
-        from raysft.remote import resume_on
+        from raysft.backends.cluster import resume_on
 
         resume_on(address, run, _numbers(workers), overrides or [], detach, _output())
     else:
-        from raysft.submit import resume_here
+        from raysft.backends.local import resume_here
 
         resume_here(run, _numbers(workers), overrides or [], _output())
 
@@ -450,7 +451,7 @@ def predict(
     if out is not None:
         _predict_all(model, images, out, split, probabilities, trust_code, address, as_json)
         return
-    from raysft.results.given import images_given
+    from raysft.results.image_files import images_given
     from raysft.results.predict import Classifier
     from raysft.show import show_answers
     from raysft.storage import place
@@ -482,13 +483,13 @@ def _predict_all(
             " ".join(sources), "are several", "give one folder of images or one data set with --out"
         )
     if address:
-        from raysft.remote import predict_on
+        from raysft.backends.cluster import predict_on
 
         predicted = predict_on(
             address, model, sources[0], out, split, shares, trust_code, not as_json, _output()
         )
     else:
-        from raysft.submit import predict_here
+        from raysft.backends.local import predict_here
 
         predicted = predict_here(
             model, sources[0], out, split, shares, trust_code, not as_json, _output()
@@ -616,11 +617,11 @@ def doctor(
     from raysft.console import table_of
 
     if address:
-        from raysft.remote import examine
+        from raysft.backends.cluster import examine
 
         found = examine(address, storage, _output())
     else:
-        from raysft.submit import examine_here
+        from raysft.backends.local import examine_here
 
         found = examine_here(storage, _output())
     _show(found, table_of(found, ("check", "where", "state", "text")), as_json)
@@ -692,7 +693,7 @@ def data_import(
     """Make a data set of shards from images. An interrupted import goes on where it was when
     started again.
     """
-    from raysft.submit import import_here
+    from raysft.backends.local import import_here
 
     import_here(kind, path, out, test, on_bad_image, background, as_json, _output())
 

@@ -31,6 +31,7 @@ from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.plan import Outline, Plan, Slot
 from raysft.train.architecture import foreign_module
+from raysft.wording import config_text, count_text, metric_text, score_text
 
 WIDTH_WITHOUT_TERMINAL = 120
 STARTING = "starting Ray and the workers"
@@ -365,12 +366,6 @@ def result_lines(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def metric_text(metric: str, short: bool = True) -> str:
-    """A metric as people write it: val acc, val top5 accuracy."""
-    words = metric.replace("_", " ")
-    return {"val accuracy": "val acc"}.get(words, words) if short else words
-
-
 def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
     """What `raysft evaluate` found: the whole, then each class, then the confusion matrix where it
     can be read.
@@ -440,18 +435,6 @@ def export_lines(made: dict[str, Any]) -> list[str]:
     ]
 
 
-def config_text(config: dict[str, Any]) -> str:
-    """A configuration in one line: sgd lr=0.01 momentum=0.9 batch_size=64."""
-    words = []
-    for key, value in config.items():
-        if isinstance(value, dict):  # a section, such as the optimizer
-            named = [str(value["name"])] if "name" in value else []
-            words += [*named, *(f"{k}={_short(v)}" for k, v in value.items() if k != "name")]
-        else:
-            words.append(f"{key.removeprefix('train.')}={_short(value)}")
-    return " ".join(words) or "as in the job"
-
-
 def table_of(
     rows: Sequence[dict[str, Any]], columns: Sequence[str], format: Callable[[Any], str] = str
 ) -> Table:
@@ -462,17 +445,3 @@ def table_of(
     for row in rows:
         table.add_row(*("" if row.get(c) is None else format(row[c]) for c in columns))
     return table
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def score_text(value: float | None) -> str:
-    """A metric in a table."""
-    return "-" if value is None else f"{value:.4f}"
-
-
-def count_text(number: int, word: str) -> str:
-    """A number of things: 1 trial, 16 trials."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -22,17 +22,10 @@ from rich.text import Text
 
 from raysft import interrupts
 from raysft.cluster.address import Address
-from raysft.console import (
-    Output,
-    Rows,
-    config_text,
-    count_text,
-    metric_text,
-    score_text,
-    without_controls,
-)
+from raysft.console import Output, Rows, without_controls
 from raysft.job.spec import order
-from raysft.results.run import GOING_ON, INFO, find_run, is_going_on, read_json, status_of
+from raysft.records.run import GOING_ON, INFO, find_run, is_going_on, read_json, status_of
+from raysft.wording import config_text, count_text, metric_text, score_text
 
 Document = dict[str, Any]
 
@@ -115,9 +108,9 @@ def on_cluster(address: Address, name: str, output: Output) -> Iterator[Document
 
     Raises UserError, and RunError where the cluster does not answer any more.
     """
+    from raysft.backends.cluster import losses, status_document
     from raysft.cluster.jobs import Cluster
-    from raysft.cluster.wire import Seen
-    from raysft.remote import losses, status_document
+    from raysft.cluster.messages import Seen
 
     cluster = Cluster(address)
     run = cluster.run(name)
@@ -142,7 +135,7 @@ class _Follower(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        from raysft.cluster.wire import decode
+        from raysft.cluster.messages import decode
 
         try:
             for line in self.cluster.follow(self.run_id, self.lost):

@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysft.cluster.entry import shared_storage
-from raysft.cluster.wire import decode, messages, summary
+from raysft.cluster.messages import decode, messages, summary
+from raysft.entrypoints.train import shared_storage
 from raysft.errors import UserError
 from raysft.job import load_job
-from raysft.results.run import Run
+from raysft.records.run import Run
 from raysft.storage import read_json, sha256, write_json
 from tests.conftest import make_images, processes_of, processes_of_ray
 
@@ -483,7 +483,7 @@ def test_a_run_waits_for_the_nodes_of_an_autoscaler(home, job, tmp_path, monkeyp
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         run = subprocess.Popen(
-            [sys.executable, "-m", "raysft.cluster.entry", str(job), "zero"],
+            [sys.executable, "-m", "raysft.entrypoints.train", str(job), "zero"],
             cwd=tmp_path,
             text=True,
             stdout=subprocess.PIPE,

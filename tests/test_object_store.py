@@ -14,10 +14,10 @@ from raysft.data.imports import import_dataset
 from raysft.data.shards import read_manifest, verify
 from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
-from raysft.owner import beating, heard_ago
+from raysft.records.owner import beating, heard_ago
+from raysft.records.run import INFO, Run, results_of
 from raysft.results.predict import Classifier
 from raysft.results.report import write_report
-from raysft.results.run import INFO, Run, results_of
 from raysft.storage import place, put_folder, read_json, remove, scratch_beside, write_text
 from tests.conftest import make_images
 from tests.results.made import make_run

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raysft import ray_calls as answers
 from raysft import search_path
-from raysft.cluster import answers
 from raysft.errors import RunError
 from raysft.search_path import current_folder_last, from_nowhere
 from tests.conftest import make_images

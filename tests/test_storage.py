@@ -12,9 +12,9 @@ import torch
 from raysft.data import cifar
 from raysft.data.shards import ImageSpec, write_shard
 from raysft.deploy import bulk
-from raysft.deploy.images import source_of
+from raysft.deploy.image_sources import source_of
 from raysft.errors import DataError, ModelError, RunError, StorageFull
-from raysft.results.predictions import write_predictions
+from raysft.records.predictions import write_predictions
 from raysft.results.report import write_report
 from raysft.storage import (
     locked,

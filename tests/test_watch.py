@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raysft.cluster.wire import Reporter, decode, summary
+from raysft.cluster.messages import Reporter, decode, summary
 from raysft.job import Job
 from raysft.job.plan import Plan, Slot
-from raysft.results.run import Run, TrialRecord
-from raysft.search.progress import Progress
+from raysft.records.run import Run, TrialRecord
+from raysft.run.progress import Progress
 from raysft.train.queue import Event
 from raysft.watch import changes, curve_text, headline, here, picture
 
@@ -242,7 +242,7 @@ def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave
 
 
 def test_events_of_a_cluster_tell_running_trials_and_each_epoch_once(monkeypatch):
-    monkeypatch.setattr("raysft.cluster.wire.STANDING_EVERY_S", 0.0)
+    monkeypatch.setattr("raysft.cluster.messages.STANDING_EVERY_S", 0.0)
     lines: list[str] = []
     reporter, trial = Reporter(lines.append), TrialRecord("t0", {"a": 1}, "running")
     waiting = TrialRecord("t1", {})

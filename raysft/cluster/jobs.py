@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 import raysft
 from raysft.cluster.address import VARIABLE, Address
-from raysft.cluster.trouble import GONE, REFUSED, explained, http_status, refusal
-from raysft.cluster.wire import Message, Seen, decode, messages
+from raysft.cluster.client_errors import GONE, REFUSED, explained, http_status, refusal
+from raysft.cluster.messages import Message, Seen, decode, messages
 from raysft.errors import RaysftError, RunError, UserError, in_words
 from raysft.job import Job, dump_job
 
@@ -91,7 +91,7 @@ class Cluster:
             raise UserError(
                 f"--name {name}", "is a run of this cluster already", "give another --name"
             )
-        command = f"raysft.cluster.entry job.yaml {shlex.quote(name)}" + (
+        command = f"raysft.entrypoints.train job.yaml {shlex.quote(name)}" + (
             " --resume" if resume else ""
         )
         return self._start(
@@ -109,7 +109,9 @@ class Cluster:
         """
         name = folder.rstrip("/").rpartition("/")[2]
         given = f" --workers {shlex.quote(json.dumps(workers))}" if workers else ""
-        command = f"raysft.cluster.entry {shlex.quote(folder)} {shlex.quote(name)} --resume{given}"
+        command = (
+            f"raysft.entrypoints.train {shlex.quote(folder)} {shlex.quote(name)} --resume{given}"
+        )
         return self._start(
             command + _set(places), {}, _job_id(name, self.attempts(name)), _about(name)
         )

@@ -25,7 +25,7 @@ from raysft.cluster import processes
 from raysft.cluster.address import VARIABLE
 from raysft.cluster.processes import kill_all, lives, marked
 from raysft.errors import UserError
-from raysft.garbage import uncollected
+from raysft.gc_pause import uncollected
 from raysft.interrupts import undisturbed
 from raysft.job.plan import Node
 from raysft.search_path import from_nowhere
@@ -111,7 +111,7 @@ def local_ray(node: Node) -> Iterator[Path]:
     with uncollected():
         import ray
 
-        from raysft.cluster.answers import keep_logs_in
+        from raysft.ray_calls import keep_logs_in
 
     os.environ.pop(
         VARIABLE, None

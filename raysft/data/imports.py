@@ -259,7 +259,7 @@ def _write_all(
     """One note a shard: split, path, rows, sha256, sums of pixels, bad files."""
     import ray.data
 
-    from raysft.cluster.answers import check_starts
+    from raysft.ray_calls import check_starts
 
     total = sum(listing.rows.values())
     notes: list[dict[str, Any]] = []

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from raysft.data.names import utf8
 from raysft.data.parquet import read_plain
-from raysft.deploy.images import Chunk, Item, Source
+from raysft.deploy.image_sources import Chunk, Item, Source
 from raysft.errors import DataError, RaysftError, RunError, UserError
 from raysft.results.model import ModelCard, check_trust, read_card
 from raysft.storage import (
@@ -165,7 +165,7 @@ def _run(
     import ray
     import ray.data
 
-    from raysft.cluster.answers import check_starts
+    from raysft.ray_calls import check_starts
 
     check_starts()
     context = ray.data.DataContext.get_current()

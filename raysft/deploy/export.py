@@ -26,11 +26,11 @@ from raysft.data.preparation import Preparation
 from raysft.data.shards import MANIFEST, read_manifest
 from raysft.deploy.graph import WholeModel
 from raysft.errors import DataError, ModelError, RunError, UserError, in_words
+from raysft.records.relocation import located
+from raysft.records.run import INFO, versions
+from raysft.records.run import read_json as read_info
 from raysft.results.model import WEIGHTS, ModelCard, model_folder
-from raysft.results.places import located
 from raysft.results.predict import Classifier, batch_of, image_count, labelled_images
-from raysft.results.run import INFO, versions
-from raysft.results.run import read_json as read_info
 from raysft.storage import (
     Place,
     local_copy,

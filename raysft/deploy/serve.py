@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from raysft import __version__, interrupts
 from raysft.cluster.local import local_ray, this_node
-from raysft.console import Output, count_text
+from raysft.console import Output
 from raysft.deploy.settings import Settings
 from raysft.errors import ResourceError, RunError, UserError
 from raysft.job.plan import Node
 from raysft.results.model import ModelCard, check_trust, read_card
 from raysft.storage import place
+from raysft.wording import count_text
 
 if TYPE_CHECKING:
     from raysft.deploy.replicas import Replicas
@@ -73,7 +74,7 @@ def _serve(
 ) -> None:
     import uvicorn
 
-    from raysft.deploy.front import FIELD, Front
+    from raysft.deploy.http import FIELD, Front
     from raysft.deploy.replicas import BATCHES_A_REPLICA
 
     front = Front(

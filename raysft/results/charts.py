@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raysft.console import metric_text
 from raysft.job.spec import metric_mode
+from raysft.wording import metric_text
 
 Spec = dict[str, Any]
 

@@ -9,11 +9,11 @@ from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.space import recipe_of
 from raysft.job.spec import order
-from raysft.results.judged import judged
+from raysft.records.predictions import PREDICTIONS, read_predictions
+from raysft.records.relocation import located
+from raysft.records.run import INFO, RESULTS, job_of, read_json, read_trials
+from raysft.results.answers import judged
 from raysft.results.model import CARD, read_card
-from raysft.results.places import located
-from raysft.results.predictions import PREDICTIONS, read_predictions
-from raysft.results.run import INFO, RESULTS, job_of, read_json, read_trials
 from raysft.results.thumbnails import Images
 from raysft.storage import Place
 

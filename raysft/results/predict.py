@@ -28,7 +28,7 @@ from raysft.data.shards import (
     verify,
 )
 from raysft.errors import DataError
-from raysft.results.given import Given
+from raysft.results.image_files import Given
 from raysft.results.model import ModelCard, load_model
 from raysft.results.ranking import TOP, Failed, Prediction, Ranking
 from raysft.storage import Place

@@ -18,7 +18,6 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from raysft.console import config_text, count_text, metric_text, score_text
 from raysft.data.imports import cache_folder
 from raysft.errors import StorageFull, UserError
 from raysft.job.space import SECTIONS
@@ -33,6 +32,7 @@ from raysft.results.charts import (
 from raysft.results.figures import figures, gather
 from raysft.results.thumbnails import Images, Thumbnail
 from raysft.storage import Place, is_full, read_json, write_json, write_text
+from raysft.wording import config_text, count_text, metric_text, score_text
 
 __all__ = ["REPORT", "figures", "write_report"]
 

@@ -2,6 +2,6 @@
 Biases.
 """
 
-from raysft.tracking.front import Tracking
+from raysft.tracking.trackers import Tracking
 
 __all__ = ["Tracking"]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from raysft.job import Job
-from raysft.results.run import TrialRecord
+from raysft.records.run import TrialRecord
 from raysft.storage import Place, put_file
-from raysft.tracking.front import Close, News
+from raysft.tracking.tracker import Close, News
 from raysft.tracking.values import metrics_of, searched_of
 
 FOLDER = "tensorboard"

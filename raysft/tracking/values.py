@@ -8,7 +8,7 @@ from typing import Any
 
 from raysft.job import Job
 from raysft.job.space import path_of, recipe_of
-from raysft.results.run import TrialRecord
+from raysft.records.run import TrialRecord
 
 
 def metrics_of(epoch: Mapping[str, Any]) -> dict[str, float]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from raysft.job import Job
-from raysft.results.run import TrialRecord
+from raysft.records.run import TrialRecord
 from raysft.storage import Place, put_file
 from raysft.tracking.artifacts import delivered
-from raysft.tracking.front import Close, News
+from raysft.tracking.tracker import Close, News
 from raysft.tracking.values import flattened, metrics_of, parameters_of
 
 FOLDER = "wandb"

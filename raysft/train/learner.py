@@ -16,8 +16,8 @@ from raysft.job.recipe import Train
 from raysft.train.normalise import normalises_over_batch
 from raysft.train.optim import build_optimizer, parameter_groups, set_learning_rate
 from raysft.train.precision import compute_type
-from raysft.train.scope import frozen_names, train_only, training_mode
 from raysft.train.team import Team
+from raysft.train.trainable import frozen_names, train_only, training_mode
 from raysft.train.tryout import takes_one
 
 

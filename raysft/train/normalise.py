@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import (
 from raysft.errors import JobError
 from raysft.job.batches import LEAST_ROWS, fewest_rows
 from raysft.job.recipe import Train
-from raysft.train.scope import frozen_names, train_only, training_mode
+from raysft.train.trainable import frozen_names, train_only, training_mode
 from raysft.train.tryout import takes_one
 
 

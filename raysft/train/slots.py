@@ -22,7 +22,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raysft.errors import in_words
-from raysft.garbage import uncollected
+from raysft.gc_pause import uncollected
 from raysft.job.plan import Slot
 from raysft.job.spec import Resources
 
@@ -49,42 +49,6 @@ def own_start_seconds() -> float:
 # How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a
 # failure costs: the start of the workers, and the time since the last checkpoint.
 GROW_SECONDS = 60.0
-
-
-def start_coordinator() -> Any:
-    """The actor that Ray Train's controllers register with, started before them; returns its
-    handle.
-
-    A controller would start it itself, and wait a second and a half for it before it starts
-    workers. Ray has no public way to it, so this is to be looked at with every new series of Ray.
-    """
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
-
-    return get_or_create_autoscaling_coordinator()
-
-
-def look_at_nodes(coordinator: Any) -> None:
-    """Have the coordinator count the nodes now; by itself it does so every 20 seconds.
-
-    Until then it lets an elastic slot start workers on a node that is dead, which fails after a
-    minute. To be looked at with every new series of Ray, as `start_coordinator`.
-    """
-    coordinator.get_reserved_resources.remote("raysft", recompute=True)
-
-
-def machine_is_going() -> bool:
-    """In a worker: whether Ray Train has heard that a machine of this worker group will be taken
-    away.
-
-    Ray's public `get_preemption_info` waits until all workers of the group ask, and teams do not
-    march in step; so this reads what it would hand out. To be looked at with every new series of
-    Ray.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 class _Trainer(DataParallelTrainer):

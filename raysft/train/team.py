@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import nn
 
-from raysft.train.interface import use_interface_of
+from raysft.train.network_interface import use_interface_of
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 MEETING_TIMEOUT = datetime.timedelta(seconds=60)

@@ -17,8 +17,9 @@ from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.data.staging import resident
 from raysft.errors import Diverged, StorageFull, TrialError, UserError
-from raysft.garbage import uncollected
+from raysft.gc_pause import uncollected
 from raysft.job.spec import Model
+from raysft.ray_shortcuts import machine_is_going
 from raysft.storage import is_full, place
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
@@ -28,7 +29,6 @@ from raysft.train.modeling import Network, build_network
 from raysft.train.normalise import can_halve, check_batches
 from raysft.train.queue import Cause, Task
 from raysft.train.setup import Setup
-from raysft.train.slots import machine_is_going
 from raysft.train.team import Team
 from raysft.train.tryout import try_network
 from raysft.train.weights import Pixels

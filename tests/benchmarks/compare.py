@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from raysft.results.run import versions
+from raysft.records.run import versions
 
 SETTLE_SECONDS = (
     0.5  # for what was killed at the end of a round to be dead, and its CPU seconds known

@@ -15,7 +15,7 @@ import pytest
 
 from raysft.data.imports import import_dataset
 from raysft.deploy.bulk import Predictor, predict_all
-from raysft.deploy.images import CHUNK_IMAGES, source_of
+from raysft.deploy.image_sources import CHUNK_IMAGES, source_of
 from raysft.errors import UserError
 from raysft.results.predict import Classifier
 from tests.conftest import make_images

@@ -14,7 +14,7 @@ from PIL import Image
 from raysft.data.decoding import BEFORE, Decoding
 from raysft.data.shards import ImageSpec
 from raysft.deploy.export import export
-from raysft.deploy.images import source_of
+from raysft.deploy.image_sources import source_of
 from raysft.deploy.replicas import Predictor
 from raysft.deploy.settings import Refused
 from raysft.errors import DataError

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysft.results.run import read_trials
+from raysft.records.run import read_trials
 from raysft.storage import place
 from tests.multihost.hosts import NETWORK, Network, missing
 

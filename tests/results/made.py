@@ -16,10 +16,10 @@ from raysft.data.shards import ImageSpec, Manifest, Split, write_manifest, write
 from raysft.job import Job
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
+from raysft.records.predictions import PREDICTIONS, write_predictions
+from raysft.records.run import Run, TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
-from raysft.results.predictions import PREDICTIONS, write_predictions
-from raysft.results.run import Run, TrialRecord, leaderboard
-from raysft.search.outcome import Scored, confirmation, results_of_run, timing_of
+from raysft.run.delivery import Scored, confirmation, results_of_run, timing_of
 from raysft.storage import Place, write_json
 from raysft.train.metrics import Sums, prefixed
 from raysft.train.queue import Task

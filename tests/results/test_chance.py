@@ -12,10 +12,10 @@ from raysft.data.preparation import Preparation
 from raysft.data.shards import read_manifest
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
+from raysft.records.run import TrialRecord
 from raysft.results.chance import at_chance, binomial_tail, doubt_of_test, doubts
 from raysft.results.report import write_report
-from raysft.results.run import TrialRecord
-from raysft.search.outcome import Scored, card_of, readme_of, results_of_run
+from raysft.run.delivery import Scored, card_of, readme_of, results_of_run
 from raysft.storage import read_json, write_json
 from raysft.train.queue import Task
 from tests.results.made import config, make_run

@@ -24,10 +24,10 @@ from raysft.data.shards import (
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.recipe import Train
+from raysft.records.predictions import PREDICTIONS, read_predictions, write_predictions
+from raysft.records.run import Run, TrialRecord, all_runs, results_of, status_of
 from raysft.results.model import ModelCard, deliver
 from raysft.results.predict import Classifier
-from raysft.results.predictions import PREDICTIONS, read_predictions, write_predictions
-from raysft.results.run import Run, TrialRecord, all_runs, results_of, status_of
 from raysft.train.checkpoint import load_checkpoint, newest_sound
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.learner import Learner

@@ -25,14 +25,14 @@ from raysft.data.samples import DARK
 from raysft.data.shards import read_manifest
 from raysft.deploy.bulk import Predicted, Predictor
 from raysft.deploy.export import _write_onnx, _write_torch_export
-from raysft.deploy.images import source_of
+from raysft.deploy.image_sources import source_of
 from raysft.errors import DataError
-from raysft.results.given import Given
+from raysft.records.run import TrialRecord, results_of
+from raysft.results.image_files import Given
 from raysft.results.model import read_card
 from raysft.results.predict import Classifier, by_class
 from raysft.results.ranking import Failed, Prediction, ranking_json
 from raysft.results.readme import model_readme
-from raysft.results.run import TrialRecord, results_of
 from raysft.show import show_answers, show_data
 from raysft.storage import read_json
 from raysft.watch import picture

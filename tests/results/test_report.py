@@ -31,11 +31,11 @@ from raysft.data.shards import (
 from raysft.data.walk import Counts
 from raysft.errors import DataError, UserError
 from raysft.job import Job
-from raysft.results import judged
+from raysft.records.run import Run, TrialRecord
+from raysft.results import answers as judged
 from raysft.results.charts import log_ticks
 from raysft.results.predict import by_class
 from raysft.results.report import figures, span, write_report
-from raysft.results.run import Run, TrialRecord
 from raysft.results.thumbnails import Images
 from raysft.storage import read_json
 from raysft.train import metrics

@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raysft.cluster import predictor
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, read_table, write_manifest
 from raysft.deploy.bulk import Predictor
-from raysft.deploy.images import source_of
+from raysft.deploy.image_sources import source_of
+from raysft.entrypoints import predict as predictor
 from raysft.errors import DataError, ModelError, UserError
+from raysft.records.predictions import read_predictions
 from raysft.results.model import WEIGHTS, ModelCard, deliver, load_model
-from raysft.results.predictions import read_predictions
 from raysft.storage import read_json, sha256, write_json
 from raysft.train.architecture import foreign_module
 from raysft.train.weights import read_state_dict

@@ -9,8 +9,8 @@ from raysft.errors import JobError
 from raysft.job import Job
 from raysft.job.load import validate_job
 from raysft.job.space import recipe_of
-from raysft.results.run import TrialRecord
-from raysft.search.outcome import confirmation
+from raysft.records.run import TrialRecord
+from raysft.run.delivery import confirmation
 from raysft.search.propose import searcher
 from raysft.search.space import check_configurations, configurations, known_configurations
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from raysft.errors import JobErrors, UserError
-from raysft.inputs import check_tracking, outline_of
 from raysft.job import Job
 from raysft.job.load import validate_job
 from raysft.job.spec import Tracking as Spec
-from raysft.results.run import Run, TrialRecord
+from raysft.records.run import Run, TrialRecord
+from raysft.run.preflight import check_tracking, outline_of
 from raysft.storage import read_json, write_json
 from raysft.tracking import Tracking
-from raysft.tracking.front import Memory, TrackerThread
+from raysft.tracking.trackers import Memory, TrackerThread
 from raysft.tracking.values import flattened
 
 SEARCH = {
@@ -408,7 +408,7 @@ class Stuck:
 
 
 def test_a_server_that_does_not_answer_holds_nothing_up_for_long(tmp_path, monkeypatch):
-    monkeypatch.setattr("raysft.tracking.front.FLUSH_SECONDS", 0.3)
+    monkeypatch.setattr("raysft.tracking.trackers.FLUSH_SECONDS", 0.3)
     run, stuck = Tracked(tmp_path), Stuck()
     began = time.monotonic()
     with Tracking(run.job, run.run, run.notes.append, run.scratch) as tracking:
@@ -485,7 +485,7 @@ def _take(found: dict, told) -> None:
 
 
 def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("raysft.tracking.front.STOP_SECONDS", 30.0)
+    monkeypatch.setattr("raysft.tracking.trackers.STOP_SECONDS", 30.0)
     run = Tracked(tmp_path, wandb="flowers", wandb_mode="offline")
     with pytest.raises(KeyboardInterrupt):
         run.go(
@@ -544,7 +544,7 @@ def test_an_address_with_a_secret_or_a_folder_is_refused_in_a_line_that_does_not
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_package_is_a_line_before_anything_starts(monkeypatch, package):
     monkeypatch.setattr(
-        "raysft.inputs.find_spec",
+        "raysft.run.preflight.find_spec",
         lambda name: None if name == package else importlib.util.find_spec(name),
     )
     spec = Spec(

@@ -1,0 +1,1 @@
+"""Where commands take effect: on this machine, or on a Ray cluster."""

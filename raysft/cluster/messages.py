@@ -1,0 +1,187 @@
+"""What a run on a cluster tells the person who submitted it: one line of JSON an event, in the log
+of its Ray job.
+
+The log stays on the head for as long as the cluster does, so a follower that was cut off reads on
+from where it was, and status and results are there without reaching into the run's storage.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from raysft.errors import (
+    DataError,
+    JobError,
+    ModelError,
+    RaysftError,
+    ResourceError,
+    RunError,
+    UserError,
+)
+from raysft.records.run import TrialRecord
+
+# the record separator: no log line of anyone else begins with it. str.splitlines splits there!
+MARK = "\x1eraysft "
+EPOCHS_EVERY_S = 1.0
+STANDING_EVERY_S = (
+    5.0  # about a kilobyte each, and the log is read as a whole by whoever asks for the status
+)
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (UserError, JobError, DataError, ModelError, ResourceError, RunError)
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One event: plan, note, progress, epochs, standing, trial, results, error or end.
+
+    planned and doctor answer a question.
+    """
+
+    kind: str
+    payload: dict[str, Any]
+
+
+def encode(kind: str, payload: dict[str, Any]) -> str:
+    """The line of an event."""
+    return MARK + json.dumps({"kind": kind, "payload": payload}, default=str)
+
+
+def decode(line: str) -> Message | None:
+    """The event of a line, None for a line of anyone else."""
+    if not line.startswith(MARK):
+        return None
+    try:
+        tree = json.loads(line[len(MARK) :])
+        return Message(tree["kind"], tree["payload"])
+    except (ValueError, KeyError):
+        return None
+
+
+def messages(log: str) -> Iterator[Message]:
+    """All events of a log."""
+    return (message for line in log.split("\n") if (message := decode(line)) is not None)
+
+
+class Reporter:
+    """A listener that writes events to a stream; the threads of a run share it."""
+
+    def __init__(self, write: Callable[[str], Any]) -> None:
+        self._write, self._lock = write, threading.Lock()
+        self._last_epochs = self._last_standing = 0.0
+        self._told: dict[str, tuple[str, int]] = {}
+        self._doing: list[str] = []
+
+    def tell(self, kind: str, **payload: Any) -> None:
+        """Write an event."""
+        with self._lock:
+            self._write(encode(kind, payload) + "\n")
+
+    def note(self, text: str) -> None:
+        self.tell("note", text=text)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.tell("progress", what=what, done=done, total=total)
+
+    def epochs(self, done: float, total: int, records: Sequence[TrialRecord]) -> None:
+        if done == total or time.monotonic() - self._last_epochs >= EPOCHS_EVERY_S:
+            self._last_epochs = time.monotonic()
+            self.tell("epochs", done=done, total=total)
+
+    def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
+        self.tell("trial", record=asdict(record), ended=ended, total=total)
+
+    def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+        """Where the run stands, and of its trials what is new: those that have begun, the epochs
+        they have trained.
+
+        Told now and then, and when a team begins something else.
+        """
+        doing = [team["doing"] for team in document["teams"]]
+        if doing == self._doing and time.monotonic() - self._last_standing < STANDING_EVERY_S:
+            return
+        self._doing, self._last_standing = doing, time.monotonic()
+        trials = []
+        for record in records:
+            told = self._told.get(record.trial, ("pending", 0))
+            if (record.status, len(record.history)) != told:
+                self._told[record.trial] = record.status, len(record.history)
+                about = {
+                    key: value
+                    for key, value in vars(record).items()
+                    if key not in ("trace", "history")
+                }
+                trials.append(about | {"history": record.history[told[1] :]})
+        self.tell("standing", progress=document, trials=trials)
+
+    def error(self, error: RaysftError) -> None:
+        """What ended the run, to be raised again where it is followed."""
+        self.tell(
+            "error", problems=[[type(p).__name__, p.where, p.what, p.todo] for p in error.problems]
+        )
+
+
+@dataclass
+class Seen:
+    """What the events of a run come to."""
+
+    plan: list[str] = field(default_factory=list)
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    results: dict[str, Any] | None = None
+    errors: list[RaysftError] = field(default_factory=list)
+    epochs: tuple[float, int] = (0, 0)
+    folder: str = ""
+    job: str | None = None
+    metric: str = "val_accuracy"
+    status: str | None = None
+    progress: dict[str, Any] | None = None
+
+    def take(self, message: Message) -> None:
+        """Add one event."""
+        payload = message.payload
+        if message.kind == "plan":
+            self.plan, self.folder, self.metric = (
+                payload["lines"],
+                payload["folder"],
+                payload["metric"],
+            )
+            self.job = payload["job"]
+        elif message.kind == "trial":
+            self.trials[payload["record"]["trial"]] = TrialRecord(**payload["record"])
+        elif message.kind == "epochs":
+            self.epochs = payload["done"], payload["total"]
+        elif message.kind == "standing":
+            self.progress = payload["progress"]
+            for told in payload["trials"]:
+                known = self.trials.get(told["trial"])
+                before = len(known.history) if known else 0
+                new = [epoch for epoch in told["history"] if epoch["epoch"] > before]
+                self.trials[told["trial"]] = TrialRecord(
+                    **told
+                    | {
+                        "history": [*(known.history if known else []), *new],
+                        "trace": known.trace if known else None,
+                    }
+                )
+        elif message.kind == "results":
+            self.results = payload["results"]
+        elif message.kind == "error":
+            self.errors = [
+                _ERRORS.get(name, RunError)(*parts) for name, *parts in payload["problems"]
+            ]
+        elif message.kind == "end":
+            self.status = payload["status"]
+
+
+def summary(log: Iterable[Message]) -> Seen:
+    """What a whole log comes to."""
+    seen = Seen()
+    for message in log:
+        seen.take(message)
+    return seen

@@ -1,0 +1,1 @@
+"""Modules that a cluster runs as Ray jobs."""

@@ -1,0 +1,253 @@
+"""The driver of a run on a cluster: what `raysft submit --address` starts there, as a Ray job on
+the head.
+
+    python -m raysft.entrypoints.train job.yaml NAME [--resume] [--set KEY=VALUE …]
+    python -m raysft.entrypoints.train FOLDER NAME --resume [--workers N|[N,M]] [--set KEY=VALUE …]
+
+The second form resumes a run of which this cluster knows nothing but its folder.
+
+It checks versions, nodes, storage and resources before it writes anything, runs the job, and tells
+all that happens as events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raysft import interrupts
+from raysft.cluster.messages import Reporter
+from raysft.console import plan_lines
+from raysft.errors import RaysftError, ResourceError, RunError, UserError
+from raysft.job import Job, dump_job, load_job
+from raysft.job.plan import Node, Outline, Plan, make_plan
+from raysft.records.relocation import places_of
+from raysft.run.preflight import outline_of
+from raysft.storage import place
+from raysft.wording import count_text
+
+STORAGE_VARIABLE = "RAYSFT_STORAGE"
+DATASETS = "datasets"
+RAY_SERIES = "2.60."
+
+
+def main(
+    job_file: str,
+    name: str,
+    resume: bool,
+    places: Mapping[str, str],
+    workers: int | list[int] | None,
+) -> int:
+    """Run the job; returns the exit status."""
+    reporter = Reporter(to_stream(sys.stdout))
+    status, code = "failed", 1
+    try:
+        _check_versions()
+        job = _job_of(job_file, workers) if resume else load_job(job_file)
+        _run(job, name, resume, places, reporter)
+        status, code = "done", 0
+    except KeyboardInterrupt:
+        status, code = "stopped", 130
+    except RaysftError as error:
+        reporter.error(error)
+        code = error.exit_code
+    except Exception as error:
+        reporter.error(RunError("run", f"{type(error).__name__}: {error}", "see `raysft logs`"))
+        raise
+    finally:
+        reporter.tell("end", status=status, exit_code=code)
+    return code
+
+
+def to_stream(stream: Any) -> Callable[[str], None]:
+    """A writer that leaves nothing in a buffer."""
+
+    def write(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    return write
+
+
+def _check_versions() -> None:
+    """Raise UserError where this cluster's Python environment is not one that raysft works in."""
+    try:
+        import ray
+        import torch  # noqa: F401  # asked for, not used
+    except ImportError as error:
+        raise UserError(
+            "cluster",
+            f"its Python {platform.python_version()} has no {error.name}",
+            "install raysft's requirements.lock on every node",
+        ) from None
+    if not ray.__version__.startswith(RAY_SERIES):
+        raise UserError(
+            "cluster",
+            f"runs Ray {ray.__version__}, raysft needs {RAY_SERIES}x",
+            "install raysft's requirements.lock on every node, and start the cluster again",
+        )
+
+
+def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
+    """The job of a run that is resumed, from the file that was sent or from the run's folder."""
+    from raysft.records.run import INFO, job_of, read_json, with_workers
+
+    folder = place(job_file)
+    if not (folder / INFO).is_file():
+        return load_job(job_file)
+    job = job_of(folder, read_json(folder / INFO)).model_copy(
+        update={"storage": str(folder.parent)}
+    )
+    return with_workers(job, workers)
+
+
+def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter: Reporter) -> None:
+    import ray
+
+    from raysft.cluster.nodes import check_storage, hosts
+    from raysft.data.imports import fetch
+    from raysft.records.run import Run
+    from raysft.run.driver import execute
+
+    ray.init(address="auto", log_to_driver=False)
+    interrupts.listen()  # ray.init has put handlers of its own there
+    job = job.model_copy(update={"storage": shared_storage(job.storage, len(hosts()))})
+    run: Run | None = None
+    if resume:
+        run = Run.reopen(place(job.storage) / name, job.resources.workers, places)
+        run.job = job = run.job.model_copy(update={"storage": job.storage})
+        for note in run.notes:
+            reporter.note(note)
+    known = outline_of(job)
+    _refuse_store_of_this_job(job)
+    plan, nodes = _wait_for_room(job, known, reporter)
+    check_storage(job.storage, hosts())
+    run = run or Run.create(job, name)
+    addresses = ", ".join(h.address for h in hosts())
+    where = f"{count_text(len(nodes), 'node')} ({addresses})"
+    with (
+        run.recorded(),
+        tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as scratch,
+    ):
+        reporter.tell(
+            "plan",
+            lines=plan_lines(job, known, plan, where, str(run.folder)),
+            folder=str(run.folder),
+            metric=run.metric,
+            job=dump_job(run.job),
+        )
+        fetch(job.data.source, job.data.path, reporter.progress)
+        results = execute(
+            run.job,
+            run,
+            nodes,
+            reporter,
+            Path(scratch),
+            wait_for_end=False,
+            datasets=place(job.storage) / DATASETS,
+        )
+        run.save(status="done")
+    reporter.tell("results", results=results)
+
+
+def shared_storage(storage: str, nodes: int) -> str:
+    """Where runs go on a cluster: an absolute folder or URI as it is, anything else below
+    $RAYSFT_STORAGE.
+
+    Raises UserError where several nodes would each write to a folder of their own.
+    """
+    if "://" in storage or storage.startswith("/"):
+        return storage
+    base = os.environ.get(STORAGE_VARIABLE)
+    if base:
+        return f"{base.rstrip('/')}/{storage}"
+    if nodes == 1:
+        return str(Path.home() / storage)
+    raise UserError(
+        f"storage: {storage}",
+        "is a folder of one node, and the cluster has several",
+        f"--set storage=s3://… or a folder that all share, or set {STORAGE_VARIABLE} on the head",
+    )
+
+
+def _refuse_store_of_this_job(job: Job) -> None:
+    """Raise UserError where MLflow's database would lie in the folder of this Ray job, which goes
+    with it.
+    """
+    address = job.tracking.mlflow or ""
+    if address.startswith("sqlite:///") and not address.startswith("sqlite:////"):
+        raise UserError(
+            f"tracking.mlflow: {address}",
+            "is a file in the current folder, which a cluster's job has not",
+            "give http://HOST:5000, or sqlite:////ABSOLUTE/PATH on a folder of the head",
+        )
+
+
+def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[Plan, list[Node]]:
+    """The plan on the nodes there are; where they are too few and an autoscaler is there, it is
+    asked for more.
+
+    Raises ResourceError when nothing fits and no more nodes come within `cluster.scale_up_minutes`.
+    """
+    from raysft.cluster.nodes import hosts
+
+    deadline: float | None = None
+    while True:
+        nodes = [host.node for host in hosts()]
+        try:
+            return make_plan(job, known, nodes), nodes
+        except ResourceError as short:
+            if deadline is None:
+                if not _ask_for_nodes(job):
+                    raise
+                deadline = time.monotonic() + 60 * job.cluster.scale_up_minutes
+                reporter.note(
+                    f"{short.what}; waiting up to {job.cluster.scale_up_minutes:g} minutes for "
+                    "more nodes"
+                )
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(5)
+
+
+def _ask_for_nodes(job: Job) -> bool:
+    """Ask the autoscaler for the workers of one trial; returns whether there is one that could
+    start nodes.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    if (
+        not Path(os.path.expanduser("~/ray_bootstrap_config.yaml")).is_file()
+        and "RAY_CLUSTER_NAME" not in os.environ
+    ):
+        return False  # what `ray up` and KubeRay leave on a head that has an autoscaler
+    each = {"CPU": float(job.resources.cpus_per_worker)}
+    if job.resources.gpus_per_worker:
+        each["GPU"] = job.resources.gpus_per_worker
+    request_resources(bundles=[each] * job.resources.least_workers)
+    return True
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("job_file")
+    parser.add_argument("name")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--workers", type=json.loads)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = _arguments()
+    sys.exit(
+        main(given.job_file, given.name, given.resume, places_of(given.overrides), given.workers)
+    )

@@ -1,0 +1,193 @@
+"""A cluster that refuses, forgets, or goes away: told by the HTTP status, and nobody waits without
+end.
+"""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from raysft.backends.cluster import examine, run_rows, show_logs
+from raysft.cluster import jobs
+from raysft.cluster.address import Address
+from raysft.cluster.jobs import Cluster
+from raysft.console import Output
+from raysft.errors import RaysftError, RunError, UserError
+from raysft.watch import on_cluster
+from tests.cluster.standin import Dashboard
+
+NAMED_LIKE_STATUSES = "quickstart-20261124-101401-unauthorized-403"
+
+
+@pytest.fixture
+def dashboard(monkeypatch):
+    monkeypatch.setattr(jobs, "RECONNECT_SECONDS", 0.02)
+    made = Dashboard()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def address(dashboard) -> Address:
+    return Address(dashboard.url)
+
+
+def follow(cluster: Cluster, lost: list[str], seconds: float = 20) -> RaysftError:
+    """What following the run ends with."""
+    ended: list[Exception] = []
+
+    def _follow() -> None:
+        try:
+            for _ in cluster.follow("r", lost.append):
+                pass
+        except Exception as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=_follow, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    (error,) = ended
+    assert isinstance(error, RaysftError)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, "refuses this client"),
+        (403, "refuses this client"),
+        (404, "does not know what it was asked for"),
+        (500, r"did not do what it was asked \(HTTP 500, RuntimeError: ValueError: broken"),
+    ],
+)
+def test_an_error_is_told_by_its_status(dashboard, address, status, expected):
+    cluster = Cluster(address)
+    dashboard.status, dashboard.text = status, f"of {NAMED_LIKE_STATUSES}\nValueError: broken"
+    with pytest.raises(UserError, match=expected):
+        cluster.runs()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_the_first_question_has_its_status_too(dashboard, address, status):
+    dashboard.status = status
+    expected = {401: "refuses", 403: "refuses"}.get(status, "did not do what it was asked")
+    with pytest.raises(UserError, match=expected):
+        Cluster(address)
+
+
+def test_numbers_and_words_in_a_text_are_no_status(dashboard, address):
+    cluster = Cluster(address)
+    dashboard.status = 500
+    for text in (NAMED_LIKE_STATUSES, "Authentication of 401 images", "Could not connect the dots"):
+        dashboard.text = text
+        with pytest.raises(UserError, match="did not do what it was asked"):
+            cluster.runs()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, "refuses this client"),
+        (403, "refuses this client"),
+        (404, "r: is not known any more to http"),
+    ],
+)
+def test_who_follows_a_run_ends_at_once_where_it_will_not_get_better(
+    dashboard, address, status, expected
+):
+    cluster, lost = Cluster(address), list[str]()
+    dashboard.status = status
+    error = follow(cluster, lost)
+    assert error.exit_code == 2
+    assert expected in str(error)
+    assert lost == []
+
+
+def test_who_follows_a_run_gives_up_after_a_stated_time(dashboard, address, monkeypatch):
+    monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
+    cluster, lost = Cluster(address), list[str]()
+    dashboard.status = 503
+    error = follow(cluster, lost)
+    assert isinstance(error, RunError)
+    assert "has not answered for 0.5 seconds" in str(error)
+    assert len(lost) == 1
+
+
+def test_who_follows_a_run_goes_on_where_a_cluster_comes_back(dashboard, address):
+    cluster = Cluster(address)
+    dashboard.status = 503
+
+    def come_back(why: str) -> None:
+        dashboard.status = None
+
+    stream = cluster.follow("r", come_back)
+    assert [next(stream), next(stream)] == ["one", "two"]
+
+
+def test_a_stream_that_says_nothing_is_asked_about(dashboard, address, monkeypatch):
+    monkeypatch.setattr(jobs, "SILENT_SECONDS", 0.2)
+    cluster = Cluster(address)
+    stream = cluster.follow("r", lambda why: None)
+    assert [next(stream), next(stream)] == ["one", "two"]
+    dashboard.job_status, dashboard.log = "SUCCEEDED", "one\ntwo\nthree"
+    assert [line for line in stream if line] == ["three"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda address: show_logs(address, "r", True, Output()),
+        lambda address: list(on_cluster(address, "r", Output())),
+    ],
+    ids=["logs", "watch"],
+)
+def test_a_cluster_that_goes_away_ends_what_followed_it(dashboard, address, monkeypatch, command):
+    monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
+    threading.Thread(
+        target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True
+    ).start()
+    with pytest.raises(RunError, match=r"has not answered for .* if the cluster is up, r goes on"):
+        command(address)
+
+
+def test_a_question_to_a_cluster_that_goes_away_is_given_up(dashboard, address, monkeypatch):
+    monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
+    monkeypatch.setattr(Cluster, "_start", lambda *arguments: "r")
+    threading.Thread(
+        target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True
+    ).start()
+    with pytest.raises(RunError, match="has not answered"):
+        examine(address, "runs", Output())
+
+
+def test_a_run_that_does_not_stop_is_not_waited_for_without_end(dashboard, address, monkeypatch):
+    monkeypatch.setattr(jobs, "STOP_SECONDS", 0.2)
+    cluster = Cluster(address)
+    with pytest.raises(RunError, match="was asked to stop and has not ended within"):
+        cluster.stop(cluster.run("r"))
+
+
+def test_a_port_that_never_answers_is_told_in_time(monkeypatch):
+    monkeypatch.setattr(jobs, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(UserError, match="cannot be reached"):
+            Cluster(Address(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        assert time.monotonic() - began < 10
+
+
+def test_a_dashboard_that_falls_silent_is_not_waited_for(dashboard, address, monkeypatch):
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 0.2)
+    cluster = Cluster(address)
+    monkeypatch.setattr(cluster._client, "list_jobs", threading.Event().wait)
+    with pytest.raises(UserError, match="cannot be reached"):
+        cluster.runs()
+
+
+def test_the_address_that_is_given_counts_more_than_the_environment(
+    dashboard, address, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    assert [row["run"] for row in run_rows(address)] == ["r"]

@@ -1,0 +1,181 @@
+"""Whose a run is: no other process is taken for its own, and a dead one is known from anywhere
+after a stated time.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raysft.backends.local import stop_here
+from raysft.cluster.processes import using
+from raysft.console import Output
+from raysft.errors import UserError
+from raysft.job import Job
+from raysft.records import owner
+from raysft.records.owner import HEARTBEAT, SILENT_SECONDS, Owner, beating
+from raysft.records.run import INFO, Run, TrialRecord, all_runs, status_of
+from raysft.storage import read_json, write_json
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    made = Run.create(Job(storage=str(tmp_path / "runs")), "r")
+    made.save_trial(TrialRecord("t0", {}, "running"))
+    made.save(status="running")
+    return made
+
+
+@pytest.fixture
+def stranger():
+    """A process that is none of raysft's business."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def owned_by(run: Run, **changes: object) -> None:
+    info = read_json(run.folder / INFO)
+    write_json(run.folder / INFO, info | {"owner": info["owner"] | changes})
+
+
+def last_heard(run: Run, seconds: float) -> None:
+    """Let the last sign of life of a run lie back so long."""
+    at = time.time() - seconds
+    for name in (HEARTBEAT, INFO):
+        (run.folder / name).touch()
+        os.utime(run.folder / name, (at, at))
+
+
+def test_a_process_is_known_by_more_than_its_number(stranger):
+    here = Owner.this()
+    assert here.is_here
+    assert here.lives
+    later = Owner(here.host, here.boot, here.namespace, stranger.pid, here.began)
+    assert later.is_here
+    assert not later.lives
+    assert not later.signal(signal.SIGKILL)
+    assert stranger.poll() is None
+
+
+def test_a_number_that_another_process_has_now_is_not_signalled(run, stranger, capfd):
+    owned_by(run, pid=stranger.pid)
+    stop_here(str(run.folder), Output())
+    assert "is not running: lost" in capfd.readouterr().out
+    assert stranger.poll() is None
+    assert Run.reopen(run.folder).known["t0"].status == "pending"
+
+
+def test_a_run_is_stopped_where_its_process_is_surely_its_own(run, stranger, capfd):
+    process = psutil.Process(stranger.pid)
+    owned_by(run, pid=process.pid, began=owner._began(process.pid))
+    with pytest.raises(UserError, match=rf"is still running as process {process.pid} of "):
+        Run.reopen(run.folder)
+    stop_here(str(run.folder), Output())
+    assert stranger.wait(10) == -signal.SIGTERM
+    assert "stopped" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"host": "other"}, {"boot": "another"}, {"namespace": "pid:[1]"}]
+)
+def test_a_run_of_another_machine_or_container_lives_until_it_is_silent(run, elsewhere, capfd):
+    owned_by(run, pid=os.getpid(), **elsewhere)
+    assert status_of(str(run.folder))["status"] == "running"
+    with pytest.raises(UserError, match=r"was running 0 s ago, as process .* call again in 120 s"):
+        Run.reopen(run.folder)
+    with pytest.raises(UserError, match="runs elsewhere, as process"):
+        stop_here(str(run.folder), Output())
+
+    last_heard(run, SILENT_SECONDS + 5)
+    assert status_of(str(run.folder))["status"] == "lost"
+    assert [info["status"] for info in all_runs(str(run.folder.parent))] == ["lost"]
+    stop_here(str(run.folder), Output())
+    assert "is not running: lost" in capfd.readouterr().out
+    with Run.reopen(run.folder).recorded():
+        assert Owner.of(read_json(run.folder / INFO)) == Owner.this()
+
+
+def test_a_run_that_another_has_resumed_meanwhile_is_left_to_it(run):
+    last_heard(run, SILENT_SECONDS + 5)
+    owned_by(run, host="other")
+    last_heard(run, SILENT_SECONDS + 5)
+    mine = Run.reopen(run.folder)
+    owned_by(run, host="third")
+    with pytest.raises(UserError, match="of third"), mine.recorded():
+        pass
+    assert read_json(run.folder / INFO)["status"] == "running"
+
+
+def test_a_run_gives_signs_of_life_until_it_ends(run, monkeypatch):
+    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.01)
+    with beating(run.folder):
+        last_heard(run, 1000)
+        until = time.monotonic() + 10
+        while owner.heard_ago(run.folder, INFO) > 100 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert owner.heard_ago(run.folder, INFO, exact=True) < 10
+    assert not (run.folder / HEARTBEAT).exists()
+
+
+def test_the_run_of_an_older_raysft_is_never_signalled(run, stranger, capfd):
+    info = read_json(run.folder / INFO)
+    del info["owner"]
+    write_json(run.folder / INFO, info | {"pid": stranger.pid})
+    stop_here(str(run.folder), Output())  # that process is not one of raysft's
+    assert "is not running: lost" in capfd.readouterr().out
+    assert stranger.poll() is None
+    assert Run.reopen(run.folder).known
+
+
+def test_the_run_of_an_older_raysft_on_another_host_is_running_as_far_as_is_known(run):
+    info = read_json(run.folder / INFO)
+    del info["owner"]
+    write_json(run.folder / INFO, info | {"status": "running", "host": "elsewhere"})
+    assert status_of(str(run.folder))["status"] == "running"
+    with pytest.raises(UserError, match="runs on elsewhere as far as is known"):
+        stop_here(str(run.folder), Output())
+    write_json(run.folder / INFO, info | {"status": "running", "pid": 2**22})
+    assert status_of(str(run.folder))["status"] == "lost"
+
+
+def test_resuming_in_vain_leaves_the_run(tmp_path):
+    begun = Run.create(Job(storage=str(tmp_path / "runs")), "r")
+    begun.save(status="stopped")
+    with pytest.raises(UserError, match="no data"), Run.reopen(begun.folder).recorded():
+        raise UserError("x", "no data")
+    assert read_json(begun.folder / INFO)["status"] == "failed"
+
+
+def test_who_reads_a_log_of_ray_is_left_alone(tmp_path):
+    log = tmp_path / "raylet.out"
+    log.touch()
+    reading = [sys.executable, "-c", f"file = open({str(log)!r}); print(flush=True); input()"]
+    kept = subprocess.Popen(reading, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    ours = subprocess.Popen(
+        reading, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"MARK": "a"}
+    )
+    try:
+        for process in (kept, ours):
+            assert process.stdout is not None
+            process.stdout.readline()
+        assert [process.pid for process in using(str(tmp_path), "MARK", "a")] == [ours.pid]
+    finally:
+        for process in (kept, ours):
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs Linux")
+def test_a_process_that_is_dead_and_not_waited_for_does_not_live():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    here, began = Owner.this(), owner._began(process.pid)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not Owner(here.host, here.boot, here.namespace, process.pid, began or 0.0).lives
+    process.wait()
