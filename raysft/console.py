@@ -196,7 +196,7 @@ class Watcher:
             f"{record.seconds:.1f} s  {config_text(record.config)}"
         )
 
-    def standing(self, document: dict[str, Any], records: Sequence[Any]) -> None:
+    def status(self, document: dict[str, Any], records: Sequence[Any]) -> None:
         """Nothing: the bar has told it."""
 
     def _advance(self, what: str, done: float, total: int) -> None:

@@ -248,7 +248,7 @@ def test_events_of_a_cluster_tell_running_trials_and_each_epoch_once(monkeypatch
     waiting = TrialRecord("t1", {})
     for number in range(1, 4):
         trial.history = epochs(*[0.1 * n for n in range(1, number + 1)])
-        reporter.standing({"at": number, "teams": []}, [trial, waiting])
+        reporter.status({"at": number, "teams": []}, [trial, waiting])
     assert sum(line.count('"epoch"') for line in lines) == 3
     seen = summary(message for line in lines if (message := decode(line.rstrip("\n"))))
     assert seen.progress == {"at": 3, "teams": []}
@@ -259,7 +259,7 @@ def test_events_tell_where_a_run_stands_now_and_then_and_when_a_team_begins_some
     lines: list[str] = []
     reporter = Reporter(lines.append)
     for doing in ("starting", "starting", "training", "training", "waiting"):
-        reporter.standing({"teams": [{"doing": doing}]}, [])
+        reporter.status({"teams": [{"doing": doing}]}, [])
     assert len(lines) == 3
 
 

@@ -62,10 +62,11 @@ def plan_here(
     with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
         output.send_others_to(Path(log.name))
     with local_ray(ahead.node) as scratch:
+        from raysft.run.driver import Workspace
         from raysft.run.measure import measure, measured_json
 
         estimate = measure(
-            ahead.job, ahead.plan, [ahead.node], place(ahead.job.storage), scratch, None
+            ahead.job, ahead.plan, [ahead.node], place(ahead.job.storage), Workspace(scratch)
         )
     return document | measured_json(estimate), [*lines, estimate.line()]
 
@@ -190,9 +191,9 @@ def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
         watcher.starting()
         with local_ray(ahead.node) as scratch:
             with uncollected():
-                from raysft.run.driver import execute
+                from raysft.run.driver import Workspace, execute
 
-            results = execute(ahead.job, run, [ahead.node], watcher, scratch, wait_for_end=False)
+            results = execute(run, [ahead.node], watcher, Workspace(scratch), wait_for_end=False)
             run.save(status="done")
             return results
 

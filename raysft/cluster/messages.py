@@ -97,7 +97,7 @@ class Reporter:
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
-    def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+    def status(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
         """Where the run stands, and of its trials what is new: those that have begun, the epochs
         they have trained.
 

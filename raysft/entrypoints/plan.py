@@ -22,6 +22,7 @@ def main(job_file: str, timed: bool) -> int:
     from raysft.errors import RaysftError
     from raysft.job import load_job
     from raysft.job.plan import make_plan
+    from raysft.run.driver import Workspace
     from raysft.run.measure import measure, measured_json
     from raysft.run.preflight import outline_of
     from raysft.storage import place
@@ -43,7 +44,11 @@ def main(job_file: str, timed: bool) -> int:
                 prefix="raysft-", ignore_cleanup_errors=True
             ) as scratch:
                 estimate = measure(
-                    job, plan, each, place(storage), Path(scratch), place(storage) / DATASETS
+                    job,
+                    plan,
+                    each,
+                    place(storage),
+                    Workspace(Path(scratch), place(storage) / DATASETS),
                 )
     except RaysftError as error:
         reporter.error(error)

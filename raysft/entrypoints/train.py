@@ -115,7 +115,7 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
     from raysft.cluster.nodes import check_storage, hosts
     from raysft.data.imports import fetch
     from raysft.records.run import Run
-    from raysft.run.driver import execute
+    from raysft.run.driver import Workspace, execute
 
     ray.init(address="auto", log_to_driver=False)
     interrupts.listen()  # ray.init has put handlers of its own there
@@ -146,13 +146,11 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
         )
         fetch(job.data.source, job.data.path, reporter.progress)
         results = execute(
-            run.job,
             run,
             nodes,
             reporter,
-            Path(scratch),
+            Workspace(Path(scratch), place(job.storage) / DATASETS),
             wait_for_end=False,
-            datasets=place(job.storage) / DATASETS,
         )
         run.save(status="done")
     reporter.tell("results", results=results)

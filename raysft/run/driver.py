@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,29 +80,36 @@ class Listener(Protocol):
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         """A trial finished, was stopped by the search, or failed."""
 
-    def standing(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+    def status(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
         """Where the run stands, once a second; see raysft.run.progress."""
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """Where a run works on this machine."""
+
+    scratch: Path
+    """A folder that the caller removes when no thread of Ray writes there any more."""
+    datasets: Place | None = None
+    """Where imported images are kept; the user's cache without it."""
+
+
 def execute(
-    job: Job,
     run: Run,
     nodes: Sequence[Node],
     listener: Listener,
-    scratch: Path,
+    workspace: Workspace,
     wait_for_end: bool,
-    datasets: Place | None = None,
 ) -> dict[str, Any]:
     """Run a job on the Ray this process is connected to; returns what results.json holds.
 
-    `scratch` is a folder that the caller removes when no thread of Ray writes there any more;
-    `datasets` is where imported images are kept, the user's cache without it. `wait_for_end` leaves
-    Ray without any worker of the run; not needed where this process ends. A run that was reopened
-    goes on where it was. Raises UserError for what a person has to correct, RunError when no trial
-    came to an end.
+    `wait_for_end` leaves Ray without any worker of the run; not needed where this process ends. A
+    run that was reopened goes on where it was. Raises UserError for what a person has to correct,
+    RunError when no trial finished.
     """
     begun = time.time()
-    folder = dataset_of(job.data, listener.progress, datasets)
+    job, scratch = run.job, workspace.scratch
+    folder = dataset_of(job.data, listener.progress, workspace.datasets)
     manifest = read_manifest(folder)
     if job.data.verify:
         verify(folder, manifest)
@@ -458,7 +465,7 @@ class _Conductor:
         ):
             self.saved = now
             self.run.save_progress(document)
-        self.listener.standing(document, [*records, *repeats])
+        self.listener.status(document, [*records, *repeats])
         self.gauges.set(document, records)
 
     def _note_weights(self, told: dict[str, Any]) -> None:

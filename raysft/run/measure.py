@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from raysft.job import Job
 from raysft.job.plan import Node, Plan
 from raysft.job.spec import Tracking
 from raysft.records.run import Run, read_trials
-from raysft.run.driver import execute
+from raysft.run.driver import Workspace, execute
 from raysft.storage import Place
 
 STEPS = 8
@@ -45,7 +44,7 @@ class _Silent:
     def progress(self, what: str, done: int, total: int) -> None: ...
     def epochs(self, done: float, total: int, records: Sequence[Any]) -> None: ...
     def trial_ended(self, record: Any, ended: int, total: int) -> None: ...
-    def standing(self, document: dict[str, Any], records: Sequence[Any]) -> None: ...
+    def status(self, document: dict[str, Any], records: Sequence[Any]) -> None: ...
 
 
 def measure(
@@ -53,8 +52,7 @@ def measure(
     plan: Plan,
     nodes: Sequence[Node],
     storage: Place,
-    scratch: Path,
-    datasets: Place | None,
+    workspace: Workspace,
 ) -> Estimate:
     """Train `STEPS` steps of the job twice in a run of its own, which is removed again; the second
     time counts.
@@ -81,11 +79,9 @@ def measure(
             ),
         }
     )
-    run = Run.create(small, f".measure-{job.name}-{scratch.name}")
+    run = Run.create(small, f".measure-{job.name}-{workspace.scratch.name}")
     try:
-        results = execute(
-            small, run, nodes, _Silent(), scratch, wait_for_end=True, datasets=datasets
-        )
+        results = execute(run, nodes, _Silent(), workspace, wait_for_end=True)
         last = read_trials(run.folder)[0]["history"][-1]
     finally:
         run.discard()

@@ -20,7 +20,7 @@ from raysft.records.predictions import PREDICTIONS
 from raysft.records.run import Run, job_of
 from raysft.results.predict import Classifier
 from raysft.run import driver
-from raysft.run.driver import execute
+from raysft.run.driver import Workspace, execute
 from raysft.storage import read_json
 from raysft.train import slots
 from raysft.train.queue import MAX_ATTEMPTS
@@ -47,7 +47,7 @@ class Silent:
     def trial_ended(self, record, ended, total):
         self.ended.append(record.trial)
 
-    def standing(self, document, records):
+    def status(self, document, records):
         pass
 
 
@@ -79,7 +79,7 @@ def go(dataset, tmp_path):
         run, listener = Run.create(job, f"r{next(number)}"), Silent()
         with run.recorded():
             results = execute(
-                job, run, [Node(2)], listener, tmp_path / "scratch", wait_for_end=True
+                run, [Node(2)], listener, Workspace(tmp_path / "scratch"), wait_for_end=True
             )
         return results, listener, run
 
@@ -351,7 +351,7 @@ def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_dis
     assert read_json(small_disk / "runs/r0/run.json")["status"] == "failed"
     assert not list(small_disk.rglob("*.tmp"))
     run = Run.reopen(small_disk / "runs/r0", workers=2)
-    results = execute(run.job, run, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
+    results = execute(run, [Node(2)], Silent(), Workspace(tmp_path / "scratch"), wait_for_end=True)
     assert results["trials"][0]["epochs"] == 6
     assert results["status"] == "done"
     history = read_json(run.trial_folder("t0") / "trial.json")["history"]
@@ -384,7 +384,7 @@ def test_other_data_than_the_run_began_with_is_refused(go, images, tmp_path):
     with pytest.raises(
         DataError, match=r"train has 40 rows, had 60; .*classes are ant, bee, were ant, bee, cow"
     ):
-        execute(again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True)
+        execute(again, [Node(2)], Silent(), Workspace(tmp_path / "scratch"), wait_for_end=True)
 
 
 def test_a_run_that_was_moved_with_its_data_goes_on_and_is_reported(go, images, tmp_path):
@@ -401,7 +401,7 @@ def test_a_run_that_was_moved_with_its_data_goes_on_and_is_reported(go, images, 
     assert again.job.data.path == str(tmp_path / "moved/photos")
     with again.recorded():
         results = execute(
-            again.job, again, [Node(2)], Silent(), tmp_path / "scratch", wait_for_end=True
+            again, [Node(2)], Silent(), Workspace(tmp_path / "scratch"), wait_for_end=True
         )
         again.save(status="done")
     assert results["status"] == "done"

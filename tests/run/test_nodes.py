@@ -18,7 +18,7 @@ from raysft.data.imports import import_dataset
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.records.run import Run, read_trials
-from raysft.run.driver import execute
+from raysft.run.driver import Workspace, execute
 from raysft.train import slots
 from tests.run.test_driver import Silent
 
@@ -157,7 +157,7 @@ def prepared(
 def go(run: Run, nodes: list[Node], listener: Silent) -> list[dict]:
     """The trials of a run, which has to end well."""
     results = execute(
-        run.job, run, nodes, listener, run.folder.parent / "scratch", wait_for_end=True
+        run, nodes, listener, Workspace(run.folder.parent / "scratch"), wait_for_end=True
     )
     assert results["status"] == "done"
     return read_trials(run.folder)
