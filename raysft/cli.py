@@ -221,10 +221,17 @@ def status(
     from raysft.wording import config_text, metric_text, score_text
 
     if watch:
-        from raysft import watch as watching
+        from raysft.display.watch import watch as watch_documents
 
-        documents = watching.on_cluster(address, run, _output()) if address else watching.here(run)
-        watching.watch(documents, _output(), as_json)
+        if address:
+            from raysft.backends.cluster import on_cluster
+
+            documents = on_cluster(address, run, _output())
+        else:
+            from raysft.backends.local import watch_here
+
+            documents = watch_here(run)
+        watch_documents(documents, _output(), as_json)
         return
     if address:
         from raysft.backends.cluster import run_status
@@ -260,7 +267,7 @@ def results(
     run: RunName, address: Address = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Show the leaderboard of a run and the test score of its model."""
-    from raysft.console import leaderboard_table, result_lines
+    from raysft.display.results import leaderboard_table, result_lines
 
     if address:
         from raysft.backends.cluster import run_results
@@ -397,7 +404,7 @@ def evaluate(
     """Score a delivered model on labelled images: the whole, each class, and what was taken for
     what.
     """
-    from raysft.console import show_scores
+    from raysft.display.predictions import show_scores
     from raysft.results.predict import Classifier
     from raysft.storage import place
 
@@ -451,9 +458,9 @@ def predict(
     if out is not None:
         _predict_all(model, images, out, split, probabilities, trust_code, address, as_json)
         return
+    from raysft.display.answers import show_answers
     from raysft.results.image_files import images_given
     from raysft.results.predict import Classifier
-    from raysft.show import show_answers
     from raysft.storage import place
 
     given, counted = images_given(images)
@@ -476,7 +483,7 @@ def _predict_all(
 ) -> None:
     from dataclasses import asdict
 
-    from raysft.console import show_predicted
+    from raysft.display.predictions import show_predicted
 
     if len(sources) != 1:
         raise UserError(
@@ -580,8 +587,9 @@ def export(
     """Make a file of a delivered model for other runtimes; it is scored in its own and has to
     answer alike.
     """
-    from raysft.console import Watcher, export_lines
+    from raysft.console import Watcher
     from raysft.deploy.export import export as make
+    from raysft.display.predictions import export_lines
     from raysft.storage import place
 
     with Watcher(_output(), "", shown=not as_json) as watcher:
@@ -716,7 +724,7 @@ def data_show(
     """Show what a data set holds, or how a folder of images would be read; which files are left
     out, and why.
     """
-    from raysft.show import show_data
+    from raysft.display.dataset import show_data
 
     show_data(folder, test, as_json, _output())
 

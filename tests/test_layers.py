@@ -21,9 +21,9 @@ LAYERS = [
     {"train", "cluster", "tracking"},
     {"search", "results", "console"},
     {"run", "deploy"},
-    {"show", "entrypoints"},
+    {"display"},
+    {"entrypoints"},
     {"backends"},
-    {"watch"},
     {"cli"},
     {"__main__"},
 ]

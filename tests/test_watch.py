@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from raysft.backends.local import watch_here
 from raysft.cluster.messages import Reporter, decode, summary
+from raysft.display.watch import changes, curve_text, headline, picture
 from raysft.job import Job
 from raysft.job.plan import Plan, Slot
 from raysft.records.run import Run, TrialRecord
 from raysft.run.progress import Progress
 from raysft.train.queue import Event
-from raysft.watch import changes, curve_text, headline, here, picture
 
 REPOSITORY = Path(__file__).parents[1]
 RAYSFT = str(Path(sys.executable).parent / "raysft")
@@ -271,7 +272,7 @@ def test_watching_a_run_that_has_ended_shows_it_once(tmp_path):
     run.save_trial(TrialRecord("t0", {}, "finished", epochs(0.5)))
     run.save_progress(PROGRESS)
     run.save(status="done")
-    (document,) = here(str(run.folder))
+    (document,) = watch_here(str(run.folder))
     assert [trial["status"] for trial in document["trials"]] == ["finished"]
     assert document["progress"] == PROGRESS
     assert text(document)[-1].split()[0] == "t0"  # no teams any more

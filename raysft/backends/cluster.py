@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from raysft.cluster.address import Address
 from raysft.cluster.jobs import GIVE_UP_SECONDS, Cluster, ClusterRun, minutes
 from raysft.cluster.messages import Message, Seen, decode, summary
-from raysft.console import Output, Watcher, show_outcome
+from raysft.console import Output, Watcher
+from raysft.display.results import show_outcome
 from raysft.errors import JobErrors, UserError
 from raysft.job import Job, dump_job, load_job, load_text
 from raysft.records.relocation import places_of, refuse_storage, with_places
 from raysft.records.run import Run, new_name, with_workers
+
+REFRESH_SECONDS = 1.0
 
 
 def submit_to(
@@ -304,3 +308,42 @@ def _told(line: str) -> str:
 
 def _clock(seconds: float | None) -> str | None:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds)) if seconds else None
+
+
+def on_cluster(address: Address, name: str, output: Output) -> Iterator[dict[str, Any]]:
+    """What the events of a run of a cluster come to, every second until it has ended.
+
+    Raises UserError, and RunError where the cluster does not answer any more.
+    """
+    cluster = Cluster(address)
+    run = cluster.run(name)
+    follower = _Follower(cluster, run.id, seen := Seen(), losses(output))
+    follower.start()
+    while not follower.done.wait(REFRESH_SECONDS):
+        with follower.lock:
+            document = status_document(run, seen)
+        yield document | {"status": seen.status or ("running" if seen.plan else "starting")}
+    if follower.error is not None:
+        raise follower.error
+    yield status_document(cluster.run(name), seen)
+
+
+class _Follower(threading.Thread):
+    """Reads the events of a run as they come."""
+
+    def __init__(self, cluster: Any, run_id: str, seen: Any, lost: Callable[[str], None]) -> None:
+        super().__init__(name="follow", daemon=True)
+        self.cluster, self.run_id, self.seen, self.lost = cluster, run_id, seen, lost
+        self.lock, self.done = threading.Lock(), threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            for line in self.cluster.follow(self.run_id, self.lost):
+                if (message := decode(line)) is not None:
+                    with self.lock:
+                        self.seen.take(message)
+        except Exception as error:  # raised again where it is shown
+            self.error = error
+        finally:
+            self.done.set()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.console import Output, Watcher, plan_json, plan_lines, show_outcome
+from raysft.console import Output, Watcher
+from raysft.display.plan import plan_json, plan_lines
+from raysft.display.results import show_outcome
 from raysft.errors import RunError, UserError
 from raysft.gc_pause import uncollected
 from raysft.job import Job, load_job
@@ -19,12 +21,25 @@ from raysft.job.plan import Node, Outline, Plan, make_plan
 from raysft.job.spec import colour_of
 from raysft.records.owner import Owner, heard_ago
 from raysft.records.relocation import absolute, places_of, refuse_storage
-from raysft.records.run import INFO, LOG, Run, find_run, is_alive, is_going_on, read_json, standing
+from raysft.records.run import (
+    GOING_ON,
+    INFO,
+    LOG,
+    Run,
+    find_run,
+    is_alive,
+    is_going_on,
+    read_json,
+    standing,
+    status_of,
+)
 from raysft.run.preflight import outline_of
 from raysft.storage import Place, place
 
 WHERE = "this machine"
 STOP_SECONDS = 60.0
+REFRESH_SECONDS = 1.0
+REMOTE_REFRESH_SECONDS = 10.0  # a run on an object store writes its progress every 10 s
 
 
 @dataclass(frozen=True)
@@ -233,7 +248,7 @@ def import_here(
             output.send_others_to(Path(log.name))
         with local_ray(this_node()):
             import_listing(listing, target, policy, watcher.progress)
-    from raysft.show import show_dataset
+    from raysft.display.dataset import show_dataset
 
     show_dataset(out, as_json, output)
 
@@ -271,3 +286,30 @@ def _short(path: Place) -> str:
     """A path relative to the current folder where it lies below it."""
     below = isinstance(path, Path) and path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd())) if isinstance(path, Path) and below else str(path)
+
+
+def watch_here(name: str) -> Iterator[dict[str, Any]]:
+    """What the directory of a run holds, again and again until it has ended; raises UserError where
+    there is none.
+    """
+    folder = find_run(name)
+    pause = REFRESH_SECONDS if isinstance(folder, Path) else REMOTE_REFRESH_SECONDS
+    ended: dict[str, dict[str, Any]] = {}  # what these hold does not change any more
+    while True:
+        document = status_of(str(folder), ended)
+        ended |= {
+            trial["trial"]: trial for trial in document["trials"] if trial["status"] not in GOING_ON
+        }
+        yield document
+        if not is_going_on(document):
+            return
+        _pause_until_news(folder, document["status"], pause)
+
+
+def _pause_until_news(folder: Any, status: str, seconds: float) -> None:
+    """Wait; on a disk no longer than until the run has ended."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(0.2, left))
+        if isinstance(folder, Path) and read_json(folder / INFO)["status"] != status:
+            return

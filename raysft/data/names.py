@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 MOST = 60  # characters of a name in a table or a list
@@ -32,6 +33,12 @@ def listed(name: str) -> str:
     """As `clipped`, in quotes where it could not be told from its neighbours in a list."""
     text = clipped(name)
     return f'"{text}"' if "," in text or '"' in text or text != text.strip() or not text else text
+
+
+def first_names(names: Sequence[str], most: int = 10) -> str:
+    """The first of some names in one line, and how many there are besides."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(listed, names[:most])) + more
 
 
 def _escaped(char: str) -> str:

@@ -17,7 +17,7 @@ def main(job_file: str, timed: bool) -> int:
 
     from raysft.cluster.messages import Reporter
     from raysft.cluster.nodes import check_storage, hosts
-    from raysft.console import plan_json, plan_lines
+    from raysft.display.plan import plan_json, plan_lines
     from raysft.entrypoints.train import DATASETS, shared_storage, to_stream
     from raysft.errors import RaysftError
     from raysft.job import load_job

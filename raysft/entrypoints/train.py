@@ -25,7 +25,7 @@ from typing import Any
 
 from raysft import interrupts
 from raysft.cluster.messages import Reporter
-from raysft.console import plan_lines
+from raysft.display.plan import plan_lines
 from raysft.errors import RaysftError, ResourceError, RunError, UserError
 from raysft.job import Job, dump_job, load_job
 from raysft.job.plan import Node, Outline, Plan, make_plan

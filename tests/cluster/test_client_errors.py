@@ -8,13 +8,12 @@ import time
 
 import pytest
 
-from raysft.backends.cluster import examine, run_rows, show_logs
+from raysft.backends.cluster import examine, on_cluster, run_rows, show_logs
 from raysft.cluster import jobs
 from raysft.cluster.address import Address
 from raysft.cluster.jobs import Cluster
 from raysft.console import Output
 from raysft.errors import RaysftError, RunError, UserError
-from raysft.watch import on_cluster
 from tests.cluster.standin import Dashboard
 
 NAMED_LIKE_STATUSES = "quickstart-20261124-101401-unauthorized-403"

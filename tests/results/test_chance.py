@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from raysft.console import result_lines
 from raysft.data.ingest import split_sources
 from raysft.data.preparation import Preparation
 from raysft.data.shards import read_manifest
+from raysft.display.results import result_lines
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
 from raysft.records.run import TrialRecord

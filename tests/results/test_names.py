@@ -17,15 +17,19 @@ from PIL import Image
 from starlette.responses import JSONResponse
 
 from raysft import console
-from raysft.console import Output, first_names, show_predicted, show_scores
+from raysft.console import Output
 from raysft.data.folders import Folders
 from raysft.data.images import NO_END, NOTES
-from raysft.data.names import MOST, clipped, readable, utf8
+from raysft.data.names import MOST, clipped, first_names, readable, utf8
 from raysft.data.samples import DARK
 from raysft.data.shards import read_manifest
 from raysft.deploy.bulk import Predicted, Predictor
 from raysft.deploy.export import _write_onnx, _write_torch_export
 from raysft.deploy.image_sources import source_of
+from raysft.display.answers import show_answers
+from raysft.display.dataset import show_data
+from raysft.display.predictions import show_predicted, show_scores
+from raysft.display.watch import picture
 from raysft.errors import DataError
 from raysft.records.run import TrialRecord, results_of
 from raysft.results.image_files import Given
@@ -33,9 +37,7 @@ from raysft.results.model import read_card
 from raysft.results.predict import Classifier, by_class
 from raysft.results.ranking import Failed, Prediction, ranking_json
 from raysft.results.readme import model_readme
-from raysft.show import show_answers, show_data
 from raysft.storage import read_json
-from raysft.watch import picture
 from tests.conftest import make_images
 from tests.deploy.models import make_model
 from tests.results.made import make_run, some_records

@@ -1,29 +1,21 @@
-"""`raysft data show`: what a data set holds, or how a folder of images would be read; which files
-are left out.
-
-And `raysft predict`: the answers for images that a person gave.
-"""
+"""`raysft data show`: what a data set holds, or how a folder of images would be read."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raysft.console import Output, first_names, table_of
-from raysft.data.decoding import Decoding
+from raysft.console import Output, table_of
 from raysft.data.folders import Folders, files_lines
-from raysft.data.images import note_lines
 from raysft.data.kinds import by_kind
-from raysft.data.names import clipped, readable
+from raysft.data.names import clipped, first_names, readable
 from raysft.data.shards import MANIFEST, read_manifest
 from raysft.data.walk import Counts
 from raysft.errors import UserError
-from raysft.results.ranking import Failed, Prediction
 from raysft.storage import Place, Remote, place
 
 SHOWN = 3  # names of files of a kind
@@ -121,41 +113,6 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
     if len(by_class) > MOST_ROWS:
         output.line(f"… and {len(by_class) - MOST_ROWS:,} more; --json has all")
     _show_left_out(found.counts, output)
-
-
-def show_answers(
-    answers: Iterable[Prediction | Failed],
-    counted: Iterable[Counts],
-    as_json: bool,
-    output: Output,
-    how: Decoding = Decoding(),
-) -> int:
-    """A line for each image of `Classifier.answers` as soon as it is known, or one document;
-    returns how many failed.
-
-    What failed is said on standard error, or in the document; what folders left out, and what was
-    special about pixels, on standard error. how: the model reads images.
-    """
-    failed, document = 0, []
-    special: Counter[str] = Counter()
-    for answer in answers:
-        failed += isinstance(answer, Failed)
-        special.update(() if isinstance(answer, Failed) else answer.notes)
-        if as_json:
-            document.append(answer.json())
-        elif isinstance(answer, Failed):
-            output.errors(answer.error)
-        else:
-            ranked = ", ".join(f"{readable(name)} {share:.3f}" for name, share in answer.classes)
-            output.line(f"{readable(answer.image)}: {ranked}")
-    if as_json:
-        output.json(document)
-    for line in note_lines(special, how):
-        output.warning(line)
-    for counts in counted:
-        if counts.left_out:
-            output.warning(f"{counts.folder}: {files_lines([counts])[0]}")
-    return failed
 
 
 def _has_folders(where: Place) -> bool:

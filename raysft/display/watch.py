@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -21,18 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from raysft import interrupts
-from raysft.cluster.address import Address
-from raysft.console import Output, Rows, without_controls
+from raysft.console import Output, PlainTable, without_controls
 from raysft.job.spec import order
-from raysft.records.run import GOING_ON, INFO, find_run, is_going_on, read_json, status_of
+from raysft.records.run import GOING_ON, is_going_on
 from raysft.wording import config_text, count_text, metric_text, score_text
 
 Document = dict[str, Any]
 
-REFRESH_SECONDS, REMOTE_REFRESH_SECONDS = (
-    1.0,
-    10.0,
-)  # a run on an object store tells where it stands every 10 s
 SILENT_SECONDS = 60.0
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE = 16  # characters
@@ -70,82 +63,6 @@ def _as_lines(documents: Iterator[Document], output: Output) -> None:
         for line in changes(before, document):
             output.line(line)
         before = document
-
-
-# --- a run of this machine, or in storage that it reaches --------------------------------------
-
-
-def here(name: str) -> Iterator[Document]:
-    """What the directory of a run holds, again and again until it has ended; raises UserError where
-    there is none.
-    """
-    folder = find_run(name)
-    pause = REFRESH_SECONDS if isinstance(folder, Path) else REMOTE_REFRESH_SECONDS
-    ended: dict[str, Document] = {}  # what these hold does not change any more
-    while True:
-        document = status_of(str(folder), ended)
-        ended |= {trial["trial"]: trial for trial in document["trials"] if _is_over(trial)}
-        yield document
-        if not is_going_on(document):
-            return
-        _pause_until_news(folder, document["status"], pause)
-
-
-def _pause_until_news(folder: Any, status: str, seconds: float) -> None:
-    """Wait; on a disk no longer than until the run has ended."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        time.sleep(min(0.2, left))
-        if isinstance(folder, Path) and read_json(folder / INFO)["status"] != status:
-            return
-
-
-# --- a run of a cluster ------------------------------------------------------------------------
-
-
-def on_cluster(address: Address, name: str, output: Output) -> Iterator[Document]:
-    """What the events of a run of a cluster come to, every second until it has ended.
-
-    Raises UserError, and RunError where the cluster does not answer any more.
-    """
-    from raysft.backends.cluster import losses, status_document
-    from raysft.cluster.jobs import Cluster
-    from raysft.cluster.messages import Seen
-
-    cluster = Cluster(address)
-    run = cluster.run(name)
-    follower = _Follower(cluster, run.id, seen := Seen(), losses(output))
-    follower.start()
-    while not follower.done.wait(REFRESH_SECONDS):
-        with follower.lock:
-            document = status_document(run, seen)
-        yield document | {"status": seen.status or ("running" if seen.plan else "starting")}
-    if follower.error is not None:
-        raise follower.error
-    yield status_document(cluster.run(name), seen)
-
-
-class _Follower(threading.Thread):
-    """Reads the events of a run as they come."""
-
-    def __init__(self, cluster: Any, run_id: str, seen: Any, lost: Callable[[str], None]) -> None:
-        super().__init__(name="follow", daemon=True)
-        self.cluster, self.run_id, self.seen, self.lost = cluster, run_id, seen, lost
-        self.lock, self.done = threading.Lock(), threading.Event()
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        from raysft.cluster.messages import decode
-
-        try:
-            for line in self.cluster.follow(self.run_id, self.lost):
-                if (message := decode(line)) is not None:
-                    with self.lock:
-                        self.seen.take(message)
-        except Exception as error:  # raised again where it is shown
-            self.error = error
-        finally:
-            self.done.set()
 
 
 # --- what it looks like ------------------------------------------------------------------------
@@ -211,7 +128,7 @@ def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
         for trial in document["trials"]
     }
     values = [value for curve in curves.values() for value in curve]
-    table = Rows()
+    table = PlainTable()
     for name, right in (
         ("trial", False),
         ("status", False),
@@ -242,7 +159,7 @@ def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
 
 def team_table(teams: Sequence[Mapping[str, Any]]) -> Table:
     """Teams, a row each: what it does, how fast."""
-    table = Rows()
+    table = PlainTable()
     for name, right in (
         ("slot", True),
         ("team", True),

@@ -1,0 +1,49 @@
+"""`raysft predict`: the answers for images that a person gave, as soon as they are known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from raysft.console import Output
+from raysft.data.decoding import Decoding
+from raysft.data.folders import files_lines
+from raysft.data.images import note_lines
+from raysft.data.names import readable
+from raysft.data.walk import Counts
+from raysft.results.ranking import Failed, Prediction
+
+
+def show_answers(
+    answers: Iterable[Prediction | Failed],
+    counted: Iterable[Counts],
+    as_json: bool,
+    output: Output,
+    how: Decoding = Decoding(),
+) -> int:
+    """A line for each image of `Classifier.answers` as soon as it is known, or one document;
+    returns how many failed.
+
+    What failed is said on standard error, or in the document; what folders left out, and what was
+    special about pixels, on standard error. how: the model reads images.
+    """
+    failed, document = 0, []
+    special: Counter[str] = Counter()
+    for answer in answers:
+        failed += isinstance(answer, Failed)
+        special.update(() if isinstance(answer, Failed) else answer.notes)
+        if as_json:
+            document.append(answer.json())
+        elif isinstance(answer, Failed):
+            output.errors(answer.error)
+        else:
+            ranked = ", ".join(f"{readable(name)} {share:.3f}" for name, share in answer.classes)
+            output.line(f"{readable(answer.image)}: {ranked}")
+    if as_json:
+        output.json(document)
+    for line in note_lines(special, how):
+        output.warning(line)
+    for counts in counted:
+        if counts.left_out:
+            output.warning(f"{counts.folder}: {files_lines([counts])[0]}")
+    return failed
