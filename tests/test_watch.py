@@ -20,7 +20,7 @@ from raysft.backends.local import watch_here
 from raysft.cluster.messages import Reporter, decode, summary
 from raysft.display.watch import changes, curve_text, headline, picture
 from raysft.job import Job
-from raysft.job.plan import Plan, Slot
+from raysft.job.plan import RunPlan, Slot
 from raysft.records.run import Run, TrialRecord
 from raysft.run.progress import Progress
 from raysft.train.queue import Event
@@ -178,7 +178,7 @@ def test_progress_follows_teams_and_knows_what_is_left():
     job = Job.model_validate(
         {"train": {"epochs": 4}, "search": {"trials": 2, "scheduler": {"name": "median"}}}
     )
-    plan = Plan(100, 10, 10, 3, 2, ((2, 4),), (Slot(1, 1), Slot(1, 1)), 4, 25)
+    plan = RunPlan(100, 10, 10, 3, 2, ((2, 4),), (Slot(1, 1), Slot(1, 1)), 4, 25)
     progress = Progress(job, plan, [])
     records = [TrialRecord("t0", {}), TrialRecord("t1", {})]
     document = progress.document(records, [])
@@ -221,7 +221,7 @@ def test_progress_follows_teams_and_knows_what_is_left():
 
 def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave():
     job = Job.model_validate({"train": {"epochs": 4}, "search": {"trials": 4}})
-    plan = Plan(100, 10, 10, 3, 4, ((4, 1), (1, 3)), (Slot(1, 1),), 4, 25)
+    plan = RunPlan(100, 10, 10, 3, 4, ((4, 1), (1, 3)), (Slot(1, 1),), 4, 25)
     progress = Progress(job, plan, [])
     records = [TrialRecord(f"t{i}", {}, "paused", epochs(0.5)) for i in range(3)]
     records.append(TrialRecord("t3", {}, "running"))

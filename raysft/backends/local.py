@@ -17,8 +17,8 @@ from raysft.display.results import show_outcome
 from raysft.errors import RunError, UserError
 from raysft.gc_pause import uncollected
 from raysft.job import Job, load_job
-from raysft.job.plan import Node, Outline, Plan, make_plan
-from raysft.job.spec import colour_of
+from raysft.job.plan import Node, Outline, RunPlan, make_plan
+from raysft.job.spec import parse_colour
 from raysft.records.owner import Owner, heard_ago
 from raysft.records.relocation import absolute, places_of, refuse_storage
 from raysft.records.run import (
@@ -48,7 +48,7 @@ class Ahead:
 
     job: Job
     outline: Outline
-    plan: Plan
+    plan: RunPlan
     node: Node
 
 
@@ -235,7 +235,7 @@ def import_here(
     from raysft.data.imports import check_out, import_listing, listing_of
 
     try:
-        behind = colour_of(background)
+        behind = parse_colour(background)
     except ValueError as error:
         raise UserError(f"--background {background}", str(error)) from None
     target = place(out)

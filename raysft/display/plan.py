@@ -6,12 +6,12 @@ from typing import Any
 
 from raysft.data.names import first_names
 from raysft.job import Job
-from raysft.job.plan import Outline, Plan, Slot
+from raysft.job.plan import Outline, RunPlan, Slot
 from raysft.train.architecture import foreign_module
 from raysft.wording import count_text
 
 
-def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str) -> list[str]:
+def plan_lines(job: Job, outline: Outline, plan: RunPlan, where: str, results: str) -> list[str]:
     """The plan of a job, one fact a line."""
     epochs = count_text(job.train.epochs, "epoch")
     slots = "; ".join(count_text(s.teams, "team") + f" of {_workers_text(s)}" for s in plan.slots)
@@ -21,7 +21,7 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
         stop, whole = job.search.scheduler.name, plan.trials * job.train.epochs
         how = f" proposed by {job.search.algorithm}" if job.search.algorithm != "random" else ""
         early = {
-            "asha": f", asha trains {plan.epochs:,} of {count_text(whole, 'epoch')}",
+            "asha": f", asha trains {plan.total_epochs:,} of {count_text(whole, 'epoch')}",
             "median": ", median may end them early",
         }.get(stop, "")
         again = (
@@ -48,7 +48,7 @@ def plan_lines(job: Job, outline: Outline, plan: Plan, where: str, results: str)
     ]
 
 
-def plan_json(job: Job, outline: Outline, plan: Plan, results: str) -> dict[str, Any]:
+def plan_json(job: Job, outline: Outline, plan: RunPlan, results: str) -> dict[str, Any]:
     """The plan as a document."""
     return {
         "job": job.name,
@@ -65,7 +65,7 @@ def plan_json(job: Job, outline: Outline, plan: Plan, results: str) -> dict[str,
         ],
         "steps_per_epoch": plan.steps_per_epoch,
         "epochs": job.train.epochs,
-        "epochs_of_all_trials": plan.epochs,
+        "epochs_of_all_trials": plan.total_epochs,
         "batch_per_worker": plan.batch_per_worker,
         "results": results,
     }

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from raysft import interrupts
 from raysft.console import Output, PlainTable, without_controls
-from raysft.job.spec import order
+from raysft.job.spec import sort_key
 from raysft.records.run import GOING_ON, is_going_on
 from raysft.wording import config_text, count_text, metric_text, score_text
 
@@ -113,7 +113,7 @@ def headline(document: Mapping[str, Any], now: float) -> str:
     metric = document.get("metric", "val_accuracy")
     best = [trial for trial in document["trials"] if trial.get(metric) is not None]
     if best:
-        first = min(best, key=lambda trial: order(trial, metric))
+        first = min(best, key=lambda trial: sort_key(trial, metric))
         words.append(f"best {first['trial']} with {metric_text(metric)} {first[metric]:.4f}")
     return ", ".join(words)
 
@@ -245,7 +245,7 @@ def _in_order(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     def key(trial: Mapping[str, Any]) -> tuple[float, ...]:
         turn = {"running": 0, "pending": 2}.get(trial["status"], 1)
         scored = turn == 1 and trial.get(metric) is not None
-        return (turn, *(order(trial, metric) if scored else (math.inf,)))
+        return (turn, *(sort_key(trial, metric) if scored else (math.inf,)))
 
     return sorted(document["trials"], key=key)
 

@@ -28,7 +28,7 @@ from raysft.cluster.messages import Reporter
 from raysft.display.plan import plan_lines
 from raysft.errors import RaysftError, ResourceError, RunError, UserError
 from raysft.job import Job, dump_job, load_job
-from raysft.job.plan import Node, Outline, Plan, make_plan
+from raysft.job.plan import Node, Outline, RunPlan, make_plan
 from raysft.records.relocation import places_of
 from raysft.run.preflight import outline_of
 from raysft.storage import place
@@ -189,7 +189,7 @@ def _refuse_store_of_this_job(job: Job) -> None:
         )
 
 
-def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[Plan, list[Node]]:
+def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[RunPlan, list[Node]]:
     """The plan on the nodes there are; where they are too few and an autoscaler is there, it is
     asked for more.
 

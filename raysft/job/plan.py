@@ -1,4 +1,4 @@
-"""Job + data + cluster → Plan: what would run, on what, how often. Arithmetic only; nothing
+"""Job + data + cluster → RunPlan: what would run, on what, how often. Arithmetic only; nothing
 starts.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from raysft.errors import DataError, ResourceError
 from raysft.job.batches import batch_sizes, fewest_rows
-from raysft.job.rungs import stages_of
+from raysft.job.rungs import plan_stages
 from raysft.job.space import count_trials
 from raysft.job.spec import Job, Resources, Scheduler
 
@@ -53,7 +53,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """Everything that follows from a job before it runs."""
 
     train_rows: int
@@ -75,17 +75,17 @@ class Plan:
         return sum(slot.teams for slot in self.slots)
 
     @property
-    def epochs(self) -> int:
+    def total_epochs(self) -> int:
         """Of all trials together."""
         return sum(trials * each for trials, each in self.stages)
 
     @property
-    def turns(self) -> int:
+    def epochs_in_sequence(self) -> int:
         """Epochs that are trained one after the other."""
         return sum(math.ceil(trials / self.teams) * each for trials, each in self.stages)
 
 
-def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
+def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> RunPlan:
     """The plan of `job` on `nodes`; raises ResourceError or DataError where it cannot be done."""
     limit = min(job.data.limit or outline.train_rows, outline.train_rows)
     val, train = _val_and_train(limit, job.data.val_fraction, outline.val_rows)
@@ -122,8 +122,8 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> Plan:
             )
     sizes = batch_sizes(train, job.train.batch_size, job.resources.most_workers)
     scheduler = job.search.scheduler if job.search else Scheduler(name="none")
-    stages = stages_of(scheduler, trials, job.train.epochs, sum(slot.teams for slot in slots))
-    return Plan(
+    stages = plan_stages(scheduler, trials, job.train.epochs, sum(slot.teams for slot in slots))
+    return RunPlan(
         train,
         val,
         outline.test_rows,

@@ -166,16 +166,16 @@ class Augment(Section):
     """
 
     @property
-    def used(self) -> dict[str, Any]:
+    def active(self) -> dict[str, Any]:
         """The changes that are not off: whatever a field says but false, 0, null and none."""
         return {name: value for name, value in self if value and value != "none"}
 
     @property
-    def any(self) -> bool:
+    def is_random(self) -> bool:
         """Whether training images differ from one epoch to the next: a field makes them so unless
         it is off.
         """
-        return bool(self.used)
+        return bool(self.active)
 
 
 class Train(Section):

@@ -38,26 +38,26 @@ Space = Mapping[str, Any]
 Problem = tuple[str, str]
 
 
-class Recipe(Section):
+class TrialSettings(Section):
     """What a trial's configuration may change."""
 
     model: Model
     train: Train
 
 
-def recipe_of(job: Job, config: Mapping[str, Any]) -> Recipe:
+def trial_settings(job: Job, config: Mapping[str, Any]) -> TrialSettings:
     """The network and recipe of a trial: the job's, with the configuration in their place.
 
     Raises pydantic's ValidationError for a configuration that is none.
     """
-    return Recipe.model_validate(_tree(job, config))
+    return TrialSettings.model_validate(_tree(job, config))
 
 
 def _tree(job: Job, config: Mapping[str, Any]) -> dict[str, Any]:
     return _placed({"model": job.model.model_dump(), "train": job.train.model_dump()}, config)
 
 
-def completed(space: Space) -> dict[str, Any]:
+def with_usual_ranges(space: Space) -> dict[str, Any]:
     """A space in which an optimizer that is only named has its usual range of learning rates."""
     options = space.get("optimizer")
     if not isinstance(options, list):
@@ -70,7 +70,7 @@ def _with_rate(option: Any) -> Any:
     return {"name": option, "lr": {"loguniform": lr_range(option)}} if known else option
 
 
-def path_of(key: str) -> str:
+def job_key(key: str) -> str:
     """Where a key of a space lies in the job file."""
     return "train.optimizer" if key == "optimizer" else key
 
@@ -79,7 +79,7 @@ def _placed(tree: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """`tree` with the value of every dotted key of `config` in its place."""
     tree = copy.deepcopy(tree)
     for key, value in config.items():
-        *parents, last = path_of(key).split(".")
+        *parents, last = job_key(key).split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -111,7 +111,7 @@ def grid_size(space: Space) -> tuple[int, bool, bool]:
     """(combinations of alternatives and grids, whether there is a grid, whether anything is drawn
     at random).
     """
-    space = completed(space)
+    space = with_usual_ranges(space)
     combinations, ranges = 1, []
     for value in space.values():
         options = value if isinstance(value, list) else [{"": value}]
@@ -159,7 +159,7 @@ def space_problems(space: Space, job: Job) -> Iterator[Problem]:
         if not isinstance(key, str):
             continue  # told by the model
         if key in SECTIONS:
-            yield from _alternatives_problems(key, completed({key: value})[key], job)
+            yield from _alternatives_problems(key, with_usual_ranges({key: value})[key], job)
         elif key in NOT_SEARCHABLE:
             yield key, f"cannot be searched: {NOT_SEARCHABLE[key]}"
         elif (above := _above(key, space)) is not None:
@@ -182,7 +182,7 @@ def space_problems(space: Space, job: Job) -> Iterator[Problem]:
 def _above(key: str, space: Space) -> str | None:
     """The section of `key` that the space has alternatives of."""
     for section in SECTIONS:
-        if section in space and key.startswith(f"{path_of(section)}."):
+        if section in space and key.startswith(f"{job_key(section)}."):
             return section
     return None
 
@@ -202,9 +202,9 @@ def _range_problems(key: str, value: Any, job: Job, others: Mapping[str, Any]) -
 def recipe_problems(job: Job, config: Mapping[str, Any]) -> list[str]:
     """What is wrong with the network and recipe of a trial; empty where nothing is."""
     try:
-        recipe_of(job, config)
+        trial_settings(job, config)
     except ValidationError as error:
-        return [what for _, what in problems_of(error, Recipe, _tree(job, config))]
+        return [what for _, what in problems_of(error, TrialSettings, _tree(job, config))]
     return []
 
 

@@ -38,7 +38,7 @@ _COLOURS = {
 }
 
 
-def colour_of(text: str) -> tuple[int, int, int]:
+def parse_colour(text: str) -> tuple[int, int, int]:
     """Red, green and blue (0 to 255) of a name or of #rrggbb; raises ValueError."""
     if text.lower() in _COLOURS:
         return _COLOURS[text.lower()]
@@ -91,13 +91,13 @@ class Data(Section):
     @field_validator("background")
     @classmethod
     def _a_colour(cls, value: str) -> str:
-        colour_of(value)
+        parse_colour(value)
         return value
 
     @property
     def background_rgb(self) -> tuple[int, int, int]:
         """Red, green and blue, 0 to 255."""
-        return colour_of(self.background)
+        return parse_colour(self.background)
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> Data:
@@ -430,12 +430,12 @@ def metric_mode(metric: str) -> Literal["min", "max"]:
     return "min" if metric.endswith(("loss", "calibration_error")) else "max"
 
 
-def reached(value: float, target: float, metric: str) -> bool:
+def meets_target(value: float, target: float, metric: str) -> bool:
     """Whether a metric is as good as a target."""
     return value <= target if metric_mode(metric) == "min" else value >= target
 
 
-def order(metrics: Mapping[str, Any], metric: str) -> tuple[float, ...]:
+def sort_key(metrics: Mapping[str, Any], metric: str) -> tuple[float, ...]:
     """A key that sorts epochs from best to worst: by the metric, the lower validation loss where it
     is equal.
     """

@@ -11,7 +11,7 @@ from raysft.job.optimizers import OPTIMIZERS
 from raysft.job.plain import Plain, as_field, options_of
 from raysft.job.ranges import LISTED, is_range
 from raysft.job.recipe import Optimizer
-from raysft.job.space import SECTIONS, Recipe, path_of
+from raysft.job.space import SECTIONS, TrialSettings, job_key
 from raysft.job.spec import Job, Search
 
 _ARGUMENTS = {argument for _, arguments in OPTIMIZERS.values() for argument in arguments}
@@ -68,8 +68,8 @@ def _field(section: type[BaseModel] | None, key: str, value: Any) -> Any:
 
 def _recipe_annotation(key: str) -> Any:
     """The annotation of a dotted key of a search space."""
-    annotation: Any = Recipe
-    for part in path_of(key).split("."):
+    annotation: Any = TrialSettings
+    for part in job_key(key).split("."):
         annotation = _annotation(annotation if isinstance(annotation, type) else None, part)
     return annotation
 

@@ -24,7 +24,7 @@ from raysft import interrupts
 from raysft.errors import StorageFull, UserError
 from raysft.job import Job, dump_job, load_text
 from raysft.job.load import validate_job
-from raysft.job.spec import order
+from raysft.job.spec import sort_key
 from raysft.records.owner import SILENT_SECONDS, Owner, beating, heard_ago
 from raysft.records.relocation import find_files, weights_sha256, with_places
 from raysft.records.revision import git_revision
@@ -85,7 +85,7 @@ class TrialRecord:
         """The epoch with the best metric."""
         if not self.history:
             return None
-        return min(self.history, key=lambda m: order(m, metric))
+        return min(self.history, key=lambda m: sort_key(m, metric))
 
     def row(self, metric: str) -> dict[str, Any]:
         """The trial's entry in results.json."""
@@ -328,7 +328,7 @@ def leaderboard(records: list[TrialRecord], metric: str) -> list[TrialRecord]:
 
     def key(record: TrialRecord) -> tuple[float, ...]:
         best = record.best(metric)
-        return order(best, metric) if best else (math.inf,)
+        return sort_key(best, metric) if best else (math.inf,)
 
     return sorted(records, key=key)
 

@@ -7,8 +7,8 @@ from typing import Any
 from raysft.data.folders import files_lines
 from raysft.errors import UserError
 from raysft.job import Job
-from raysft.job.space import recipe_of
-from raysft.job.spec import order
+from raysft.job.space import trial_settings
+from raysft.job.spec import sort_key
 from raysft.records.predictions import PREDICTIONS, read_predictions
 from raysft.records.relocation import located
 from raysft.records.run import INFO, RESULTS, job_of, read_json, read_trials
@@ -71,8 +71,8 @@ def _trial(row: dict[str, Any], record: dict[str, Any], job: Job, metric: str) -
     counts.
     """
     history = record.get("history", [])
-    recipe = recipe_of(job, row["config"])
-    best = min(history, key=lambda m: order(m, metric))["epoch"] if history else None
+    recipe = trial_settings(job, row["config"])
+    best = min(history, key=lambda m: sort_key(m, metric))["epoch"] if history else None
     return row | {
         "optimizer": recipe.train.optimizer.name,
         "lr": recipe.train.optimizer.lr,

@@ -18,7 +18,7 @@ import yaml
 from raysft.data.decoding import Decoding, described, hexadecimal
 from raysft.job import Job
 from raysft.job.recipe import Augment, Schedule, Train
-from raysft.job.space import Recipe, recipe_of
+from raysft.job.space import TrialSettings, trial_settings
 from raysft.results.model import ModelCard
 from raysft.train.architecture import TIMM, foreign_module, is_torchvision, network_call
 
@@ -61,7 +61,7 @@ class Known:
 
 def model_readme(card: ModelCard, known: Known) -> str:
     """Front matter (YAML) and Markdown. A fact that is not known is left out."""
-    recipe = recipe_of(known.job, card.provenance["config"])
+    recipe = trial_settings(known.job, card.provenance["config"])
     return "\n".join(
         [
             "---",
@@ -160,7 +160,7 @@ def _data_name(job: Job) -> str:
 # --- for people --------------------------------------------------------------------------------
 
 
-def _summary(card: ModelCard, known: Known, recipe: Recipe) -> list[str]:
+def _summary(card: ModelCard, known: Known, recipe: TrialSettings) -> list[str]:
     started = (
         "trained from scratch"
         if recipe.model.weights == "none"
@@ -318,7 +318,7 @@ def _seen(card: ModelCard) -> str:
     return f", then resized to {card.image_size} × {card.image_size} ({card.interpolation})"
 
 
-def _training(card: ModelCard, known: Known, recipe: Recipe) -> list[str]:
+def _training(card: ModelCard, known: Known, recipe: TrialSettings) -> list[str]:
     train, given = recipe.train, known.job.resources
     least = f"{given.least_workers} to " if given.elastic else ""
     lines = [
@@ -335,7 +335,7 @@ def _training(card: ModelCard, known: Known, recipe: Recipe) -> list[str]:
     return [*lines, f"- {_search(card, known)}"]
 
 
-def _weights(recipe: Recipe, told: Mapping[str, Any] | None) -> str:
+def _weights(recipe: TrialSettings, told: Mapping[str, Any] | None) -> str:
     if recipe.model.weights == "none":
         return "drawn at random"
     of = f" of {told['total']}" if told is not None and "total" in told else ""
@@ -360,7 +360,7 @@ def _schedule(schedule: Schedule) -> str:
 
 
 def _augmentation(augment: Augment) -> str:
-    return _settings(augment.used) or "none"
+    return _settings(augment.active) or "none"
 
 
 def _rest(train: Train) -> str:

@@ -24,10 +24,10 @@ from raysft.data.shards import Manifest, read_manifest, verify
 from raysft.data.sources import outline_of_dataset, unreadable_note
 from raysft.errors import ModelError, RaysftError, RunError, UserError, in_words
 from raysft.job import Job
-from raysft.job.plan import Node, Plan, make_plan
+from raysft.job.plan import Node, RunPlan, make_plan
 from raysft.job.recipe import Train
-from raysft.job.space import recipe_of
-from raysft.job.spec import Model, reached
+from raysft.job.space import trial_settings
+from raysft.job.spec import Model, meets_target
 from raysft.ray_calls import START_SECONDS, answered, last_lines
 from raysft.ray_shortcuts import look_at_nodes, start_coordinator
 from raysft.records.predictions import PREDICTIONS, write_predictions
@@ -163,7 +163,7 @@ def task_of(
     job: Job, names: Sequence[str], trials: Place, number: int, config: dict[str, Any]
 ) -> Task:
     """The task of trial `number` with its configuration; `trials` is the folder of all of them."""
-    recipe = recipe_of(job, config)
+    recipe = trial_settings(job, config)
     return Task(
         "train",
         names[number],
@@ -195,7 +195,7 @@ class _Conductor:
         self,
         job: Job,
         run: Run,
-        plan: Plan,
+        plan: RunPlan,
         manifest: Manifest,
         sources: dict[SplitName, SplitSource],
         listener: Listener,
@@ -291,7 +291,7 @@ class _Conductor:
             self.configs[number] for number in self.proposals.waiting[:1] if number in self.configs
         ]
         with suppress(ModelError):  # of weights that are not there: the trial says so
-            return absolute(recipe_of(self.job, known[0]).model) if known else None
+            return absolute(trial_settings(self.job, known[0]).model) if known else None
         return None
 
     def _setup(self) -> Setup:
@@ -552,7 +552,7 @@ class _Conductor:
 
     def _is_target(self, epoch: dict[str, Any]) -> bool:
         target = self.job.search.target if self.job.search else None
-        return target is not None and reached(epoch[self.run.metric], target, self.run.metric)
+        return target is not None and meets_target(epoch[self.run.metric], target, self.run.metric)
 
     def _tell(self, record: TrialRecord, event: Event) -> None:
         if record.trial in self.repeats:

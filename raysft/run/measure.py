@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raysft.job import Job
-from raysft.job.plan import Node, Plan
+from raysft.job.plan import Node, RunPlan
 from raysft.job.spec import Tracking
 from raysft.records.run import Run, read_trials
 from raysft.run.driver import Workspace, execute
@@ -49,7 +49,7 @@ class _Silent:
 
 def measure(
     job: Job,
-    plan: Plan,
+    plan: RunPlan,
     nodes: Sequence[Node],
     storage: Place,
     workspace: Workspace,
@@ -89,7 +89,7 @@ def measure(
     judged = (last["seconds"] - last["train_seconds"]) / run.info["data"]["rows"]["val"]
     repeats = job.search.confirm if job.search else 0
     epoch_s = plan.train_rows / rate + plan.val_rows * judged
-    turns = plan.turns + math.ceil(repeats / plan.teams) * job.train.epochs
+    turns = plan.epochs_in_sequence + math.ceil(repeats / plan.teams) * job.train.epochs
     seconds = results["timing"]["startup_s"] + turns * epoch_s
     price = job.cluster.price_per_hour
     return Estimate(

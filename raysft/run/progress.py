@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raysft.job import Job
-from raysft.job.plan import Plan
+from raysft.job.plan import RunPlan
 from raysft.records.run import TrialRecord
 from raysft.train.queue import Event
 
@@ -40,9 +40,9 @@ class TeamState:
 class Progress:
     """What the events of a run say about its teams, and how long it will take."""
 
-    def __init__(self, job: Job, plan: Plan, before: Collection[TrialRecord]) -> None:
+    def __init__(self, job: Job, plan: RunPlan, before: Collection[TrialRecord]) -> None:
         search = job.search
-        self.rows, self.epochs, self.total = plan.train_rows, job.train.epochs, plan.epochs
+        self.rows, self.epochs, self.total = plan.train_rows, job.train.epochs, plan.total_epochs
         self.repeats = search.confirm if search else 0
         self.may_end_early = job.train.patience is not None or (
             search is not None and (search.scheduler.name == "median" or search.target is not None)

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysft.job.rungs import places_of, rungs_of
+from raysft.job.rungs import rung_epochs, rung_sizes
 from raysft.job.spec import Scheduler as Spec
-from raysft.job.spec import order
+from raysft.job.spec import sort_key
 from raysft.search.schedulers import Decision, Known, Scheduler
 
 
@@ -25,8 +25,8 @@ class Halving(Scheduler):
     def __init__(
         self, spec: Spec, trials: int, epochs: int, teams: int, metric: str, known: Known
     ) -> None:
-        self.rungs = rungs_of(spec, epochs)
-        self.places = places_of(spec, trials, len(self.rungs), teams)
+        self.rungs = rung_epochs(spec, epochs)
+        self.places = rung_sizes(spec, trials, len(self.rungs), teams)
         self.metric, self.known = metric, known
         self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in self.rungs]
         """At each rung the trials that came so far, and how good their best epoch was until there:
@@ -100,7 +100,7 @@ class Halving(Scheduler):
     def _remember(self, number: int, history: Sequence[Mapping[str, Any]]) -> None:
         for metrics in history:
             self.trained[number] = metrics["epoch"]
-            now = order(metrics, self.metric)
+            now = sort_key(metrics, self.metric)
             self.best[number] = min(now, self.best.get(number, now))
             if metrics["epoch"] in self.rungs:
                 self.reached[self.rungs.index(metrics["epoch"])][number] = self.best[number]

@@ -10,8 +10,8 @@ from typing import Any
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.ranges import is_range
-from raysft.job.space import completed, path_of, recipe_of
-from raysft.job.spec import metric_mode, order
+from raysft.job.space import job_key, trial_settings, with_usual_ranges
+from raysft.job.spec import metric_mode, sort_key
 from raysft.search.space import Config, fill
 
 # How far a trial that was run before came: its configuration, status, and the metrics of its
@@ -59,7 +59,7 @@ class ByOptuna(InOrder):
         assert job.search is not None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna, self.goal, self.job = optuna, job.search.metric, job
-        self.space = completed(job.search.space)
+        self.space = with_usual_ranges(job.search.space)
         seed = job.seed + len(past)  # a run taken up again must not draw the same once more
         # Trials run side by side: a penalty on what is being tried keeps them apart.
         sampler = optuna.samplers.TPESampler(
@@ -93,7 +93,7 @@ class ByOptuna(InOrder):
         """Tell the study how good the best epoch of a trial was; a trial without one failed."""
         epochs = [m for m in history if m.get(self.goal) is not None]
         if epochs and status not in ("failed", "diverged"):
-            self.study.tell(trial, min(epochs, key=lambda m: order(m, self.goal))[self.goal])
+            self.study.tell(trial, min(epochs, key=lambda m: sort_key(m, self.goal))[self.goal])
         else:
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
@@ -139,10 +139,10 @@ class ByOptuna(InOrder):
         """The parameters of the study that a configuration stands for, where it leaves a value out
         with the job's.
         """
-        recipe = recipe_of(self.job, config).model_dump()
+        recipe = trial_settings(self.job, config).model_dump()
         found: dict[str, Any] = {}
         for key, options in self.space.items():
-            given = _at(recipe, path_of(key))
+            given = _at(recipe, job_key(key))
             if not isinstance(options, list):
                 found[key] = _as_parameter(options, given)
                 continue

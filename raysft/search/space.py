@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from raysft.errors import JobError
 from raysft.job import Job
 from raysft.job.ranges import is_range
-from raysft.job.space import completed, count_trials, recipe_of, recipe_problems
+from raysft.job.space import count_trials, recipe_problems, trial_settings, with_usual_ranges
 
 Config = dict[str, Any]
 Draw = Callable[[str, dict[str, Any]], Any]
@@ -31,7 +31,7 @@ def configurations(job: Job) -> list[Config]:
         return [{}]
     known = [dict(config) for config in job.search.start_with]
     count = count_trials(job) - len(known)
-    cases = _cases(completed(job.search.space))
+    cases = _cases(with_usual_ranges(job.search.space))
     rng = np.random.RandomState(job.seed)
     turns: list[int] = []
     while len(turns) < count:
@@ -54,7 +54,7 @@ def check_configurations(job: Job) -> None:
     """Raise JobError for a configuration whose values are right one by one, and wrong together."""
     for number, config in known_configurations(job).items():
         try:
-            recipe = recipe_of(job, config)
+            recipe = trial_settings(job, config)
         except ValidationError:
             wrong = "; ".join(recipe_problems(job, config))
             raise JobError(

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raysft.errors import UserError
-from raysft.job.rungs import grace_of
+from raysft.job.rungs import first_rung
 from raysft.job.spec import Search
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder
@@ -28,7 +28,7 @@ def scheduler_of(spec: Search, trials: int, epochs: int, teams: int, known: Know
     if given.name == "asha":
         return Halving(given, trials, epochs, teams, spec.metric, known)
     return (
-        Median(grace_of(given, epochs), spec.metric, known)
+        Median(first_rung(given, epochs), spec.metric, known)
         if given.name == "median"
         else Scheduler()
     )

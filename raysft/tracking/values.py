@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysft.job import Job
-from raysft.job.space import path_of, recipe_of
+from raysft.job.space import job_key, trial_settings
 from raysft.records.run import TrialRecord
 
 
@@ -32,7 +32,7 @@ def parameters_of(job: Job, record: TrialRecord) -> dict[str, Any]:
     all the rest.
     """
     try:
-        recipe = recipe_of(job, record.config)
+        recipe = trial_settings(job, record.config)
     except ValueError:  # a configuration that no trial can have
         return searched_of(job, record)
     return flattened({"model": recipe.model.model_dump(), "train": recipe.train.model_dump()})
@@ -44,7 +44,7 @@ def searched_of(job: Job, record: TrialRecord) -> dict[str, Any]:
     """
     if job.search is None:
         return parameters_of(job, record)
-    return flattened({path_of(key): value for key, value in record.config.items()})
+    return flattened({job_key(key): value for key, value in record.config.items()})
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

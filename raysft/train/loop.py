@@ -23,7 +23,7 @@ from raysft.data.staging import staged
 from raysft.errors import Diverged
 from raysft.job.batches import batch_sizes
 from raysft.job.recipe import Train
-from raysft.job.spec import order
+from raysft.job.spec import sort_key
 from raysft.storage import Place
 from raysft.train.checkpoint import Standing, load_checkpoint, newest_sound, save_checkpoint
 from raysft.train.checkpoint_paths import checkpoint_path, prune
@@ -182,7 +182,7 @@ def _go_on(standing: Standing, recipe: Recipe, team: Team, report: Report) -> bo
 
 def best_epoch(history: list[Metrics], metric: str) -> int:
     """The epoch (1, 2, …) with the best metric."""
-    return min(history, key=lambda m: order(m, metric))["epoch"]
+    return min(history, key=lambda m: sort_key(m, metric))["epoch"]
 
 
 def _one_epoch(
@@ -197,7 +197,7 @@ def _one_epoch(
     head_alone = recipe.train.freeze == "backbone" or epoch < recipe.train.head_epochs
     known = (
         [splits.features("train"), splits.features("val")]
-        if head_alone and not recipe.train.augment.any
+        if head_alone and not recipe.train.augment.is_random
         else []
     )
     train, val = (

@@ -172,14 +172,14 @@ def test_every_change_makes_images_random_also_one_that_was_added_later():
         blur: bool = True
 
     off = dict.fromkeys(Augment.model_fields, 0) | {"flip": False, "auto": "none"}
-    assert not Augment.model_validate(off).any
+    assert not Augment.model_validate(off).is_random
     on = {
         name: "randaugment" if name == "auto" else True if name == "flip" else 1
         for name in Augment.model_fields
     }
     for name, value in on.items():
-        assert Augment.model_validate(off | {name: value}).any, name
-    assert Later.model_validate(off).used == {"blur": True}
-    assert not Later.model_validate(off | {"blur": False}).any
-    assert Later.model_validate(off | {"blur": False, "rotation": 15.0}).any
-    assert Later.model_validate(off | {"blur": False, "policy": "new"}).any
+        assert Augment.model_validate(off | {name: value}).is_random, name
+    assert Later.model_validate(off).active == {"blur": True}
+    assert not Later.model_validate(off | {"blur": False}).is_random
+    assert Later.model_validate(off | {"blur": False, "rotation": 15.0}).is_random
+    assert Later.model_validate(off | {"blur": False, "policy": "new"}).is_random

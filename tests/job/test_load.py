@@ -10,7 +10,7 @@ from raysft.errors import JobError, JobErrors
 from raysft.job import Job, dump_job, load_job
 from raysft.job.describe import fields
 from raysft.job.recipe import Train
-from raysft.job.space import recipe_of
+from raysft.job.space import trial_settings
 from raysft.job.spec import Model
 from raysft.search.space import configurations
 
@@ -310,7 +310,7 @@ def test_every_knob_can_be_set_and_searched_by_its_dotted_name(write, key):
         write("search: {trials: 2}\n"), [f"search.space={{{key}: {{choice: [{value}]}}}}"]
     )
     (config,) = configurations(searched)[:1]
-    recipe = recipe_of(searched, config)
+    recipe = trial_settings(searched, config)
     for part in key.split("."):
         recipe = getattr(recipe, part)
     assert recipe == KNOBS[key]

@@ -8,7 +8,7 @@ import pytest
 from raysft.errors import JobError
 from raysft.job import Job
 from raysft.job.load import validate_job
-from raysft.job.space import recipe_of
+from raysft.job.space import trial_settings
 from raysft.records.run import TrialRecord
 from raysft.run.delivery import confirmation
 from raysft.search.propose import searcher
@@ -69,7 +69,7 @@ def test_a_grid_tries_every_combination():
 def test_without_a_search_there_is_one_trial_as_in_the_job():
     job = Job()
     assert configurations(job) == [{}]
-    assert recipe_of(job, {}).train == job.train
+    assert trial_settings(job, {}).train == job.train
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_without_a_search_there_is_one_trial_as_in_the_job():
     ],
 )
 def test_a_configuration_takes_the_place_of_the_jobs_values(config, read):
-    assert read(recipe_of(Job(), config).train)
+    assert read(trial_settings(Job(), config).train)
 
 
 def test_alternatives_of_any_section_have_ranges_of_their_own():
@@ -98,7 +98,7 @@ def test_alternatives_of_any_section_have_ranges_of_their_own():
     found = configurations(job(space, trials=60))
     assert len(found) == 60
     for config in found:
-        recipe = recipe_of(job(space), config)
+        recipe = trial_settings(job(space), config)
         if recipe.train.schedule.name == "step":
             assert recipe.train.schedule.step_factor in (0.1, 0.5)
         else:
