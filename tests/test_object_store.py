@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysft.data.imports import import_dataset
-from raysft.data.shards import read_manifest, verify
+from raysft.data.importer import import_dataset
+from raysft.data.shards import read_manifest, verify_checksums
 from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
 from raysft.records.owner import beating, heard_ago
@@ -124,13 +124,13 @@ def test_a_data_set_is_imported_restarted_and_read(
         read_manifest(out)
     manifest = import_dataset("imagefolder", str(images), out, None, "fail", lambda *a: None)
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (60, 15)
-    verify(out, manifest)
+    verify_checksums(out, manifest)
     assert {p.name for p in out.iterdir()} == {"dataset.json", "train", "test"}
     with pytest.raises(DataError, match="is there already"):
         import_dataset("imagefolder", str(images), out, None, "fail", lambda *a: None)
     write_text(out / manifest.splits["test"].files[0].path, "torn")
     with pytest.raises(DataError, match="does not have the checksum"):
-        verify(out, manifest)
+        verify_checksums(out, manifest)
 
 
 def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):

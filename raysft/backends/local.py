@@ -200,9 +200,9 @@ def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
 def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
     output.send_others_to(run.log)
     with Watcher(output, run.metric) as watcher:
-        from raysft.data.imports import fetch
+        from raysft.data.importer import download_source
 
-        fetch(ahead.job.data.source, ahead.job.data.path, watcher.progress)
+        download_source(ahead.job.data.source, ahead.job.data.path, watcher.progress)
         watcher.starting()
         with local_ray(ahead.node) as scratch:
             with uncollected():
@@ -232,16 +232,16 @@ def import_here(
             f"--on-bad-image {on_bad_image}", "is not a policy", f"give {' | '.join(policies)}"
         )
     policy: Literal["fail", "skip"] = "skip" if on_bad_image == "skip" else "fail"
-    from raysft.data.imports import check_out, import_listing, listing_of
+    from raysft.data.importer import download_and_list, import_listing, refuse_existing
 
     try:
         behind = parse_colour(background)
     except ValueError as error:
         raise UserError(f"--background {background}", str(error)) from None
     target = place(out)
-    check_out(target)
+    refuse_existing(target)
     with Watcher(output, "", shown=not as_json) as watcher:
-        listing = listing_of(
+        listing = download_and_list(
             kind, path, test, watcher.progress, behind
         )  # what is wrong is known before Ray starts
         with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:

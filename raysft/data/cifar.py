@@ -34,7 +34,7 @@ TEST_MEMBERS = ("test_batch",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROWS_PER_MEMBER = 10_000
 
-Progress = Callable[[str, int, int], None]
+ImportProgress = Callable[[str, int, int], None]
 
 
 def locate(path: str | None, cache: Path) -> Path:
@@ -49,7 +49,7 @@ def locate(path: str | None, cache: Path) -> Path:
     return given / FOLDER if (given / FOLDER).is_dir() else given
 
 
-def download(target: Path, progress: Progress, url: str = URL, md5: str = MD5) -> None:
+def download(target: Path, progress: ImportProgress, url: str = URL, md5: str = MD5) -> None:
     """Fetch the archive to `target` unless it is there, and check its published MD5; raises
     DataError.
     """

@@ -21,10 +21,10 @@ Range = tuple[float, float]
 
 WHITE: Colour = (255, 255, 255)
 
-MOST_STRETCH = 8  # times the range of most images: three of the eight bits that a sample keeps
-MOST_IMAGES = 0.95
-LEAST_TO_JUDGE = 5  # images
-NAMED = 3
+MAX_STRETCH = 8  # times the range of most images: three of the eight bits that a sample keeps
+TYPICAL_SHARE = 0.95
+MIN_TO_COMPARE = 5  # images
+MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Decoding:
         }
 
 
-BEFORE = Decoding(background=None, profiles=False)
+LEGACY_DECODING = Decoding(background=None, profiles=False)
 
 
-def decoding_of(stored: dict[str, Any] | None) -> Decoding:
+def parse_decoding(stored: dict[str, Any] | None) -> Decoding:
     """What dataset.json or model.json says; one of before says nothing. Raises KeyError, TypeError
     or ValueError.
     """
     if stored is None:
-        return BEFORE
+        return LEGACY_DECODING
     ranges, background, profiles = stored["ranges"], stored["background"], stored["profiles"]
     if not isinstance(ranges, dict) or not all(map(_is_range, ranges.values())):
         raise ValueError(
@@ -99,7 +99,7 @@ def _is_colour(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Span:
+class ValueSpan:
     """The values of one kind of sample in one image or in several."""
 
     kind: str
@@ -110,12 +110,12 @@ class Span:
     file: str = ""
 
 
-def settle(spans: Iterable[Span]) -> dict[str, Range]:
+def choose_ranges(spans: Iterable[ValueSpan]) -> dict[str, Range]:
     """The range of each kind of sample in a data set, from those of its images."""
     return {kind: _settled(kind, found) for kind, found in sorted(_by_kind(spans).items())}
 
 
-def stretched(spans: Iterable[Span]) -> list[str]:
+def warn_of_outliers(spans: Iterable[ValueSpan]) -> list[str]:
     """A line for each kind of sample whose range a few images make so wide that the others have few
     levels left.
     """
@@ -123,30 +123,30 @@ def stretched(spans: Iterable[Span]) -> list[str]:
     return [line for line in lines if line is not None]
 
 
-def _by_kind(spans: Iterable[Span]) -> dict[str, list[Span]]:
-    found: dict[str, list[Span]] = {}
+def _by_kind(spans: Iterable[ValueSpan]) -> dict[str, list[ValueSpan]]:
+    found: dict[str, list[ValueSpan]] = {}
     for span in spans:
         found.setdefault(span.kind, []).append(span)
     return found
 
 
-def _stretched(kind: str, spans: list[Span]) -> str | None:
-    if len(spans) < LEAST_TO_JUDGE:
+def _stretched(kind: str, spans: list[ValueSpan]) -> str | None:
+    if len(spans) < MIN_TO_COMPARE:
         return None
     lows, highs = (
         sorted((span.low for span in spans), reverse=True),
         sorted(span.high for span in spans),
     )
-    most = int(MOST_IMAGES * (len(spans) - 1))  # all but at least one
+    most = int(TYPICAL_SHARE * (len(spans) - 1))  # all but at least one
     low, high = lows[most], highs[most]
     width = high - low
-    if highs[-1] - lows[-1] <= MOST_STRETCH * width:
+    if highs[-1] - lows[-1] <= MAX_STRETCH * width:
         return None
     guilty = [
         readable(span.file) for span in spans if span.high > high + width or span.low < low - width
     ]
-    named = ", ".join(guilty[:NAMED]) + (
-        f" and {len(guilty) - NAMED:,} more" if len(guilty) > NAMED else ""
+    named = ", ".join(guilty[:MAX_NAMES]) + (
+        f" and {len(guilty) - MAX_NAMES:,} more" if len(guilty) > MAX_NAMES else ""
     )
     return (
         f"{kind} samples reach from {lows[-1]:.10g} to {highs[-1]:.10g} because of "
@@ -157,7 +157,7 @@ def _stretched(kind: str, spans: list[Span]) -> str | None:
     )
 
 
-def _settled(kind: str, spans: list[Span]) -> Range:
+def _settled(kind: str, spans: list[ValueSpan]) -> Range:
     low, high = min(span.low for span in spans), max(span.high for span in spans)
     if not all(span.told for span in spans):
         if kind == "uint16":  # of a camera or scanner with so many bits
@@ -167,7 +167,7 @@ def _settled(kind: str, spans: list[Span]) -> Range:
     return (low, high) if high > low else (low, low + 1)
 
 
-def conflict(stored: Decoding, wanted: Decoding) -> str | None:
+def find_conflict(stored: Decoding, wanted: Decoding) -> str | None:
     """Why pixels that were stored one way are not those that another way would give; None where
     they may be.
     """
@@ -181,7 +181,7 @@ def conflict(stored: Decoding, wanted: Decoding) -> str | None:
     return None
 
 
-def described(how: Decoding) -> list[str]:
+def describe_ranges(how: Decoding) -> list[str]:
     """The ranges in words, a line a kind of sample."""
     return [
         f"{kind} samples: {low:.10g} is black, {high:.10g} is white"
@@ -189,6 +189,6 @@ def described(how: Decoding) -> list[str]:
     ]
 
 
-def hexadecimal(colour: Colour) -> str:
+def hex_colour(colour: Colour) -> str:
     """A colour as #rrggbb."""
     return "#" + "".join(f"{part:02x}" for part in colour)

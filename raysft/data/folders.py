@@ -14,10 +14,10 @@ from typing import cast
 
 import numpy as np
 
-from raysft.data.kinds import by_kind
-from raysft.data.layout import Layout, SplitName, layout_of, unwrapped
+from raysft.data.kinds import format_counts
+from raysft.data.layout import Layout, SplitName, detect_layout, unwrap_folder
 from raysft.data.order import stratified_order
-from raysft.data.walk import Counts, count_beside, image_files, readable
+from raysft.data.walk import FileCounts, count_beside, list_images, readable
 from raysft.errors import DataError
 
 TRAIN_SHARE = 0.8  # of the images of each class, where there are no test images
@@ -35,7 +35,7 @@ class Folders:
     classes: tuple[str, ...]
     splits: dict[SplitName, Labelled]
     where: str
-    counts: tuple[Counts, ...] = ()
+    counts: tuple[FileCounts, ...] = ()
     """Of every folder that holds files: class folders, and what lies beside them."""
     notes: tuple[str, ...] = ()
 
@@ -48,7 +48,7 @@ class Folders:
         return self.splits["test"]
 
     @classmethod
-    def of(cls, root: Path, test: Path | None) -> Folders:
+    def find(cls, root: Path, test: Path | None) -> Folders:
         """The images below `root`, with those in `test` as test images where it is given.
 
         Splits that lie in folders of their own are taken as they are. Where there is no test split,
@@ -56,7 +56,7 @@ class Folders:
         splits that cannot be used.
         """
         root = _folder(root)
-        layout = layout_of(root)
+        layout = detect_layout(root)
         roots = [root]
         if test is not None:
             given = _folder(test)
@@ -86,14 +86,14 @@ class Folders:
         )
 
     @classmethod
-    def labelled(cls, root: Path, split: str, classes: Collection[str]) -> Folders:
+    def find_labelled(cls, root: Path, split: str, classes: Collection[str]) -> Folders:
         """All images below `root` as test images, or those of one split where it holds splits;
         raises DataError.
 
         classes: those of the model that is to be scored on them.
         """
         root = _folder(root)
-        layout = layout_of(root, {unicodedata.normalize("NFC", name) for name in classes})
+        layout = detect_layout(root, {unicodedata.normalize("NFC", name) for name in classes})
         if set(layout.splits) == {"train"}:
             split = "train"
         if split not in layout.splits:
@@ -114,7 +114,7 @@ class Folders:
         notes = [
             *found.notes,
             *(
-                [f"no image of {names_text(lacking)}: the metrics are over the other classes"]
+                [f"no image of {join_names(lacking)}: the metrics are over the other classes"]
                 if lacking
                 else []
             ),
@@ -126,7 +126,7 @@ class Folders:
         )
 
 
-def files_lines(counts: Iterable[Counts]) -> list[str]:
+def describe_files(counts: Iterable[FileCounts]) -> list[str]:
     """How many files were seen, used and left out, by kind, and which of them had unusual names."""
     seen = used = 0
     left_out: Counter[str] = Counter()
@@ -137,10 +137,10 @@ def files_lines(counts: Iterable[Counts]) -> list[str]:
         unusual.update(each.unusual)
     if not seen:
         return []
-    rest = f", {seen - used:,} left out: {by_kind(left_out)}" if left_out else ""
+    rest = f", {seen - used:,} left out: {format_counts(left_out)}" if left_out else ""
     lines = [f"{seen:,} files seen, {used:,} used{rest}"]
     if unusual:
-        lines.append(f"images by their contents, whatever their endings: {by_kind(unusual)}")
+        lines.append(f"images by their contents, whatever their endings: {format_counts(unusual)}")
     return lines
 
 
@@ -160,8 +160,8 @@ def _folder(path: Path) -> Path:
 
 def _with_test(layout: Layout, given: Path) -> Layout:
     """`layout` with the test images in a folder that a person named, in place of what it has."""
-    inner, notes = unwrapped(given)
-    splits = layout_of(inner).splits
+    inner, notes = unwrap_folder(given)
+    splits = detect_layout(inner).splits
     if set(splits) != {"train"}:
         raise DataError(
             readable(inner),
@@ -195,7 +195,7 @@ class _Split:
 
     folders: list[Path]
     files: ByClass
-    counts: list[Counts]
+    counts: list[FileCounts]
     notes: list[str]
 
 
@@ -210,15 +210,15 @@ def _read(layout: Layout, split: SplitName) -> _Split:
             found.notes.append(
                 f"{split}: two folders are named {name}, in two Unicode forms; they are one class"
             )
-        counts = Counts(readable(folder))
+        counts = FileCounts(readable(folder))
         found.files[name] = sorted(
-            [*found.files.get(name, []), *image_files(folder, counts)], key=str
+            [*found.files.get(name, []), *list_images(folder, counts)], key=str
         )
         found.counts.append(counts)
     return found
 
 
-def _all_counts(roots: Sequence[Path], splits: Collection[_Split]) -> tuple[Counts, ...]:
+def _all_counts(roots: Sequence[Path], splits: Collection[_Split]) -> tuple[FileCounts, ...]:
     """The counts of all folders that hold files: those of classes, then what lies beside them."""
     taken = {folder for split in splits for folder in split.folders}
     beside = [counts for root in roots for counts in count_beside(root, taken)]
@@ -249,7 +249,7 @@ def _classes(root: Path, split: _Split) -> tuple[str, ...]:
             left_out = next(
                 (each.left_out for each in split.counts if each.folder == readable(root / name)), {}
             )
-            held = f": its files are {by_kind(left_out)}" if left_out else ""
+            held = f": its files are {format_counts(left_out)}" if left_out else ""
             raise DataError(
                 readable(root / name), f"has no images{held}", "add some, or remove the folder"
             )
@@ -263,10 +263,10 @@ def _missing(root: Path, split: SplitName, classes: Sequence[str], files: ByClas
     extra = sorted(name for name, of_class in files.items() if of_class and name not in classes)
     lacking = [name for name in classes if not files.get(name)]
     if extra:
-        also = f"; it lacks {names_text(lacking)}" if lacking else ""
+        also = f"; it lacks {join_names(lacking)}" if lacking else ""
         raise DataError(
             readable(root),
-            f"has classes that the training images lack: {names_text(extra)}{also}",
+            f"has classes that the training images lack: {join_names(extra)}{also}",
             "rename or remove them, or add training images of them",
         )
     if len(lacking) == len(classes):
@@ -274,11 +274,11 @@ def _missing(root: Path, split: SplitName, classes: Sequence[str], files: ByClas
     if not lacking:
         return []
     return [
-        f"{split} has no image of {names_text(lacking)}: its metrics are over the other classes"
+        f"{split} has no image of {join_names(lacking)}: its metrics are over the other classes"
     ]
 
 
-def names_text(names: Sequence[str], most: int = 5) -> str:
+def join_names(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, and how many more there are."""
     return ", ".join(map(readable, names[:most])) + (
         f" and {len(names) - most} more" if len(names) > most else ""

@@ -16,22 +16,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
 from raysft.data import colours
-from raysft.data.decoding import Decoding, Span, hexadecimal
+from raysft.data.decoding import Decoding, ValueSpan, hex_colour
 from raysft.data.samples import (
     DARK,
     SATURATED,
     WITHOUT_VALUE,
     Samples,
     needs_range,
-    of_tiff_file,
-    samples_of,
-    tiff_size,
-    turned,
+    read_samples,
+    read_tiff,
+    read_tiff_size,
+    transpose_samples,
 )
 from raysft.errors import DataError
 
 # Endings of files that are taken for images unseen; of all others the contents decide.
-EXTENSIONS = frozenset(
+IMAGE_EXTENSIONS = frozenset(
     {
         ".jpg",
         ".jpeg",
@@ -51,14 +51,14 @@ EXTENSIONS = frozenset(
 )
 
 # Pillow would also try decoders that hand the file to other programs.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 FILLINGS = 16  # random ones: a single one may change nothing that is seen
 PADDING = 4  # zeros at the end of a file that are no pixels
-HEAD_BYTES = 64  # that `sniff` looks at
+HEAD_BYTES = 64  # that `sniff_format` looks at
 
-# What `sniff` tells apart.
-KNOWN = (*FORMATS, "AVIF", "HEIC")
+# What `sniff_format` tells apart.
+KNOWN = (*PILLOW_FORMATS, "AVIF", "HEIC")
 
 # The first bytes of each format; what stands behind them is looked at where two bytes could be
 # those of any text.
@@ -80,7 +80,7 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 
 # What Pillow raises for files that are torn, empty, of no known format, or dangerously large.
-BAD_IMAGE = (
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -103,7 +103,7 @@ _UPRIGHT = {
 }
 
 
-def sniff(head: bytes) -> str | None:
+def sniff_format(head: bytes) -> str | None:
     """The image format of a file by its first bytes (64 are enough): one of `KNOWN`, None for no
     image.
     """
@@ -128,10 +128,8 @@ def _brand(head: bytes) -> str | None:
     return "HEIC" if brands & _HEIC_BRANDS else None
 
 
-def can_decode(name: str) -> str | None:
-    """None where images of the format (as `sniff` names it) can be decoded here, else what to do
-    about it.
-    """
+def missing_decoder(name: str) -> str | None:
+    """What to do before images of a format (one of `KNOWN`) can be decoded here; None: nothing."""
     if name == "AVIF" and not features.check("avif"):
         return "install a Pillow that decodes AVIF (11.3 or newer)"
     if name == "HEIC" and importlib.util.find_spec("pillow_heif") is None:
@@ -141,15 +139,15 @@ def can_decode(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image in 8-bit RGB, and what was noted on the way to it (the keys of `NOTES`)."""
+    """An image in 8-bit RGB, and what was noted on the way to it (the keys of `QUIRKS`)."""
 
     image: Image.Image
-    notes: tuple[str, ...] = ()
+    quirks: tuple[str, ...] = ()
 
 
 NO_END, FIRST_OF_SEVERAL = "no_end", "first_of_several"
 
-NOTES = {
+QUIRKS = {
     NO_END: "without the end marker of a JPEG, otherwise complete",
     FIRST_OF_SEVERAL: "with several pages or frames, of which the first is used",
     SATURATED: "with some samples (at most 1 %) outside of the range, saturated",
@@ -164,12 +162,12 @@ NOTES = {
 }
 
 
-def note_lines(counts: Mapping[str, int], how: Decoding) -> list[str]:
-    """How many images were special in what way, a line each. counts: by the keys of `NOTES`."""
-    behind = f" ({hexadecimal(how.background)})" if how.background is not None else ""
+def describe_quirks(counts: Mapping[str, int], how: Decoding) -> list[str]:
+    """How many images were special in what way, a line each. counts: by the keys of `QUIRKS`."""
+    behind = f" ({hex_colour(how.background)})" if how.background is not None else ""
     return [
         f"images {told}{behind if key == colours.COMPOSITED else ''}: {counts[key]:,}"
-        for key, told in NOTES.items()
+        for key, told in QUIRKS.items()
         if counts.get(key)
     ]
 
@@ -191,13 +189,13 @@ def decode(source: Path | bytes, name: str = "image", how: Decoding = Decoding()
         with _opened(content, name, notes.append) as image:
             made = _upright_rgb(image, content, str(name), how, notes.append)
         return Decoded(made, tuple(notes))
-    except BAD_IMAGE as error:
+    except DECODE_ERRORS as error:
         # Of bytes, Pillow tells the address in memory.
         why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(str(name), f"is not a readable image ({why})") from None
 
 
-def span_of(content: bytes, name: str) -> Span | None:
+def read_span(content: bytes, name: str) -> ValueSpan | None:
     """The values of an image with more than 8 bits a sample; None for any other, and for one that
     cannot be read.
     """
@@ -205,9 +203,9 @@ def span_of(content: bytes, name: str) -> Span | None:
         if not needs_range(content[:HEAD_BYTES]):
             return None
         with _opened(content, name, lambda _: None) as image:
-            found = samples_of(image, content) if isinstance(image, Image.Image) else image
+            found = read_samples(image, content) if isinstance(image, Image.Image) else image
         return found.span() if found is not None else None
-    except (*BAD_IMAGE, DataError):
+    except (*DECODE_ERRORS, DataError):
         return None  # named when it is decoded
 
 
@@ -216,13 +214,13 @@ def _opened(content: bytes, name: str, note: colours.Note) -> Iterator[Image.Ima
     """The image with its pixels not yet decoded; of a TIFF that Pillow does not know, its
     samples.
     """
-    known = sniff(content[:HEAD_BYTES])
+    known = sniff_format(content[:HEAD_BYTES])
     try:
         image = Image.open(io.BytesIO(content), formats=_pillow_formats(known, name))
     except UnidentifiedImageError:
         if known != "TIFF":
             raise
-        yield of_tiff_file(content)
+        yield read_tiff(content)
         return
     with image:
         whole = _whole_jpeg(image, content) if known == "JPEG" else content
@@ -243,7 +241,9 @@ def _whole_jpeg(image: Image.Image, content: bytes) -> bytes:
             return content
         except OSError as error:
             why = str(error)
-    whole = completed(content) if _in_one_scan(content) else None  # of several, none may be missing
+    whole = (
+        complete_jpeg(content) if _in_one_scan(content) else None
+    )  # of several, none may be missing
     if whole is None:
         raise OSError(why)
     return whole
@@ -275,7 +275,7 @@ def _pillow_formats(known: str | None, name: str) -> tuple[str, ...]:
     missing.
     """
     if known in ("AVIF", "HEIC"):
-        missing = can_decode(known)
+        missing = missing_decoder(known)
         if missing is not None:
             raise DataError(name, f"is an {known} image, which cannot be read here", missing)
     if known == "HEIC":
@@ -283,7 +283,7 @@ def _pillow_formats(known: str | None, name: str) -> tuple[str, ...]:
 
         pillow_heif.register_heif_opener()
         return ("HEIF",)
-    return FORMATS if known is None else (known,)
+    return PILLOW_FORMATS if known is None else (known,)
 
 
 def _upright_rgb(
@@ -291,12 +291,14 @@ def _upright_rgb(
 ) -> Image.Image:
     if isinstance(image, Samples):  # turned upright already
         return _levels(image, None, name, how, note)
-    stored = samples_of(image, content)
+    stored = read_samples(image, content)
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     profile = image.info.get("icc_profile") if how.profiles else None
     if stored is not None:
-        made = _levels(stored if turn is None else turned(stored, turn), profile, name, how, note)
+        made = _levels(
+            stored if turn is None else transpose_samples(stored, turn), profile, name, how, note
+        )
     else:
         made = colours.to_rgb(image.transpose(turn) if turn is not None else image, how, note)
     if image.format != "JPEG" and getattr(image, "is_animated", False):
@@ -314,7 +316,7 @@ def _levels(
     return colours.on_background(made, alpha, how, note)
 
 
-def completed(content: bytes) -> bytes | None:
+def complete_jpeg(content: bytes) -> bytes | None:
     """A JPEG with the end marker that it lacks; None where more than that is missing.
 
     A decoder takes what follows the last byte for pixels that are still to come, if there are any:
@@ -333,7 +335,7 @@ def _ended(body: bytes) -> bytes | None:
     try:
         first = _pixels(ended[0])
         same = all(np.array_equal(first, _pixels(each)) for each in ended[1:])
-    except BAD_IMAGE:
+    except DECODE_ERRORS:
         return None
     return ended[0] if same else None
 
@@ -363,7 +365,7 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         value = image.getexif().get(0x0112, 1)
-    except BAD_IMAGE:
+    except DECODE_ERRORS:
         return 1
     return value if isinstance(value, int) else 1
 
@@ -388,7 +390,7 @@ def fit(image: Image.Image, height: int, width: int, resampling: str = "bilinear
     return np.asarray(image, dtype=np.uint8)
 
 
-def size_of(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
+def read_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
     """(height, width) from the header alone, as shown upright; raises DataError that names the
     file.
     """
@@ -400,7 +402,7 @@ def size_of(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
                 if isinstance(source, bytes)
                 else stack.enter_context(source.open("rb"))
             )
-            known = sniff(file.read(HEAD_BYTES))
+            known = sniff_format(file.read(HEAD_BYTES))
             file.seek(0)
             try:
                 image = stack.enter_context(Image.open(file, formats=_pillow_formats(known, where)))
@@ -408,9 +410,9 @@ def size_of(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
                 if known != "TIFF":
                     raise
                 file.seek(0)
-                return tiff_size(file.read())
+                return read_tiff_size(file.read())
             # Pillow tells the size of a TIFF as it is shown.
             turned = known != "TIFF" and _orientation(image) >= 5
             return image.size if turned else image.size[::-1]
-    except BAD_IMAGE as error:
+    except DECODE_ERRORS as error:
         raise DataError(where, f"is not a readable image ({error})") from None

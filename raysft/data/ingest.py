@@ -23,9 +23,9 @@ from raysft.data.shards import (
     Manifest,
     ShardFile,
     Split,
-    columns,
     read_labels,
     read_table,
+    unpack_rows,
 )
 from raysft.errors import DataError
 from raysft.storage import Place
@@ -132,7 +132,7 @@ def split_sources(
     own.
     """
     height, width = decoded_size(manifest.image, image_sizes)
-    resampling = resampling_of(manifest.image, (height, width), interpolations)
+    resampling = choose_resampling(manifest.image, (height, width), interpolations)
     train, test = (
         read_labels(folder, manifest.splits["train"]),
         read_labels(folder, manifest.splits["test"]),
@@ -180,7 +180,7 @@ def decoded_size(spec: ImageSpec, image_sizes: Set[int | None]) -> tuple[int, in
     stay as they are where that is no larger than what any network sees, which saves memory; images
     of mixed sizes get the largest.
     """
-    sizes = {size or usual_size(spec) for size in image_sizes} or {None}
+    sizes = {size or default_image_size(spec) for size in image_sizes} or {None}
     if spec.encoding != "raw":
         return (max(size for size in sizes if size is not None),) * 2
     height, width = spec.shape[:2]
@@ -189,7 +189,9 @@ def decoded_size(spec: ImageSpec, image_sizes: Set[int | None]) -> tuple[int, in
     )
 
 
-def resampling_of(spec: ImageSpec, size: tuple[int, int], interpolations: Set[str | None]) -> str:
+def choose_resampling(
+    spec: ImageSpec, size: tuple[int, int], interpolations: Set[str | None]
+) -> str:
     """How images are scaled when they are decoded: as the job says, bilinear where it says nothing.
 
     interpolations: those of all trials, None for one that names none; raises DataError where they
@@ -209,7 +211,7 @@ def resampling_of(spec: ImageSpec, size: tuple[int, int], interpolations: Set[st
     return next(iter(kernels), "bilinear")
 
 
-def usual_size(spec: ImageSpec) -> int | None:
+def default_image_size(spec: ImageSpec) -> int | None:
     """Height and width of what a network sees that asks for none; None: as stored."""
     return None if spec.encoding == "raw" else MIXED_SIZE
 
@@ -233,7 +235,7 @@ def read_split(source: SplitSource, tasks: int = 2) -> Rows:
         for file in source.files
     )
     for part in (
-        parts if source.nbytes <= READ_HERE_BYTES else stream_tables(source, source.files, tasks)
+        parts if source.nbytes <= READ_HERE_BYTES else stream_rows(source, source.files, tasks)
     ):
         at = np.searchsorted(source.ids, part.ids)
         rows.images[at], rows.labels[at] = part.images, part.labels
@@ -243,7 +245,7 @@ def read_split(source: SplitSource, tasks: int = 2) -> Rows:
     return rows
 
 
-def stream_tables(
+def stream_rows(
     source: SplitSource, files: tuple[ShardFile, ...], tasks: int = 2
 ) -> Iterator[Rows]:
     """The chosen rows of some shards in the order of `files`, decoded, one `Rows` a block.
@@ -275,7 +277,7 @@ def stream_tables(
 
 
 def _rows_of(table: pa.Table, source: SplitSource) -> Rows:
-    ids, images, labels = columns(table, ImageSpec("raw", source.height, source.width))
+    ids, images, labels = unpack_rows(table, ImageSpec("raw", source.height, source.width))
     return Rows(ids, images, labels.astype(np.int64))
 
 
@@ -299,7 +301,7 @@ def _among(ids: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def _decode(table: pa.Table, source: SplitSource) -> pa.Array:
-    ids, images, _ = columns(table, source.spec)
+    ids, images, _ = unpack_rows(table, source.spec)
     out = np.empty((len(ids), source.height, source.width, 3), np.uint8)
     for i, image in enumerate(images):
         out[i] = fit(
@@ -316,17 +318,17 @@ def _decode(table: pa.Table, source: SplitSource) -> pa.Array:
 # --- epochs ------------------------------------------------------------------------------------
 
 
-def share(size: int, rank: int, workers: int) -> slice:
+def rank_slice(size: int, rank: int, workers: int) -> slice:
     """The part of a global batch that one worker trains on."""
     return slice(size * rank // workers, size * (rank + 1) // workers)
 
 
-def permutation(seed: int, epoch: int, rows: int, part: int = 0) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, rows: int, part: int = 0) -> np.ndarray:
     """The order of an epoch, a function of its arguments alone."""
     return np.random.default_rng([seed, epoch, part]).permutation(rows)
 
 
-class Kept:
+class KeptSplit:
     """A split that lies in memory, decoded once, shared by every trial and worker of the node."""
 
     def __init__(self, rows: Rows) -> None:
@@ -356,9 +358,9 @@ class Kept:
 
         sizes: of the batches of the whole epoch; see `raysft.job.batches`.
         """
-        order, start = permutation(seed, epoch, len(self)), 0
+        order, start = epoch_order(seed, epoch, len(self)), 0
         for number, size in enumerate(sizes):
-            mine = share(size, rank, workers)
+            mine = rank_slice(size, rank, workers)
             if number >= first:
                 yield Batch(
                     self.rows.take(order[start + mine.start : start + mine.stop]),
@@ -370,12 +372,12 @@ class Kept:
 
     def in_order(self, batch_size: int, rank: int, workers: int) -> Iterator[Rows]:
         """One worker's share of all rows, not shuffled, for validation and test."""
-        mine = share(len(self), rank, workers)
+        mine = rank_slice(len(self), rank, workers)
         for start in range(mine.start, mine.stop, batch_size):
             yield self.rows.take(np.arange(start, min(start + batch_size, mine.stop)))
 
 
-class Streamed:
+class StreamedSplit:
     """A split too large to keep: read again every epoch in windows, shuffled by shard and inside
     each window.
 
@@ -398,13 +400,13 @@ class Streamed:
         """As `Kept.epoch`; the order is another one, and as independent of the number of
         workers.
         """
-        files = permutation(seed, epoch, len(self.source.files), part=1)
-        mine = [share(size, rank, workers) for size in sizes]
+        files = epoch_order(seed, epoch, len(self.source.files), part=1)
+        mine = [rank_slice(size, rank, workers) for size in sizes]
         every = self._ids(files)
 
         def windows() -> Iterator[np.ndarray]:
             for i, ids in enumerate(self._windows(every)):
-                yield ids[permutation(seed, epoch, len(ids), part=2 + i)]
+                yield ids[epoch_order(seed, epoch, len(ids), part=2 + i)]
 
         for number, rows in enumerate(self._shares(files, windows, sizes, mine, first), first):
             yield Batch(rows, number, mine[number].start, sizes[number])
@@ -413,7 +415,7 @@ class Streamed:
         """As `Kept.in_order`, interleaved by batch instead of cut in contiguous parts."""
         n, files = len(self), np.arange(len(self.source.files))
         sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
-        mine = [share(size, rank, workers) for size in sizes]
+        mine = [rank_slice(size, rank, workers) for size in sizes]
         yield from self._shares(files, partial(self._windows, self._ids(files)), sizes, mine)
 
     def _ids(self, files: np.ndarray) -> np.ndarray:
@@ -461,7 +463,7 @@ class Streamed:
         needed = {
             i for i, ids in enumerate(self.source.ids_of_files) if _among(ids, source.ids).any()
         }
-        stream = stream_tables(source, tuple(self.source.files[i] for i in files if i in needed))
+        stream = stream_rows(source, tuple(self.source.files[i] for i in files if i in needed))
         read = _cut(stream, map(len, ids_wanted()))
         shuffled = (
             rows.take(_places(rows.ids, ids)) for rows, ids in zip(read, ids_wanted(), strict=True)
@@ -503,10 +505,10 @@ def _cut(parts: Iterator[Rows], sizes: Iterable[int]) -> Iterator[Rows]:
         )
 
 
-Reader = Kept | Streamed
+SplitReader = KeptSplit | StreamedSplit
 
 
-def decide(
+def keep_or_stream(
     sources: dict[SplitName, SplitSource], budget_gb: float, store_bytes: float
 ) -> tuple[Literal["kept", "streamed"], str]:
     """Whether the splits are kept or streamed, and why, in words for the console.
@@ -535,6 +537,6 @@ def _size(count: float) -> str:
     return f"{count:.3g} GB"
 
 
-def open_reader(value: Any) -> Reader:
+def open_reader(value: Any) -> SplitReader:
     """The reader of what was handed to a worker: decoded rows or where to stream them from."""
-    return Kept(value) if isinstance(value, Rows) else Streamed(value)
+    return KeptSplit(value) if isinstance(value, Rows) else StreamedSplit(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-def by_kind(numbers: Mapping[str, int]) -> str:
+def format_counts(numbers: Mapping[str, int]) -> str:
     """Kinds with their numbers, the most frequent first: 4 hidden or system files, 2 not images
     (.txt).
     """

@@ -80,21 +80,21 @@ class Layout:
         ]
 
 
-def layout_of(root: Path, evaluated: Collection[str] | None = None) -> Layout:
+def detect_layout(root: Path, evaluated: Collection[str] | None = None) -> Layout:
     """What the folders below `root` are; raises DataError where they look like splits that cannot
     be used.
 
     evaluated: the classes of a model that is to be scored on them; then there need not be a split
     to train on.
     """
-    inner, notes = unwrapped(root, known=evaluated or ())
+    inner, notes = unwrap_folder(root, known=evaluated or ())
     folders = list(folders_in(inner))
     splits = _recognised(inner, folders, evaluated is not None)
     if splits:
         rest = [folder for folder in folders if folder not in splits.values()]
         inside: list[str] = []
         for split, folder in splits.items():
-            splits[split], found = unwrapped(folder, True, evaluated or ())
+            splits[split], found = unwrap_folder(folder, True, evaluated or ())
             inside += found
             _refuse_nested(splits[split], list(folders_in(splits[split])))
         taken = ", ".join(
@@ -151,7 +151,7 @@ def folders_in(root: Path) -> Iterator[Path]:
     yield from (path for path in found if path.is_dir())
 
 
-def unwrapped(
+def unwrap_folder(
     root: Path, is_split: bool = False, known: Collection[str] = ()
 ) -> tuple[Path, list[str]]:
     """`root`, or the folder inside it where that is the only one and holds folders of its own, and
@@ -163,7 +163,7 @@ def unwrapped(
     inner = root
     for _ in range(WRAPPERS):
         folders = list(folders_in(inner))
-        if len(folders) != 1 or (split_of(folders[0].name) is not None and not is_split):
+        if len(folders) != 1 or (parse_split_name(folders[0].name) is not None and not is_split):
             break
         if unicodedata.normalize("NFC", folders[0].name) in known:
             break
@@ -179,7 +179,7 @@ def unwrapped(
     ]
 
 
-def split_of(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
+def parse_split_name(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
     """(split, other words of the name) where one word of a folder's name is a usual name of a
     split.
 
@@ -207,7 +207,7 @@ def _recognised(root: Path, folders: Sequence[Path], evaluated: bool) -> dict[Sp
     named: dict[tuple[str, ...], list[tuple[SplitName, Path]]] = {}
     flat: list[Path] = []
     for folder in folders:
-        found = split_of(folder.name)
+        found = parse_split_name(folder.name)
         if found is None:
             continue
         if any(folders_in(folder)):
@@ -254,13 +254,13 @@ def _beside_classes(root: Path, folders: Sequence[Path]) -> dict[SplitName, Path
     """
     found: dict[SplitName, Path] = {}
     for folder in folders:
-        named = split_of(folder.name)
+        named = parse_split_name(folder.name)
         if named is None or named[1]:
             continue
         others = {
             class_name(other)
             for other in folders
-            if other is not folder and split_of(other.name) is None
+            if other is not folder and parse_split_name(other.name) is None
         }
         inside = {class_name(each) for each in folders_in(folder)}
         if not others & inside:
@@ -283,7 +283,7 @@ def _inside_classes(root: Path, folders: Sequence[Path]) -> dict[SplitName, tupl
     """
     found: dict[SplitName, list[Path]] = {}
     for folder in folders:
-        members = [(split_of(each.name), each) for each in folders_in(folder)]
+        members = [(parse_split_name(each.name), each) for each in folders_in(folder)]
         named = [(split[0], each) for split, each in members if split is not None and not split[1]]
         if (
             len(named) != len(members)
@@ -313,7 +313,7 @@ def _refuse_nested(root: Path, folders: Sequence[Path]) -> None:
         kinds = {
             found[0]
             for each in inside
-            if (found := split_of(each.name)) is not None and not found[1]
+            if (found := parse_split_name(each.name)) is not None and not found[1]
         }
         if "train" in kinds and len(kinds) > 1:
             raise DataError(
@@ -331,7 +331,7 @@ def _refuse_nested(root: Path, folders: Sequence[Path]) -> None:
                 f"holds folders with names of the classes beside it ({', '.join(again)})",
                 "name it train, val or test and put it beside the training folder, or move it away",
             )
-        named = split_of(folder.name)
+        named = parse_split_name(folder.name)
         if named is not None and not named[1] and len(inside) > 1:
             raise DataError(
                 readable(folder),
@@ -343,7 +343,7 @@ def _refuse_nested(root: Path, folders: Sequence[Path]) -> None:
 
 def _refuse_splits_as_classes(root: Path, folders: Sequence[Path]) -> None:
     """Raise DataError where every folder has the name of a split, and several splits are named."""
-    named = [split_of(folder.name) for folder in folders]
+    named = [parse_split_name(folder.name) for folder in folders]
     kinds = {found[0] for found in named if found is not None and not found[1]}
     if len(kinds) > 1 and None not in named:
         raise DataError(
@@ -377,7 +377,7 @@ def _suspicious(root: Path, folders: Sequence[Path]) -> list[str]:
             for folder in deep
         ]
     names = ", ".join(map(readable, inside[0][:5]))
-    if any(split_of(folder.name) for folder in folders):
+    if any(parse_split_name(folder.name) for folder in folders):
         raise DataError(
             readable(root),
             f"holds {_listed(folders)}, which look like splits: all hold {names}",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-MOST = 60  # characters of a name in a table or a list
+MAX_NAME_LENGTH = 60  # characters of a name in a table or a list
 _JOINERS = "\u200c\u200d"  # Persian words and emoji of several parts need them
 
 
-def utf8(name: str | PurePath) -> str:
+def as_utf8(name: str | PurePath) -> str:
     r"""A name as documents can hold it: bytes that are not UTF-8 as \xe9, all else as it is."""
     return "".join(_escaped(char) if "\ud800" <= char <= "\udfff" else char for char in str(name))
 
@@ -26,10 +26,10 @@ def readable(name: str | PurePath) -> str:
 def clipped(name: str) -> str:
     """As `readable`, with … in place of what is behind the first characters of a very long name."""
     text = readable(name)
-    return text if len(text) <= MOST else text[: MOST - 1] + "…"
+    return text if len(text) <= MAX_NAME_LENGTH else text[: MAX_NAME_LENGTH - 1] + "…"
 
 
-def listed(name: str) -> str:
+def quoted_in_list(name: str) -> str:
     """As `clipped`, in quotes where it could not be told from its neighbours in a list."""
     text = clipped(name)
     return f'"{text}"' if "," in text or '"' in text or text != text.strip() or not text else text
@@ -38,7 +38,7 @@ def listed(name: str) -> str:
 def first_names(names: Sequence[str], most: int = 10) -> str:
     """The first of some names in one line, and how many there are besides."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(listed, names[:most])) + more
+    return ", ".join(map(quoted_in_list, names[:most])) + more
 
 
 def _escaped(char: str) -> str:

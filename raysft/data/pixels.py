@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from raysft.data.preparation import Preparation
 
-SCORED = 256  # images of up to 224 by 224 at once, fewer of larger ones
+SCORING_BATCH = 256  # images of up to 224 by 224 at once, fewer of larger ones
 
 
 class Preparer:
@@ -31,9 +31,9 @@ class Preparer:
         )
 
 
-def most_at_once(*sides: int) -> int:
+def scoring_batch_size(*sides: int) -> int:
     """How many images to score at a time, given the largest of their heights and widths."""
-    return max(1, min(SCORED, SCORED * 224 * 224 // max(*sides, 1) ** 2))
+    return max(1, min(SCORING_BATCH, SCORING_BATCH * 224 * 224 // max(*sides, 1) ** 2))
 
 
 def normalise(images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -19,11 +19,11 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from raysft.data.colours import Note
-from raysft.data.decoding import Range, Span
+from raysft.data.decoding import Range, ValueSpan
 from raysft.errors import DataError
 
-MOST_SAMPLES = 4  # a pixel: colours and alpha
-MOST_PIXELS = (
+MAX_SAMPLES = 4  # a pixel: colours and alpha
+MAX_PIXELS = (
     2 * 89_478_485
 )  # Pillow's limit, which a program may have raised or taken away for 8-bit images
 _DEFLATE = (8, 32946)  # values of TIFF's Compression
@@ -65,13 +65,13 @@ class Samples:
     missing: float | None = None
     """The value that stands for no value."""
 
-    def span(self) -> Span:
+    def span(self) -> ValueSpan:
         """The values of this image; of one without any value, a span of nothing but 0."""
         known = self.values[self._known()]
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
         if self.told is None:
-            return Span(self.kind, low, high)
-        return Span(self.kind, min(low, self.told[0]), max(high, self.told[1]), told=True)
+            return ValueSpan(self.kind, low, high)
+        return ValueSpan(self.kind, min(low, self.told[0]), max(high, self.told[1]), told=True)
 
     def _known(self) -> np.ndarray:
         known = np.isfinite(self.values)
@@ -134,7 +134,7 @@ def needs_range(head: bytes) -> bool:
     return head[:2] in (b"II", b"MM", b"Pf")
 
 
-def samples_of(image: Image.Image, content: bytes) -> Samples | None:
+def read_samples(image: Image.Image, content: bytes) -> Samples | None:
     """The samples of an opened image, upright but by its EXIF data; None where Pillow's 8 bits are
     all there is.
     """
@@ -155,9 +155,9 @@ def _check_size(height: int, width: int, samples: int, size: int) -> None:
     """Refuse what would fill the memory once decoded, by its header alone. size: bytes of all
     samples.
     """
-    if samples > MOST_SAMPLES:
+    if samples > MAX_SAMPLES:
         raise ValueError(f"{samples} samples a pixel, which are no colours: convert it to RGB")
-    pixels = min(MOST_PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or MOST_PIXELS))
+    pixels = min(MAX_PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
     if height * width > pixels or size > _RGB16 * pixels:
         raise Image.DecompressionBombError(
             f"{width} × {height} pixels of {samples} samples, {size:,} bytes, are too many"
@@ -187,7 +187,7 @@ def _of_tiff(image: TiffImageFile, content: bytes) -> Samples | None:
     if kind.startswith("uint") and bits <= 8:
         return None
     if tags.get(_SAMPLES, 1) > 1:
-        return of_tiff_file(content)
+        return read_tiff(content)
     told, missing, photometric = (
         _told(tags, kind),
         _missing(tags.get(_NODATA)),
@@ -200,7 +200,7 @@ def _of_tiff(image: TiffImageFile, content: bytes) -> Samples | None:
     return Samples(kind, values, None, told, photometric == 0, missing)
 
 
-def of_tiff_file(content: bytes) -> Samples:
+def read_tiff(content: bytes) -> Samples:
     """The samples of a TIFF file that Pillow cannot hold; raises ValueError or OSError."""
     import tifffile
 
@@ -242,7 +242,7 @@ def of_tiff_file(content: bytes) -> Samples:
     )
 
 
-def tiff_size(content: bytes) -> tuple[int, int]:
+def read_tiff_size(content: bytes) -> tuple[int, int]:
     """(height, width) as shown upright of a TIFF file that Pillow cannot hold; raises ValueError or
     OSError.
     """
@@ -450,7 +450,7 @@ def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarra
     return np.where((to_left <= to_above) & (to_left <= to_corner), left, rest)
 
 
-def turned(samples: Samples, turn: Image.Transpose) -> Samples:
+def transpose_samples(samples: Samples, turn: Image.Transpose) -> Samples:
     """Samples turned as Pillow would turn the image."""
     places = Image.fromarray(
         np.arange(samples.values.shape[0] * samples.values.shape[1], dtype=np.int32).reshape(

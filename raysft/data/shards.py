@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysft.data.decoding import BEFORE, Decoding, decoding_of
+from raysft.data.decoding import LEGACY_DECODING, Decoding, parse_decoding
 from raysft.data.parquet import read_plain
-from raysft.data.walk import Counts
+from raysft.data.walk import FileCounts
 from raysft.errors import DataError
 from raysft.storage import Place, read_json, sha256, write_bytes, write_json
 
-FORMAT = 3  # 2: dataset.json has a checksum of its own; 3: says how files were decoded
+DATASET_FORMAT = 3  # 2: dataset.json has a checksum of its own; 3: says how files were decoded
 MANIFEST = "dataset.json"
 COUNTS = ("folder", "seen", "used", "left_out", "examples", "unusual")
 
@@ -82,13 +82,13 @@ class Manifest:
     splits: dict[str, Split]
     skipped: int = 0
     source: str = ""
-    counts: tuple[Counts, ...] = ()
+    counts: tuple[FileCounts, ...] = ()
     """What became of the files of each folder that was imported."""
     notes: tuple[str, ...] = ()
     """How the folders were read, a fact each."""
     decoded: dict[str, int] = field(default_factory=dict)
-    """How many images were special in what way; see `raysft.data.images.NOTES`."""
-    format: int = field(default=FORMAT)
+    """How many images were special in what way; see `raysft.data.images.QUIRKS`."""
+    format: int = field(default=DATASET_FORMAT)
 
     @property
     def fingerprint(self) -> str:
@@ -99,7 +99,7 @@ class Manifest:
         how = self.image.decoding
         of_files = (
             [how.document()]
-            if self.image.encoding == "file" and how not in (Decoding(), BEFORE)
+            if self.image.encoding == "file" and how not in (Decoding(), LEGACY_DECODING)
             else []
         )
         return hashlib.sha256(json.dumps([self.classes, sums, *of_files]).encode()).hexdigest()
@@ -128,10 +128,10 @@ def read_manifest(folder: Place) -> Manifest:
             str(path), f"cannot be read ({error})", "import the data set again"
         ) from None
     try:
-        if stored["format"] > FORMAT:
+        if stored["format"] > DATASET_FORMAT:
             raise DataError(
                 str(path),
-                f"has format {stored['format']}, this raysft reads up to {FORMAT}",
+                f"has format {stored['format']}, this raysft reads up to {DATASET_FORMAT}",
                 "use a newer raysft, or import the data set again",
             )
         return _manifest(stored)
@@ -155,10 +155,10 @@ def _manifest(stored: dict[str, Any]) -> Manifest:
     red, green, blue = stored["mean"]
     s_red, s_green, s_blue = stored["std"]
     counts = tuple(
-        Counts(**{key: each[key] for key in COUNTS if key in each})
+        FileCounts(**{key: each[key] for key in COUNTS if key in each})
         for each in stored.get("counts", ())
     )
-    image = ImageSpec(**spec, decoding=decoding_of(stored["image"].get("decoding")))
+    image = ImageSpec(**spec, decoding=parse_decoding(stored["image"].get("decoding")))
     return Manifest(
         tuple(stored["classes"]),
         image,
@@ -174,7 +174,7 @@ def _manifest(stored: dict[str, Any]) -> Manifest:
     )
 
 
-def verify(folder: Place, manifest: Manifest) -> None:
+def verify_checksums(folder: Place, manifest: Manifest) -> None:
     """Compare every shard with its checksum; raises DataError that names the first that differs."""
     for split in manifest.splits.values():
         for file in split.files:
@@ -245,7 +245,7 @@ def _changed(path: Place, why: str = "") -> DataError:
     )
 
 
-def columns(
+def unpack_rows(
     table: pa.Table, spec: ImageSpec
 ) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray]:
     """(ids, images, labels) of a table of shard rows; raw images are (n, height, width, 3),

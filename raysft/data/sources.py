@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from raysft.data import cifar
-from raysft.data.decoding import Span
-from raysft.data.folders import Folders, files_lines
-from raysft.data.images import HEAD_BYTES, decode, needs_range, size_of, span_of
-from raysft.data.names import utf8
+from raysft.data.decoding import ValueSpan
+from raysft.data.folders import Folders, describe_files
+from raysft.data.images import HEAD_BYTES, decode, needs_range, read_size, read_span
+from raysft.data.names import as_utf8
 from raysft.data.order import stratified_order
 from raysft.data.shards import ImageSpec, Manifest, read_manifest
-from raysft.data.walk import UNREADABLE, Counts
+from raysft.data.walk import UNREADABLE, FileCounts
 from raysft.errors import DataError
 from raysft.job.plan import Outline
 from raysft.job.spec import Data
@@ -33,12 +33,12 @@ from raysft.storage import Place, place
 RAW_PIXELS = 128 * 128
 SHARD_BYTES = 16_000_000
 SHARD_ROWS = 4096
-SHOWN = 5  # names of unreadable images
+MAX_NAMES_SHOWN = 5  # names of unreadable images
 DIGITS_ROWS, DIGITS_TEST_ROWS = 1797, 360
 
 
 @dataclass(frozen=True)
-class Rows:
+class ChunkRows:
     """The content of one shard: ids, images (as `ImageSpec` says), labels, and the files that could
     not be read.
     """
@@ -51,14 +51,14 @@ class Rows:
     pixel_sum: tuple[float, ...] | None = None
     pixel_square_sum: tuple[float, ...] | None = None
     decoded: dict[str, int] = field(default_factory=dict)
-    """How many images were special in what way; see `raysft.data.images.NOTES`."""
+    """How many images were special in what way; see `raysft.data.images.QUIRKS`."""
 
 
-class Chunk(ABC):
+class SourceChunk(ABC):
     """Rows that become one shard; picklable and small, read where it is written."""
 
     @abstractmethod
-    def read(self, spec: ImageSpec) -> Rows:
+    def read(self, spec: ImageSpec) -> ChunkRows:
         """The rows, with whatever cannot be read listed in `bad`."""
 
     def files_to_range(self) -> list[str]:
@@ -74,13 +74,13 @@ class Listing:
 
     classes: tuple[str, ...]
     image: ImageSpec
-    chunks: dict[str, tuple[Chunk, ...]]
+    chunks: dict[str, tuple[SourceChunk, ...]]
     rows: dict[str, int]
     where: str
     fingerprint: str
     everywhere: bool = False
     """Whether every node can read the chunks, or only this one."""
-    counts: tuple[Counts, ...] = ()
+    counts: tuple[FileCounts, ...] = ()
     """What became of the files of each folder."""
     notes: tuple[str, ...] = ()
     """How the folders were read, a fact each."""
@@ -88,11 +88,11 @@ class Listing:
     """The classes of which each split has an image, where that is known before they are read."""
 
 
-def outline(data: Data, cache: Path) -> Outline:
+def outline_source(data: Data, cache: Path) -> Outline:
     """Classes and rows of the data a job names, without reading images; raises DataError."""
     if data.source == "shards":
         folder = place(data.path or "")
-        return outline_of_dataset(folder, read_manifest(folder))
+        return outline_dataset(folder, read_manifest(folder))
     if data.source == "digits":
         train_rows = DIGITS_ROWS - DIGITS_TEST_ROWS
         return Outline(
@@ -100,7 +100,7 @@ def outline(data: Data, cache: Path) -> Outline:
         )
     if data.source == "cifar10":
         return Outline(cifar.CLASSES, 50_000, 10_000, str(cifar.locate(data.path, cache)))
-    folders = Folders.of(Path(data.path or ""), Path(data.test_path) if data.test_path else None)
+    folders = Folders.find(Path(data.path or ""), Path(data.test_path) if data.test_path else None)
     val = folders.splits.get("val")
     return Outline(
         folders.classes,
@@ -108,11 +108,11 @@ def outline(data: Data, cache: Path) -> Outline:
         len(folders.test),
         folders.where,
         None if val is None else len(val),
-        (*folders.notes, *files_lines(folders.counts)),
+        (*folders.notes, *describe_files(folders.counts)),
     )
 
 
-def outline_of_dataset(folder: Place, manifest: Manifest) -> Outline:
+def outline_dataset(folder: Place, manifest: Manifest) -> Outline:
     """What a plan has to know of a data set; raises DataError where it does not have what a run
     needs.
     """
@@ -128,13 +128,15 @@ def outline_of_dataset(folder: Place, manifest: Manifest) -> Outline:
         manifest.splits["test"].rows,
         str(folder),
         None if val is None else val.rows,
-        (*manifest.notes, *files_lines(manifest.counts)),
+        (*manifest.notes, *describe_files(manifest.counts)),
     )
 
 
-def unreadable_note(manifest: Manifest) -> str:
+def describe_unreadable(manifest: Manifest) -> str:
     """How many unreadable images were left out of a data set, and some of their names."""
-    names = [name for each in manifest.counts for name in each.examples.get(UNREADABLE, [])][:SHOWN]
+    names = [name for each in manifest.counts for name in each.examples.get(UNREADABLE, [])][
+        :MAX_NAMES_SHOWN
+    ]
     named = f": {', '.join(names)}" if names else ""
     more = (
         f" and {manifest.skipped - len(names):,} more"
@@ -159,15 +161,15 @@ def list_source(kind: str, path: str | None, test: str | None, cache: Path) -> L
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayChunk(Chunk):
+class ArrayChunk(SourceChunk):
     """Rows that are in memory already."""
 
     ids: np.ndarray
     images: np.ndarray
     labels: np.ndarray
 
-    def read(self, spec: ImageSpec) -> Rows:
-        return Rows(self.ids, self.images, self.labels)
+    def read(self, spec: ImageSpec) -> ChunkRows:
+        return ChunkRows(self.ids, self.images, self.labels)
 
 
 def list_digits() -> Listing:
@@ -182,7 +184,7 @@ def list_digits() -> Listing:
     labels = digits.target.astype(np.int32)
     order = stratified_order(labels, seed=0)
     cut = DIGITS_ROWS - DIGITS_TEST_ROWS
-    chunks: dict[str, tuple[Chunk, ...]] = {}
+    chunks: dict[str, tuple[SourceChunk, ...]] = {}
     for split, chosen in (("train", np.sort(order[:cut])), ("test", np.sort(order[cut:]))):
         chunks[split] = (ArrayChunk(np.arange(len(chosen)), images[chosen], labels[chosen]),)
     fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
@@ -200,21 +202,21 @@ def list_digits() -> Listing:
 
 
 @dataclass(frozen=True)
-class CifarChunk(Chunk):
+class CifarChunk(SourceChunk):
     """One batch of the official archive."""
 
     place: Path
     member: str
     first_id: int
 
-    def read(self, spec: ImageSpec) -> Rows:
+    def read(self, spec: ImageSpec) -> ChunkRows:
         images, labels = cifar.read_member(self.place, self.member)
-        return Rows(np.arange(len(labels)) + self.first_id, images, labels)
+        return ChunkRows(np.arange(len(labels)) + self.first_id, images, labels)
 
 
 def list_cifar10(place: Path) -> Listing:
     """CIFAR-10's 50,000 + 10,000 images of 32×32 in ten classes, from its archive or folder."""
-    chunks: dict[str, tuple[Chunk, ...]] = {}
+    chunks: dict[str, tuple[SourceChunk, ...]] = {}
     rows = {}
     for split, members in (("train", cifar.TRAIN_MEMBERS), ("test", cifar.TEST_MEMBERS)):
         chunks[split] = tuple(
@@ -246,14 +248,14 @@ def pixel_sums(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 @dataclass(frozen=True)
-class FileChunk(Chunk):
+class FileChunk(SourceChunk):
     """Image files with their row ids and labels."""
 
     files: tuple[str, ...]
     ids: tuple[int, ...]
     labels: tuple[int, ...]
 
-    def read(self, spec: ImageSpec) -> Rows:
+    def read(self, spec: ImageSpec) -> ChunkRows:
         kept: list[int] = []
         images: list[np.ndarray] = []
         encoded: list[bytes] = []
@@ -281,7 +283,7 @@ class FileChunk(Chunk):
                 )
                 continue
             kept.append(i)
-            special.update(decoded.notes)
+            special.update(decoded.quirks)
             if spec.encoding == "raw":
                 images.append(pixels)
             else:
@@ -292,8 +294,8 @@ class FileChunk(Chunk):
         ids, labels = np.asarray(self.ids, np.int64)[kept], np.asarray(self.labels, np.int32)[kept]
         if spec.encoding == "raw":
             stacked = np.stack(images) if images else np.empty((0, *spec.shape), np.uint8)
-            return Rows(ids, stacked, labels, tuple(bad), decoded=dict(special))
-        return Rows(
+            return ChunkRows(ids, stacked, labels, tuple(bad), decoded=dict(special))
+        return ChunkRows(
             ids,
             encoded,
             labels,
@@ -315,16 +317,16 @@ def _may_need_range(file: str) -> bool:
         return False  # named when it is decoded
 
 
-def spans_of(files: Sequence[str]) -> list[Span]:
+def read_spans(files: Sequence[str]) -> list[ValueSpan]:
     """The values of each image that has more than 8 bits a sample."""
-    found: list[Span] = []
+    found: list[ValueSpan] = []
     for file in files:
         try:
-            span = span_of(Path(file).read_bytes(), file)
+            span = read_span(Path(file).read_bytes(), file)
         except OSError:
             continue  # named when it is decoded
         if span is not None:
-            found.append(replace(span, file=utf8(file)))
+            found.append(replace(span, file=as_utf8(file)))
     return found
 
 
@@ -332,11 +334,11 @@ def list_imagefolder(root: Path, test: Path | None) -> Listing:
     """Images in one folder a class; stored raw when all have one small size, as they are
     otherwise.
     """
-    folders = Folders.of(root, test)
+    folders = Folders.find(root, test)
     spec = _common_size([f for files in folders.splits.values() for f, _ in files])
     per_row = int(np.prod(spec.shape)) if spec.encoding == "raw" else 20_000
     step = max(1, min(SHARD_ROWS, SHARD_BYTES // per_row))
-    chunks: dict[str, tuple[Chunk, ...]] = {}
+    chunks: dict[str, tuple[SourceChunk, ...]] = {}
     digest = hashlib.sha256()
     for split, files in folders.splits.items():
         cuts = range(0, len(files), step)
@@ -386,6 +388,6 @@ def _common_size(files: list[str]) -> ImageSpec:
 
 def _size_or_none(file: str) -> tuple[int, int] | None:
     try:
-        return size_of(Path(file))
+        return read_size(Path(file))
     except DataError:
         return None

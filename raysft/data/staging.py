@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from raysft.data.ingest import Batch, Kept, Reader, Rows
+from raysft.data.ingest import Batch, KeptSplit, Rows, SplitReader
 
 RESIDENT_SHARE = (
     0.25  # of a GPU's memory that is free when a split is first used; the rest is for training
@@ -22,7 +22,7 @@ AHEAD = 2  # batches made while one trains
 Part = TypeVar("Part", Batch, Rows)
 
 
-def resident(split: Kept, device: torch.device, share: float) -> Kept:
+def keep_on_gpu(split: KeptSplit, device: torch.device, share: float) -> KeptSplit:
     """`split` in the memory of a GPU where it fits, for all epochs and trials; else as it is.
 
     share: the part of the GPU that this worker has.
@@ -32,29 +32,29 @@ def resident(split: Kept, device: torch.device, share: float) -> Kept:
         or split.nbytes > RESIDENT_SHARE * share * torch.cuda.mem_get_info(device)[0]
     ):
         return split
-    return Kept(on_device(split.rows, device))
+    return KeptSplit(to_device(split.rows, device))
 
 
-def on_device(rows: Rows, device: torch.device) -> Rows:
+def to_device(rows: Rows, device: torch.device) -> Rows:
     """`rows` with images and labels as tensors on `device`."""
     images, labels = torch.as_tensor(rows.images), torch.as_tensor(rows.labels)
     return replace(rows, images=images.to(device), labels=labels.to(device))
 
 
-def staged(split: Reader, parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
+def stage(split: SplitReader, parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
     """`parts` of `split`, batches or rows, with tensors on `device`.
 
     What has to be read, or copied to a GPU, is so in a thread while the part before is trained on,
     and copied on a stream of its own.
     """
-    if isinstance(split, Kept) and (
+    if isinstance(split, KeptSplit) and (
         device.type == "cpu" or isinstance(split.rows.images, torch.Tensor)
     ):
-        return (_with_rows(part, on_device(_rows(part), device)) for part in parts)
+        return (_with_rows(part, to_device(_rows(part), device)) for part in parts)
     return (
         _copied(_ahead(parts), device)
         if device.type == "cuda"
-        else (_with_rows(part, on_device(_rows(part), device)) for part in _ahead(parts))
+        else (_with_rows(part, to_device(_rows(part), device)) for part in _ahead(parts))
     )
 
 

@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from raysft.data.images import EXTENSIONS, HEAD_BYTES, can_decode, sniff
-from raysft.data.kinds import by_kind
+from raysft.data.images import HEAD_BYTES, IMAGE_EXTENSIONS, missing_decoder, sniff_format
+from raysft.data.kinds import format_counts
 from raysft.data.names import readable
 from raysft.errors import DataError
 
-EXAMPLES = 5  # names that are kept of each kind of files left out
+MAX_EXAMPLES = 5  # names that are kept of each kind of files left out
 
 HIDDEN = "hidden or system files"
 BROKEN_LINK = "broken links"
@@ -48,11 +48,11 @@ _SYSTEM = frozenset(
         "__pycache__",
     }
 )
-_USUAL = EXTENSIONS | {".avif", ".heic", ".heif"}
+_USUAL = IMAGE_EXTENSIONS | {".avif", ".heic", ".heif"}
 
 
 @dataclass
-class Counts:
+class FileCounts:
     """What became of the files of a folder: `seen` is `used` and the sum of `left_out`, by kind."""
 
     folder: str
@@ -86,12 +86,12 @@ class Counts:
         """What files there are where none is an image, to be put behind "holds no image"; nothing
         of no files.
         """
-        return f": its {self.seen:,} files are {by_kind(self.left_out)}" if self.seen else ""
+        return f": its {self.seen:,} files are {format_counts(self.left_out)}" if self.seen else ""
 
     def _note(self, path: PurePath, kind: str) -> None:
         self.left_out[kind] = self.left_out.get(kind, 0) + 1
         known = self.examples.setdefault(kind, [])
-        if len(known) < EXAMPLES:
+        if len(known) < MAX_EXAMPLES:
             known.append(readable(path))
 
 
@@ -101,7 +101,7 @@ def is_skipped(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Entry:
+class FolderEntry:
     """A name in a folder and what it stands for, links followed; `status` is None for a link to
     nothing.
     """
@@ -118,7 +118,7 @@ class Entry:
         """What two names of the same file or folder have in common."""
         return (self.status.st_dev, self.status.st_ino) if self.status is not None else (0, 0)
 
-    def why_left_out(self) -> str | None:
+    def reason_left_out(self) -> str | None:
         """Of a file: None for an image, whole or damaged; else the kind of file that it is."""
         if is_skipped(self.path.name):
             return HIDDEN
@@ -126,7 +126,7 @@ class Entry:
             return BROKEN_LINK
         if not stat.S_ISREG(self.status.st_mode):
             return "sockets, pipes or devices"
-        if self.path.suffix.lower() in EXTENSIONS:
+        if self.path.suffix.lower() in IMAGE_EXTENSIONS:
             # what claims to be an image and is none is an unreadable image: the person decides
             return None
         try:
@@ -134,17 +134,17 @@ class Entry:
                 head = file.read(HEAD_BYTES)
         except OSError:
             return f"files that cannot be read ({_ending(self.path)})"
-        return why_no_image(sniff(head), self.path)
+        return explain_not_image(sniff_format(head), self.path)
 
 
-def entries_of(folder: Path) -> list[Entry]:
+def list_entries(folder: Path) -> list[FolderEntry]:
     """What is in a folder, in the order of the names; raises DataError for one that cannot be
     read.
     """
     try:
         with os.scandir(folder) as found:
             return [
-                Entry(Path(each.path), _status(each))
+                FolderEntry(Path(each.path), _status(each))
                 for each in sorted(found, key=lambda each: each.name)
             ]
     except OSError as error:
@@ -160,7 +160,7 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
         return None
 
 
-def image_files(folder: Path, counts: Counts) -> list[Path]:
+def list_images(folder: Path, counts: FileCounts) -> list[Path]:
     """The images in a folder and all folders below it, in the order of their paths, links followed;
     counts all files.
 
@@ -169,7 +169,7 @@ def image_files(folder: Path, counts: Counts) -> list[Path]:
     """
     found = []
     used: set[tuple[int, int]] = set()
-    for entry, why in walk(folder):
+    for entry, why in walk_files(folder):
         if why is not None:
             counts.leave_out(entry.path, why)
         elif entry.identity in used:
@@ -183,17 +183,17 @@ def image_files(folder: Path, counts: Counts) -> list[Path]:
 
 def images_directly_in(folder: Path) -> Iterator[Path]:
     """The images in a folder, without those of folders below it."""
-    for entry in entries_of(folder):
-        if not entry.is_folder and entry.why_left_out() is None:
+    for entry in list_entries(folder):
+        if not entry.is_folder and entry.reason_left_out() is None:
             yield entry.path
 
 
-def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[Counts]:
+def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[FileCounts]:
     """Count the files below a folder that lie in none of the folders `taken`, a record for each
     folder that has any.
     """
-    counts = Counts(readable(folder))
-    for entry in entries_of(folder):
+    counts = FileCounts(readable(folder))
+    for entry in list_entries(folder):
         path = entry.path
         if path in taken:
             continue
@@ -201,7 +201,7 @@ def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[Counts]:
             for each in _hidden_below(entry):
                 counts.leave_out(each.path, HIDDEN)
         elif not entry.is_folder:
-            counts.leave_out(path, entry.why_left_out() or OUTSIDE)
+            counts.leave_out(path, entry.reason_left_out() or OUTSIDE)
         elif any(each.is_relative_to(path) for each in taken):
             yield from count_beside(path, taken)
         else:
@@ -209,14 +209,14 @@ def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[Counts]:
     yield counts
 
 
-def _all_outside(folder: Path) -> Counts:
-    counts = Counts(readable(folder))
-    for entry, why in walk(folder):
+def _all_outside(folder: Path) -> FileCounts:
+    counts = FileCounts(readable(folder))
+    for entry, why in walk_files(folder):
         counts.leave_out(entry.path, why or OUTSIDE)
     return counts
 
 
-def walk(folder: Path) -> Iterator[tuple[Entry, str | None]]:
+def walk_files(folder: Path) -> Iterator[tuple[FolderEntry, str | None]]:
     """(file, None for an image or why it is left out) of all files at or below a folder; raises
     DataError.
 
@@ -224,15 +224,15 @@ def walk(folder: Path) -> Iterator[tuple[Entry, str | None]]:
     not at all.
     """
     around = [folder, *folder.resolve().parents]
-    yield from _walk(folder, {Entry(each, each.stat()).identity for each in around})
+    yield from _walk(folder, {FolderEntry(each, each.stat()).identity for each in around})
 
 
-def _walk(folder: Path, read: set[tuple[int, int]]) -> Iterator[tuple[Entry, str | None]]:
-    for entry in entries_of(folder):
+def _walk(folder: Path, read: set[tuple[int, int]]) -> Iterator[tuple[FolderEntry, str | None]]:
+    for entry in list_entries(folder):
         if is_skipped(entry.path.name):
             yield from ((each, HIDDEN) for each in _hidden_below(entry))
         elif not entry.is_folder:
-            yield entry, entry.why_left_out()
+            yield entry, entry.reason_left_out()
         elif entry.identity in read:
             yield entry, READ_ALREADY
         else:
@@ -240,21 +240,21 @@ def _walk(folder: Path, read: set[tuple[int, int]]) -> Iterator[tuple[Entry, str
             yield from _walk(entry.path, read)
 
 
-def _hidden_below(entry: Entry) -> Iterator[Entry]:
+def _hidden_below(entry: FolderEntry) -> Iterator[FolderEntry]:
     """A hidden file, or all files below a hidden folder; links in there are not followed."""
     if not entry.is_folder or entry.path.is_symlink():
         yield entry
         return
     for below, folders, files in os.walk(entry.path):
         links = [name for name in folders if Path(below, name).is_symlink()]
-        yield from (Entry(Path(below, name), None) for name in (*files, *links))
+        yield from (FolderEntry(Path(below, name), None) for name in (*files, *links))
 
 
-def why_no_image(format: str | None, path: PurePath) -> str | None:
+def explain_not_image(format: str | None, path: PurePath) -> str | None:
     """As for a file without a usual ending of images, whose first bytes are of `format`."""
     if format is None:
         return f"not images ({_ending(path)})"
-    missing = can_decode(format)
+    missing = missing_decoder(format)
     if missing is not None:
         return f"{format} images ({missing})"
     # Raw photos and slides are TIFF files that begin with a thumbnail.

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysft.data.names import utf8
+from raysft.data.names import as_utf8
 from raysft.data.parquet import read_plain
 from raysft.deploy.image_sources import Chunk, Item, Source
 from raysft.errors import DataError, RaysftError, RunError, UserError
@@ -269,7 +269,7 @@ class Predictor:
         good = [image for image in images if isinstance(image, np.ndarray)]
         found = iter(self.classifier.shares(np.stack(good)) if good else ())
         for item, image in zip(items, images, strict=True):
-            row: dict[str, Any] = {"image": utf8(item.name), "label": item.label}
+            row: dict[str, Any] = {"image": as_utf8(item.name), "label": item.label}
             if isinstance(image, DataError):
                 yield row | {"error": image.what}
                 continue

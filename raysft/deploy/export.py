@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from raysft.data.images import fit
-from raysft.data.imports import cache_folder
-from raysft.data.pixels import Preparer, most_at_once
+from raysft.data.importer import cache_folder
+from raysft.data.pixels import Preparer, scoring_batch_size
 from raysft.data.preparation import Preparation
 from raysft.data.shards import MANIFEST, read_manifest
 from raysft.deploy.graph import WholeModel
@@ -491,7 +491,7 @@ def _batches(data: Place, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndar
     labels: list[int] = []
     for image, label in labelled_images(data, SPLIT, card):
         pixels = np.asarray(image)
-        most = min(batch_of(card), most_at_once(*pixels.shape[:2]))
+        most = min(batch_of(card), scoring_batch_size(*pixels.shape[:2]))
         if images and (images[0].shape != pixels.shape or len(images) == most):
             yield np.stack(images), np.array(labels)
             images, labels = [], []

@@ -16,10 +16,25 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from raysft.data.decoding import conflict
-from raysft.data.images import EXTENSIONS, HEAD_BYTES, fit, open_rgb, sniff, stored_rgb
-from raysft.data.shards import MANIFEST, ImageSpec, ShardFile, columns, read_manifest, read_table
-from raysft.data.walk import BROKEN_LINK, HIDDEN, Counts, is_skipped, readable, walk, why_no_image
+from raysft.data.decoding import find_conflict
+from raysft.data.images import HEAD_BYTES, IMAGE_EXTENSIONS, fit, open_rgb, sniff_format, stored_rgb
+from raysft.data.shards import (
+    MANIFEST,
+    ImageSpec,
+    ShardFile,
+    read_manifest,
+    read_table,
+    unpack_rows,
+)
+from raysft.data.walk import (
+    BROKEN_LINK,
+    HIDDEN,
+    FileCounts,
+    explain_not_image,
+    is_skipped,
+    readable,
+    walk_files,
+)
 from raysft.errors import DataError
 from raysft.results.model import ModelCard
 from raysft.storage import Place, Remote
@@ -112,7 +127,11 @@ class ShardRows:
         return self.stop - self.start
 
     def items(self, card: ModelCard) -> Iterator[Item]:
-        why = conflict(self.spec.decoding, card.decoding) if self.spec.encoding == "raw" else None
+        why = (
+            find_conflict(self.spec.decoding, card.decoding)
+            if self.spec.encoding == "raw"
+            else None
+        )
         if why is not None:
             raise DataError(
                 str(self.folder),
@@ -120,7 +139,7 @@ class ShardRows:
                 "give the folder of the original images",
             )
         table = _shard(self.folder, self.file).slice(self.start, self.images)
-        ids, images, labels = columns(table, self.spec)
+        ids, images, labels = unpack_rows(table, self.spec)
         for row, image, label in zip(ids, images, labels, strict=True):
             name = f"{self.split}/{row}"
             yield Item(name, self.classes[label], functools.partial(_decode_row, image, name, card))
@@ -172,7 +191,7 @@ def _of_dataset(folder: Place, split: str | None) -> Source:
 
 
 def _of_folder(folder: Place) -> Source:
-    counts = Counts(str(folder))
+    counts = FileCounts(str(folder))
     found = sorted(_local(folder, counts) if isinstance(folder, Path) else _remote(folder, counts))
     if not found:
         raise DataError(
@@ -197,7 +216,7 @@ def _chunk_size(images: int) -> int:
 Found = Iterator[tuple[str, int, int]]  # relative path, size in bytes, time of change in ns
 
 
-def _local(folder: Path, counts: Counts) -> Found:
+def _local(folder: Path, counts: FileCounts) -> Found:
     """The images at or below a folder; counts all files. A folder that has two names is read once,
     a file for each.
     """
@@ -205,7 +224,7 @@ def _local(folder: Path, counts: Counts) -> Found:
         raise DataError(
             readable(folder), "is not a folder", "give a folder of images, or a data set of shards"
         )
-    for entry, why in walk(folder):
+    for entry, why in walk_files(folder):
         if why is not None or entry.status is None:
             counts.leave_out(entry.path, why or BROKEN_LINK)
             continue
@@ -217,7 +236,7 @@ def _local(folder: Path, counts: Counts) -> Found:
         )
 
 
-def _remote(folder: Remote, counts: Counts) -> Found:
+def _remote(folder: Remote, counts: FileCounts) -> Found:
     """As `_local`, of an object store."""
     from pyarrow.fs import FileSelector
 
@@ -241,11 +260,11 @@ def _why_left_out(folder: Remote, name: str) -> str | None:
     path = PurePosixPath(name)
     if any(is_skipped(part) for part in path.parts):
         return HIDDEN
-    if path.suffix.lower() in EXTENSIONS:
+    if path.suffix.lower() in IMAGE_EXTENSIONS:
         return None
     with folder.fs.open_input_stream((folder / name).key) as stream:
         head = stream.read(HEAD_BYTES)
-    return why_no_image(sniff(head), path)
+    return explain_not_image(sniff_format(head), path)
 
 
 def _digest(parts: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from raysft.data.images import fit, open_rgb, size_of
+from raysft.data.images import fit, open_rgb, read_size
 from raysft.deploy.batching import Sent
 from raysft.deploy.settings import Refused, Settings
 from raysft.errors import DataError, RunError, in_words
@@ -75,7 +75,7 @@ class Predictor:
         """
         card = self._classifier.card
         try:
-            height, width = size_of(content, name)
+            height, width = read_size(content, name)
             if height * width > self._max_pixels:
                 return Refused(
                     413,

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 
 from raysft.console import Output
 from raysft.data.decoding import Decoding
-from raysft.data.folders import files_lines
-from raysft.data.images import note_lines
+from raysft.data.folders import describe_files
+from raysft.data.images import describe_quirks
 from raysft.data.names import readable
-from raysft.data.walk import Counts
+from raysft.data.walk import FileCounts
 from raysft.results.ranking import Failed, Prediction
 
 
 def show_answers(
     answers: Iterable[Prediction | Failed],
-    counted: Iterable[Counts],
+    counted: Iterable[FileCounts],
     as_json: bool,
     output: Output,
     how: Decoding = Decoding(),
@@ -41,9 +41,9 @@ def show_answers(
             output.line(f"{readable(answer.image)}: {ranked}")
     if as_json:
         output.json(document)
-    for line in note_lines(special, how):
+    for line in describe_quirks(special, how):
         output.warning(line)
     for counts in counted:
         if counts.left_out:
-            output.warning(f"{counts.folder}: {files_lines([counts])[0]}")
+            output.warning(f"{counts.folder}: {describe_files([counts])[0]}")
     return failed

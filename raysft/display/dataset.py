@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from raysft.console import Output, table_of
-from raysft.data.folders import Folders, files_lines
-from raysft.data.kinds import by_kind
+from raysft.data.folders import Folders, describe_files
+from raysft.data.kinds import format_counts
 from raysft.data.names import clipped, first_names, readable
 from raysft.data.shards import MANIFEST, read_manifest
-from raysft.data.walk import Counts
+from raysft.data.walk import FileCounts
 from raysft.errors import UserError
 from raysft.storage import Place, Remote, place
 
@@ -71,7 +71,7 @@ def show_dataset(folder: str, as_json: bool, output: Output) -> None:
     skipped = f", {manifest.skipped} unreadable images left out" if manifest.skipped else ""
     names = first_names(manifest.classes)
     output.line(f"{readable(folder)}: {len(manifest.classes)} classes ({names}), {size}{skipped}")
-    for line in (*manifest.notes, *files_lines(manifest.counts)):
+    for line in (*manifest.notes, *describe_files(manifest.counts)):
         output.line(line)
     output.show(table_of(splits, ("split", "images", "shards"), _number))
     _show_left_out(manifest.counts, output)
@@ -81,7 +81,7 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
     """How a folder of images would be read: classes, splits, and every kind of file that is left
     out.
     """
-    found = Folders.of(folder, test)
+    found = Folders.find(folder, test)
     rows = {
         split: np.bincount([label for _, label in files], minlength=len(found.classes))
         for split, files in found.splits.items()
@@ -105,7 +105,7 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
         )
         return
     output.line(f"{readable(folder)}: {len(found.classes)} classes ({first_names(found.classes)})")
-    for line in (*found.notes, *files_lines(found.counts)):
+    for line in (*found.notes, *describe_files(found.counts)):
         output.line(line)
     output.line()
     shown = [row | {"class": clipped(str(row["class"]))} for row in by_class[:MOST_ROWS]]
@@ -119,7 +119,7 @@ def _has_folders(where: Place) -> bool:
     return isinstance(where, Path) and where.is_dir()
 
 
-def _show_left_out(counts: Sequence[Counts], output: Output) -> None:
+def _show_left_out(counts: Sequence[FileCounts], output: Output) -> None:
     """The folders of which files are left out, by kind, and some of those files."""
     some = [each for each in counts if each.left_out]
     if not some:
@@ -129,7 +129,7 @@ def _show_left_out(counts: Sequence[Counts], output: Output) -> None:
             "folder": each.folder,
             "files": each.seen,
             "used": each.used,
-            "left out": by_kind(each.left_out),
+            "left out": format_counts(each.left_out),
         }
         for each in some
     ]

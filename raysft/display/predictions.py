@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raysft.console import Output, PlainTable, table_of
-from raysft.data.kinds import by_kind
+from raysft.data.kinds import format_counts
 from raysft.data.names import clipped
 from raysft.wording import count_text, metric_text
 
@@ -56,7 +56,7 @@ def show_predicted(predicted: Any, output: Output) -> None:
         )
     )
     bad = f", {count_text(predicted.errors, 'bad image')} with an error" if predicted.errors else ""
-    left_out = f"; left out {by_kind(predicted.left_out)}" if predicted.left_out else ""
+    left_out = f"; left out {format_counts(predicted.left_out)}" if predicted.left_out else ""
     rate = f", {predicted.images_per_s:,.0f} images/s" if predicted.images_per_s else ""
     output.line(f"{predicted.out}: {count_text(predicted.images, 'row')}{bad}{rate}{left_out}")
 

@@ -113,7 +113,7 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
     import ray
 
     from raysft.cluster.nodes import check_storage, hosts
-    from raysft.data.imports import fetch
+    from raysft.data.importer import download_source
     from raysft.records.run import Run
     from raysft.run.driver import Workspace, execute
 
@@ -144,7 +144,7 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
             metric=run.metric,
             job=dump_job(run.job),
         )
-        fetch(job.data.source, job.data.path, reporter.progress)
+        download_source(job.data.source, job.data.path, reporter.progress)
         results = execute(
             run,
             nodes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raysft.data.folders import files_lines
+from raysft.data.folders import describe_files
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.space import trial_settings
@@ -122,7 +122,7 @@ def _data(known: dict[str, Any], job: Job) -> tuple[dict[str, Any], Images | Non
     manifest = images.manifest
     return data | {
         "skipped": manifest.skipped,
-        "notes": [*manifest.notes, *files_lines(manifest.counts)],
+        "notes": [*manifest.notes, *describe_files(manifest.counts)],
     }, images
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from raysft.data.decoding import Decoding
 from raysft.data.images import Decoded, decode
-from raysft.data.walk import BROKEN_LINK, HIDDEN, Counts, Entry, image_files, is_skipped, readable
+from raysft.data.walk import (
+    BROKEN_LINK,
+    HIDDEN,
+    FileCounts,
+    FolderEntry,
+    is_skipped,
+    list_images,
+    readable,
+)
 from raysft.errors import DataError, UserError
 
 STANDARD_INPUT = "-"
@@ -42,7 +50,7 @@ class Given:
         return decode(content, readable(self.name), how)
 
 
-def images_given(words: Sequence[str]) -> tuple[list[Given], list[Counts]]:
+def images_given(words: Sequence[str]) -> tuple[list[Given], list[FileCounts]]:
     """The images that words of the command line stand for, in their order, and what folders and
     patterns left out.
 
@@ -52,7 +60,7 @@ def images_given(words: Sequence[str]) -> tuple[list[Given], list[Counts]]:
     if words.count(STANDARD_INPUT) > 1:
         raise UserError("-", "is standard input, which holds one image", "give it once")
     given: list[Given] = []
-    counted: list[Counts] = []
+    counted: list[FileCounts] = []
     for word in words:
         try:
             given += _images_of(word, counted)
@@ -63,30 +71,30 @@ def images_given(words: Sequence[str]) -> tuple[list[Given], list[Counts]]:
     return given, counted
 
 
-def _images_of(word: str, counted: list[Counts]) -> Iterator[Given]:
+def _images_of(word: str, counted: list[FileCounts]) -> Iterator[Given]:
     path = Path(word)
     if word == STANDARD_INPUT:
         yield Given(word, _standard_input())
     elif path.is_dir():
-        counts = Counts(readable(word))
+        counts = FileCounts(readable(word))
         counted.append(counts)
-        found = image_files(path, counts)
+        found = list_images(path, counts)
         yield from _or_error(found, counts, "holds no image")
     elif path.exists() or path.is_symlink() or not glob.has_magic(word):
         yield Given(word, path)  # whatever it is called, and whether or not it is there
     else:
-        counts = Counts(readable(word))
+        counts = FileCounts(readable(word))
         counted.append(counts)
         yield from _or_error(_matching(word, counts), counts, "matches no image")
 
 
-def _or_error(found: list[Path], counts: Counts, what: str) -> Iterator[Given]:
+def _or_error(found: list[Path], counts: FileCounts, what: str) -> Iterator[Given]:
     if not found:
         raise DataError(counts.folder, what + counts.held, "give images, or a folder of images")
     return (Given(str(path), path) for path in found)
 
 
-def _matching(pattern: str, counts: Counts) -> list[Path]:
+def _matching(pattern: str, counts: FileCounts) -> list[Path]:
     """The images that a pattern stands for, as a shell would expand it (** stands for any
     folders).
     """
@@ -95,7 +103,7 @@ def _matching(pattern: str, counts: Counts) -> list[Path]:
     for match in sorted(glob.glob(pattern, recursive=True)):
         path = Path(match)
         if path.is_dir():
-            found += [] if "**" in pattern else image_files(path, counts)
+            found += [] if "**" in pattern else list_images(path, counts)
             continue
         hidden = any(is_skipped(part) for part in path.parts if part not in named)
         why = HIDDEN if hidden else _why_left_out(path)
@@ -109,7 +117,7 @@ def _matching(pattern: str, counts: Counts) -> list[Path]:
 
 def _why_left_out(path: Path) -> str | None:
     try:
-        return Entry(path, path.stat()).why_left_out()
+        return FolderEntry(path, path.stat()).reason_left_out()
     except OSError:
         return BROKEN_LINK
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from raysft.data.decoding import Decoding, decoding_of, is_number
+from raysft.data.decoding import Decoding, is_number, parse_decoding
 from raysft.data.preparation import Preparation
 from raysft.errors import ModelError, UserError
 from raysft.storage import (
@@ -126,7 +126,7 @@ def _card(stored: dict[str, Any]) -> ModelCard:
         said("interpolation", _is_kernel, kernel),
         said("weights_sha256", lambda v: isinstance(v, str), "a checksum"),
         said("resampling", _is_kernel, kernel, "bilinear"),
-        decoding_of(stored.get("decoding")),
+        parse_decoding(stored.get("decoding")),
         stored["format"],
     )
     for height, width in ((card.height, card.width), (card.image_size or 1, card.image_size or 1)):

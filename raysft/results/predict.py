@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from raysft.data.decoding import conflict
-from raysft.data.folders import Folders, files_lines
-from raysft.data.images import Decoded, decode, decode_stored, fit, note_lines
-from raysft.data.pixels import Preparer, most_at_once
+from raysft.data.decoding import find_conflict
+from raysft.data.folders import Folders, describe_files
+from raysft.data.images import Decoded, decode, decode_stored, describe_quirks, fit
+from raysft.data.pixels import Preparer, scoring_batch_size
 from raysft.data.shards import (
     MANIFEST,
     ImageSpec,
     Manifest,
-    columns,
     iter_tables,
     read_manifest,
-    verify,
+    unpack_rows,
+    verify_checksums,
 )
 from raysft.errors import DataError
 from raysft.results.image_files import Given
@@ -100,7 +100,7 @@ class Classifier:
         """(height, width, 3) uint8 of the card's size, and what was noted."""
         try:
             decoded = image.decode(self.card.decoding)
-            return fitted(decoded.image, self.card), decoded.notes
+            return fitted(decoded.image, self.card), decoded.quirks
         except DataError as error:
             return error
 
@@ -121,7 +121,7 @@ class Classifier:
             sums.add(outputs, torch.from_numpy(labels))
             guessed.append(outputs.argmax(1).numpy())
             actual.append(labels)
-        notes = [*notes_on(data, split, self.card), *note_lines(special, self.card.decoding)]
+        notes = [*notes_on(data, split, self.card), *describe_quirks(special, self.card.decoding)]
         return {
             "images": sum(map(len, actual)),
             "notes": notes,
@@ -159,7 +159,7 @@ def fitted(image: Image.Image, card: ModelCard) -> np.ndarray:
 
 def batch_of(card: ModelCard) -> int:
     """How many images of a model's size go through it at once."""
-    return most_at_once(card.height, card.width, card.image_size or 0)
+    return scoring_batch_size(card.height, card.width, card.image_size or 0)
 
 
 def labelled_batches(
@@ -207,7 +207,7 @@ def labelled_images(
                 f"it knows {', '.join(card.classes)}",
             )
         if special is not None:
-            special.update(image.notes)
+            special.update(image.quirks)
         yield image.image, number[name]
 
 
@@ -225,11 +225,11 @@ def notes_on(data: Place, split: str, card: ModelCard) -> list[str]:
     if (data / MANIFEST).is_file():
         return []
     folders = _folders(data, split, card)
-    return [*folders.notes, *files_lines(folders.counts)]
+    return [*folders.notes, *describe_files(folders.counts)]
 
 
 def _folders(data: Place, split: str, card: ModelCard) -> Folders:
-    return Folders.labelled(Path(str(data)), split, card.classes)
+    return Folders.find_labelled(Path(str(data)), split, card.classes)
 
 
 def _manifest_with(data: Place, split: str) -> Manifest:
@@ -243,7 +243,7 @@ def check_stored(spec: ImageSpec, card: ModelCard, where: str) -> None:
     """Raise DataError where images are stored with other black and white values than the model was
     trained with.
     """
-    why = conflict(spec.decoding, card.decoding) if spec.encoding == "raw" else None
+    why = find_conflict(spec.decoding, card.decoding) if spec.encoding == "raw" else None
     if why is not None:
         raise DataError(
             where,
@@ -254,9 +254,9 @@ def check_stored(spec: ImageSpec, card: ModelCard, where: str) -> None:
 
 def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Decoded, str]]:
     manifest = _manifest_with(data, split)
-    verify(data, manifest)
+    verify_checksums(data, manifest)
     check_stored(manifest.image, card, str(data))
     for table in iter_tables(data, manifest.splits[split]):
-        ids, images, labels = columns(table, manifest.image)
+        ids, images, labels = unpack_rows(table, manifest.image)
         for row, image, label in zip(ids, images, labels, strict=True):
             yield decode_stored(image, f"row {row}", card.decoding), manifest.classes[label]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raysft.data.names import utf8
+from raysft.data.names import as_utf8
 from raysft.errors import DataError
 
 TOP = 3
@@ -20,11 +20,11 @@ class Prediction:
     image: str
     classes: Ranking
     notes: tuple[str, ...] = ()
-    """How its pixels were special: keys of `raysft.data.images.NOTES`."""
+    """How its pixels were special: keys of `raysft.data.images.QUIRKS`."""
 
     def json(self) -> dict[str, Any]:
         """As a document."""
-        return {"image": utf8(self.image)} | ranking_json(self.classes)
+        return {"image": as_utf8(self.image)} | ranking_json(self.classes)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Failed:
 
     def json(self) -> dict[str, Any]:
         """As a document."""
-        return {"image": utf8(self.image), "error": self.error.reason}
+        return {"image": as_utf8(self.image), "error": self.error.reason}
 
 
 def ranking_json(ranking: Ranking) -> dict[str, Any]:

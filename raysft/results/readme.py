@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from raysft.data.decoding import Decoding, described, hexadecimal
+from raysft.data.decoding import Decoding, describe_ranges, hex_colour
 from raysft.job import Job
 from raysft.job.recipe import Augment, Schedule, Train
 from raysft.job.space import TrialSettings, trial_settings
@@ -206,12 +206,12 @@ def _of_pixels(how: Decoding) -> list[str]:
     on.
     """
     behind = (
-        f"Transparent pixels go over {hexadecimal(how.background)}. "
+        f"Transparent pixels go over {hex_colour(how.background)}. "
         if how.background is not None
         else ""
     )
     ranges = (
-        f"More than 8 bits have to be scaled first: {'; '.join(described(how))}."
+        f"More than 8 bits have to be scaled first: {'; '.join(describe_ranges(how))}."
         if how.ranges
         else ""
     )

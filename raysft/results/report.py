@@ -18,7 +18,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from raysft.data.imports import cache_folder
+from raysft.data.importer import cache_folder
 from raysft.errors import StorageFull, UserError
 from raysft.job.space import SECTIONS
 from raysft.results.charts import (

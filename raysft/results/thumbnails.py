@@ -15,7 +15,7 @@ from PIL import Image
 
 from raysft.data.decoding import Decoding
 from raysft.data.images import stored_rgb
-from raysft.data.shards import Manifest, ShardFile, columns, read_manifest, read_table
+from raysft.data.shards import Manifest, ShardFile, read_manifest, read_table, unpack_rows
 from raysft.errors import DataError
 from raysft.storage import Place, place
 
@@ -115,7 +115,7 @@ class Images:
             at = np.flatnonzero(np.isin(shard.ids, wanted))
             if not len(at):
                 continue
-            _, images, _ = columns(
+            _, images, _ = unpack_rows(
                 read_table(self.folder, shard.file).take(at), self.manifest.image
             )
             how = self.manifest.image.decoding

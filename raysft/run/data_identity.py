@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from raysft.data.colours import BLANK, COMPOSITED, CONVERTED
-from raysft.data.decoding import BEFORE, Decoding, decoding_of
-from raysft.data.images import note_lines
+from raysft.data.decoding import LEGACY_DECODING, Decoding, parse_decoding
+from raysft.data.images import describe_quirks
 from raysft.data.ingest import SplitSource
 from raysft.data.shards import Manifest
 from raysft.errors import DataError
@@ -18,7 +18,7 @@ from raysft.storage import Place
 
 DECIDED = frozenset(
     {COMPOSITED, BLANK, CONVERTED}
-)  # of `raysft.data.images.NOTES`: what `Decoding` decides
+)  # of `raysft.data.images.QUIRKS`: what `Decoding` decides
 
 
 def identity(manifest: Manifest) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def compare(run: Run, manifest: Manifest, folder: Place) -> None:
     if before is None:
         return
     if before["fingerprint"] == now["fingerprint"]:
-        _compare_decoding(decoding_of(before.get("decoding")), manifest, folder)
+        _compare_decoding(parse_decoding(before.get("decoding")), manifest, folder)
         return
     told = [
         f"{name} has {rows} rows, had {before['stored'].get(name, 0)}"
@@ -62,9 +62,9 @@ def _compare_decoding(before: Decoding, manifest: Manifest, folder: Place) -> No
     if manifest.image.encoding == "raw" or before == manifest.image.decoding:
         return
     changed = {key: count for key, count in manifest.decoded.items() if key in DECIDED}
-    if changed or manifest.image.decoding == BEFORE:  # which counted none
+    if changed or manifest.image.decoding == LEGACY_DECODING:  # which counted none
         told = (
-            "; ".join(note_lines(changed, manifest.image.decoding))
+            "; ".join(describe_quirks(changed, manifest.image.decoding))
             or "transparency and profiles are ignored"
         )
         raise DataError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from raysft.data.folders import files_lines
+from raysft.data.folders import describe_files
 from raysft.data.ingest import SplitName, SplitSource
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
@@ -196,7 +196,7 @@ def readme_of(
         weights,
         confirmed,
         recall,
-        (*manifest.notes, *files_lines(manifest.counts)),
+        (*manifest.notes, *describe_files(manifest.counts)),
         doubts_of(run, board, sources["val"].class_rows, scored),
     )
     return model_readme(card, known)

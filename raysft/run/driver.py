@@ -18,10 +18,17 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysft.data.imports import dataset_of, pixel_lines
-from raysft.data.ingest import SplitName, SplitSource, decide, read_split, split_sources, usual_size
-from raysft.data.shards import Manifest, read_manifest, verify
-from raysft.data.sources import outline_of_dataset, unreadable_note
+from raysft.data.importer import describe_pixels, ensure_dataset
+from raysft.data.ingest import (
+    SplitName,
+    SplitSource,
+    default_image_size,
+    keep_or_stream,
+    read_split,
+    split_sources,
+)
+from raysft.data.shards import Manifest, read_manifest, verify_checksums
+from raysft.data.sources import describe_unreadable, outline_dataset
 from raysft.errors import ModelError, RaysftError, RunError, UserError, in_words
 from raysft.job import Job
 from raysft.job.plan import Node, RunPlan, make_plan
@@ -109,16 +116,16 @@ def execute(
     """
     begun = time.time()
     job, scratch = run.job, workspace.scratch
-    folder = dataset_of(job.data, listener.progress, workspace.datasets)
+    folder = ensure_dataset(job.data, listener.progress, workspace.datasets)
     manifest = read_manifest(folder)
     if job.data.verify:
-        verify(folder, manifest)
+        verify_checksums(folder, manifest)
     if manifest.skipped:
-        listener.note(unreadable_note(manifest))
-    for line in pixel_lines(manifest.image.decoding, manifest.decoded):
+        listener.note(describe_unreadable(manifest))
+    for line in describe_pixels(manifest.image.decoding, manifest.decoded):
         listener.note(line)
     compare(run, manifest, folder)
-    plan = make_plan(job, outline_of_dataset(folder, manifest), nodes)
+    plan = make_plan(job, outline_dataset(folder, manifest), nodes)
     sources = split_sources(
         folder,
         manifest,
@@ -129,7 +136,7 @@ def execute(
         job.interpolations(),
     )
     note_missing(manifest, sources["val"], listener.note)
-    how, why = decide(
+    how, why = keep_or_stream(
         sources, job.data.budget_gb, ray.cluster_resources().get("object_store_memory", 0)
     )
     listener.note(f"data {how}: {why}")
@@ -306,7 +313,7 @@ class _Conductor:
             self.job.resources,
             os.getcwd(),
             1e9 * data.budget_gb,
-            usual_size(self.manifest.image),
+            default_image_size(self.manifest.image),
             (self.sources["train"].height, self.sources["train"].width),
             recipes_of(self.job),
             self.job.one_model,

@@ -19,8 +19,8 @@ def outline_of(job: Job) -> Outline:
     """What is known of a job's data before it is read; raises UserError for what is not there, or
     cannot be.
     """
-    from raysft.data.imports import cache_folder
-    from raysft.data.sources import outline
+    from raysft.data.importer import cache_folder
+    from raysft.data.sources import outline_source
     from raysft.search.space import check_configurations
     from raysft.train.setup import weights_file
 
@@ -28,7 +28,7 @@ def outline_of(job: Job) -> Outline:
     check_configurations(job)
     if not {"model", "model.weights"} & set(job.search.space if job.search else ()):
         weights_file(job.model)
-    return outline(job.data, cache_folder())
+    return outline_source(job.data, cache_folder())
 
 
 def check_tracking(tracking: Tracking) -> None:

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysft.data.ingest import Kept, Rows, share
+from raysft.data.ingest import KeptSplit, Rows, rank_slice
 from raysft.data.pixels import Preparer
-from raysft.data.staging import staged
+from raysft.data.staging import stage
 from raysft.train.team import Team
 
 BATCH = 128
 
 
 def features_of(
-    split: Kept, net: nn.Module, head: str, prepare: Preparer, team: Team, limit: float
-) -> Kept | None:
+    split: KeptSplit, net: nn.Module, head: str, prepare: Preparer, team: Team, limit: float
+) -> KeptSplit | None:
     """The inputs of the layer `head` in place of the images, each worker of the team computing a
     part of them.
 
@@ -30,7 +30,7 @@ def features_of(
     """
     net.eval()
     labels = split.rows.labels
-    mine = share(len(split), team.rank, team.workers)
+    mine = rank_slice(len(split), team.rank, team.workers)
     first = split.rows.take(np.arange(min(2, len(split)))).images
     probe, outputs = _features(net, head, prepare(torch.as_tensor(first).to(team.device)))
     with torch.inference_mode():
@@ -42,11 +42,11 @@ def features_of(
         return None
     found = torch.zeros(shape, dtype=torch.float32, device=team.device)
     start = mine.start
-    for rows in staged(split, split.in_order(BATCH, team.rank, team.workers), team.device):
+    for rows in stage(split, split.in_order(BATCH, team.rank, team.workers), team.device):
         part, _ = _features(net, head, prepare(rows.images))
         found[start : start + len(rows)] = part
         start += len(rows)
-    return Kept(Rows(split.rows.ids, team.sums(found).cpu().numpy(), labels))
+    return KeptSplit(Rows(split.rows.ids, team.sums(found).cpu().numpy(), labels))
 
 
 @torch.inference_mode()

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from raysft.data.augment import augment, erase, mix
-from raysft.data.ingest import Batch, Kept, Reader, Rows
-from raysft.data.pixels import Preparer, most_at_once
+from raysft.data.ingest import Batch, KeptSplit, Rows, SplitReader
+from raysft.data.pixels import Preparer, scoring_batch_size
 from raysft.data.preparation import Preparation
-from raysft.data.staging import staged
+from raysft.data.staging import stage
 from raysft.errors import Diverged
 from raysft.job.batches import batch_sizes
 from raysft.job.recipe import Train
@@ -43,7 +43,7 @@ Report = Callable[
     [list[Metrics], bool], bool
 ]  # all epochs of the trial so far, whether that was the last
 Progress = Callable[[int, int, "Clock"], None]  # step, steps, the time of the epoch so far
-Features = Callable[[str], Kept | None]
+Features = Callable[[str], KeptSplit | None]
 Notice = Callable[[], bool]  # whether a machine of this worker group is about to be taken away
 
 
@@ -93,8 +93,8 @@ class Clock:
 class Splits:
     """The images of a trial, and where they can be had as features of its frozen backbone."""
 
-    train: Reader
-    val: Reader
+    train: SplitReader
+    val: SplitReader
     features: Features = lambda split: None
 
 
@@ -249,7 +249,7 @@ def train_epoch(
     recipe: Recipe,
     standing: Standing,
     learner: Learner,
-    train: Reader,
+    train: SplitReader,
     clock: Clock,
     progress: Progress,
     notice: Notice = lambda: False,
@@ -269,7 +269,7 @@ def train_epoch(
     told = time.perf_counter()
     rhythm = Rhythm(spec, team, notice)
     batches = train.epoch(recipe.seed, epoch, sizes, team.rank, team.workers, standing.step)
-    for batch in clock.timed(staged(train, batches, team.device)):
+    for batch in clock.timed(stage(train, batches, team.device)):
         inputs = batch.rows.images
         targets = labels = batch.rows.labels
         if not learner.on_features:
@@ -364,7 +364,7 @@ def _changed(
 
 
 def evaluate(
-    net: nn.Module, split: Reader, team: Team, prepare: Preparer, classes: int
+    net: nn.Module, split: SplitReader, team: Team, prepare: Preparer, classes: int
 ) -> dict[str, float]:
     """Metrics of a split, in float32 as the delivered model will be used; on features where `net`
     is a head alone.
@@ -377,7 +377,7 @@ def evaluate(
 
 
 def score(
-    net: nn.Module, split: Reader, team: Team, prepare: Preparer, classes: int
+    net: nn.Module, split: SplitReader, team: Team, prepare: Preparer, classes: int
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Metrics as `evaluate`, and what was made of each image.
 
@@ -402,10 +402,10 @@ def score(
 
 @torch.inference_mode()
 def _outputs(
-    net: nn.Module, split: Reader, team: Team, prepare: Preparer
+    net: nn.Module, split: SplitReader, team: Team, prepare: Preparer
 ) -> Iterator[tuple[Rows, torch.Tensor]]:
     """This member's share of a split, batch by batch, with the outputs (n, classes) for it."""
     net.eval()
-    batch = most_at_once(math.isqrt(split.pixels), prepare.how.image_size or 0)
-    for rows in staged(split, split.in_order(batch, team.rank, team.workers), team.device):
+    batch = scoring_batch_size(math.isqrt(split.pixels), prepare.how.image_size or 0)
+    for rows in stage(split, split.in_order(batch, team.rank, team.workers), team.device):
         yield rows, net(prepare(rows.images) if rows.images.dtype == torch.uint8 else rows.images)

@@ -12,10 +12,10 @@ from typing import Any
 import ray
 import torch
 
-from raysft.data.ingest import Kept, Reader, open_reader
+from raysft.data.ingest import KeptSplit, SplitReader, open_reader
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
-from raysft.data.staging import resident
+from raysft.data.staging import keep_on_gpu
 from raysft.errors import Diverged, StorageFull, TrialError, UserError
 from raysft.gc_pause import uncollected
 from raysft.job.spec import Model
@@ -63,9 +63,9 @@ class Worker:
         self.patience = datetime.timedelta(minutes=setup.resources.hang_minutes)
         self.team = Team(rank, workers, device, self.patience)
         self.group: int | None = None
-        self.readers: dict[str, Reader] = {}
+        self.readers: dict[str, SplitReader] = {}
         self.networks: dict[tuple[Model, int], Network] = {}
-        self.features: dict[tuple[Model, int | None, str], Kept | None] = {}
+        self.features: dict[tuple[Model, int | None, str], KeptSplit | None] = {}
 
     def work(self, model: Model | None, seed: int) -> None:
         """Take task after task until there are no more; the network that is known to be wanted is
@@ -286,7 +286,9 @@ class Worker:
             spec.interpolation or own.interpolation,
         )
 
-    def _features(self, task: Task, network: Network, prepare: Preparer, split: str) -> Kept | None:
+    def _features(
+        self, task: Task, network: Network, prepare: Preparer, split: str
+    ) -> KeptSplit | None:
         """A split as features of the untrained backbone of a task's network, made once for all
         trials.
         """
@@ -296,7 +298,7 @@ class Worker:
             split,
         )  # pretrained ones have no seed
         reader = self._reader(split)
-        if key not in self.features and isinstance(reader, Kept):
+        if key not in self.features and isinstance(reader, KeptSplit):
             net = self.team.place(copy.deepcopy(network.net), task.train.channels_last)
             limit = self.setup.feature_bytes
             made = features_of(reader, net, network.head, prepare, self.team, limit)
@@ -308,15 +310,17 @@ class Worker:
                 self.features.pop(next(iter(self.features)))
         return self.features.get(key)
 
-    def _reader(self, split: str) -> Reader:
+    def _reader(self, split: str) -> SplitReader:
         if split not in self.readers:
             value = self.splits[split]
             reader = open_reader(ray.get(value) if isinstance(value, ray.ObjectRef) else value)
-            self.readers[split] = self._resident(reader) if isinstance(reader, Kept) else reader
+            self.readers[split] = (
+                self._resident(reader) if isinstance(reader, KeptSplit) else reader
+            )
         return self.readers[split]
 
-    def _resident(self, split: Kept) -> Kept:
-        return resident(split, self.team.device, self.setup.resources.gpus_per_worker)
+    def _resident(self, split: KeptSplit) -> KeptSplit:
+        return keep_on_gpu(split, self.team.device, self.setup.resources.gpus_per_worker)
 
 
 def _busy(device: torch.device) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from raysft.data.augment import augment
-from raysft.data.ingest import Kept
+from raysft.data.ingest import KeptSplit
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.job.batches import batch_sizes
@@ -32,7 +32,7 @@ def measure(rounds: int = 5) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = images.folder(Path(folder), ROWS, 10)
-        kept = Kept(images.rows(ROWS))
+        kept = KeptSplit(images.rows(ROWS))
         loader = plain.train_loader(str(data), BATCH)
         timings = take_turns(
             {
@@ -49,7 +49,7 @@ def measure(rounds: int = 5) -> dict[str, Any]:
     )
 
 
-def raysft_epoch(kept: Kept, flip: bool = True, crop_padding: int = 4) -> None:
+def raysft_epoch(kept: KeptSplit, flip: bool = True, crop_padding: int = 4) -> None:
     """All batches of an epoch, ready for a network."""
     recipe, prepare = (
         Augment(flip=flip, crop_padding=crop_padding),

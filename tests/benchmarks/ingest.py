@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.data.ingest import Kept, Streamed, read_split, split_sources
+from raysft.data.ingest import KeptSplit, StreamedSplit, read_split, split_sources
 from raysft.job.batches import batch_sizes
 from tests.benchmarks import images
 from tests.benchmarks.compare import Figure, document, take_turns
@@ -35,7 +35,7 @@ def measure(rounds: int = 5) -> dict[str, Any]:
         source = split_sources(
             Path(scratch), images.shards(Path(scratch), ROWS, SHARD, SHARD), 1, None, 0
         )["train"]
-        kept, streamed = Kept(read_split(source)), Streamed(source)
+        kept, streamed = KeptSplit(read_split(source)), StreamedSplit(source)
         timings = take_turns(
             {
                 RAY_DATA: lambda: _ray_data(Path(scratch)),
@@ -65,7 +65,7 @@ def measure(rounds: int = 5) -> dict[str, Any]:
     )
 
 
-def raysft_epoch(reader: Kept | Streamed) -> None:
+def raysft_epoch(reader: KeptSplit | StreamedSplit) -> None:
     """All batches of an epoch."""
     seen = sum(
         len(batch.rows) for batch in reader.epoch(0, 1, batch_sizes(len(reader), BATCH), 0, 1)

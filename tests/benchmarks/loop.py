@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18
 
-from raysft.data.ingest import Kept, Rows
+from raysft.data.ingest import KeptSplit, Rows
 from raysft.data.preparation import Preparation
 from raysft.job.recipe import Train
 from raysft.train.learner import Learner
@@ -89,7 +89,7 @@ def _raysft(rows: Rows) -> Callable[[], None]:
         recipe.class_rows,
         Team(0, 1, torch.device("cpu")),
     )
-    reader = Kept(rows)
+    reader = KeptSplit(rows)
 
     def epoch() -> None:
         learner.enter(head_alone=False, on_features=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.data.ingest import Kept, Streamed, read_split, split_sources
+from raysft.data.ingest import KeptSplit, StreamedSplit, read_split, split_sources
 from tests.benchmarks import images
 from tests.benchmarks.augment import raysft_epoch as changed_epoch
 from tests.benchmarks.compare import Figure, document, take_turns
@@ -30,7 +30,7 @@ def measure(rounds: int = 5) -> dict[str, Any]:
         for rows in (SMALL, LARGE):
             place = Path(folder) / str(rows)
             source = split_sources(place, images.shards(place, rows + 10, 10), 10, None, 0)["train"]
-            kept, streamed = Kept(read_split(source)), Streamed(source)
+            kept, streamed = KeptSplit(read_split(source)), StreamedSplit(source)
             ways[f"kept, {rows}"] = lambda kept=kept: changed_epoch(kept)
             ways[f"streamed, {rows}"] = lambda streamed=streamed: raysft_epoch(streamed)
         timings = take_turns(ways, rounds)

@@ -130,7 +130,7 @@ def test_a_download_with_another_checksum_is_refused(tmp_path):
 
 
 def test_the_whole_archive_imports(ray_local, tmp_path, monkeypatch):
-    from raysft.data.imports import import_dataset
+    from raysft.data.importer import import_dataset
 
     monkeypatch.setattr(cifar, "ROWS_PER_MEMBER", 20)
     members = {
@@ -145,7 +145,7 @@ def test_the_whole_archive_imports(ray_local, tmp_path, monkeypatch):
 
 
 def test_a_malicious_archive_ends_the_import_with_nothing_left(ray_local, tmp_path):
-    from raysft.data.imports import import_dataset
+    from raysft.data.importer import import_dataset
 
     members = {name: pickle.dumps(Evil()) for name in (*cifar.TRAIN_MEMBERS, *cifar.TEST_MEMBERS)}
     archive = archive_of(tmp_path / "cifar.tar.gz", members)

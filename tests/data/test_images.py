@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from raysft.data.images import KNOWN, can_decode, fit, sniff
+from raysft.data.images import KNOWN, fit, missing_decoder, sniff_format
 
 
 def test_images_are_scaled_to_cover_and_cropped_around_their_centre():
@@ -37,8 +37,8 @@ def test_a_format_is_told_by_its_first_bytes(name):
     if name == "HEIC":
         pytest.importorskip("pillow_heif").register_heif_opener()
     Image.new("RGB", (8, 8)).save(written, "HEIF" if name == "HEIC" else name)
-    assert sniff(written.getvalue()[:64]) == name
-    assert can_decode(name) is None
+    assert sniff_format(written.getvalue()[:64]) == name
+    assert missing_decoder(name) is None
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_a_format_is_told_by_its_first_bytes(name):
     ],
 )
 def test_other_files_are_no_images(head):
-    assert sniff(head) is None
+    assert sniff_format(head) is None
 
 
 def test_a_format_that_cannot_be_decoded_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert can_decode("HEIC") == "pip install 'raysft[heif]'"
-    assert "convert it" in (can_decode("PSD") or "")
+    assert missing_decoder("HEIC") == "pip install 'raysft[heif]'"
+    assert "convert it" in (missing_decoder("PSD") or "")

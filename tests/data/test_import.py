@@ -8,13 +8,13 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from raysft.data import imports
-from raysft.data.decoding import BEFORE
+from raysft.data import importer
+from raysft.data.decoding import LEGACY_DECODING
 from raysft.data.folders import Folders
-from raysft.data.images import open_rgb, size_of
-from raysft.data.imports import import_dataset
+from raysft.data.images import open_rgb, read_size
+from raysft.data.importer import import_dataset
 from raysft.data.ingest import read_split, split_sources
-from raysft.data.shards import MANIFEST, columns, iter_tables, read_manifest, verify
+from raysft.data.shards import MANIFEST, iter_tables, read_manifest, unpack_rows, verify_checksums
 from raysft.errors import DataError
 from raysft.storage import read_json, write_json
 from tests.conftest import make_images
@@ -34,7 +34,7 @@ def run(images: Path, out: Path, on_bad_image="fail", test="test"):
 
 def rows_of(folder: Path, split: str):
     manifest = read_manifest(folder)
-    return [columns(t, manifest.image) for t in iter_tables(folder, manifest.splits[split])]
+    return [unpack_rows(t, manifest.image) for t in iter_tables(folder, manifest.splits[split])]
 
 
 def test_a_folder_becomes_shards_that_hold_its_pixels(images, tmp_path):
@@ -52,7 +52,7 @@ def test_a_folder_becomes_shards_that_hold_its_pixels(images, tmp_path):
     assert manifest.image.shape == (8, 8, 3)
     assert progress[-1] == ("import", 75, 75)
     ids, pixels, labels = rows_of(tmp_path / "D", "train")[0]
-    files = Folders.of(images / "train", images / "test").train
+    files = Folders.find(images / "train", images / "test").train
     assert ids.tolist() == list(range(60))
     for i in (0, 25, 59):
         assert labels[i] == files[i][1]
@@ -60,7 +60,7 @@ def test_a_folder_becomes_shards_that_hold_its_pixels(images, tmp_path):
     everything = np.stack([np.asarray(Image.open(f)) for f, _ in files]) / 255
     assert np.allclose(manifest.mean, everything.mean(axis=(0, 1, 2)))
     assert np.allclose(manifest.std, everything.std(axis=(0, 1, 2)))
-    verify(tmp_path / "D", manifest)
+    verify_checksums(tmp_path / "D", manifest)
     left = {p.name for p in (tmp_path / "D").rglob("*") if p.is_file()}
     assert left == {MANIFEST, "0000.parquet"}
 
@@ -130,14 +130,14 @@ def test_images_that_stretch_the_range_are_named(tmp_path, monkeypatch):
                 np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6),
             )
     save(tmp_path / "images/dark/0.tif", np.full((6, 6), -9999, np.float32))
-    write = imports._manifest
-    monkeypatch.setattr(imports, "_manifest", lambda *_: 1 / 0)
+    write = importer._manifest
+    monkeypatch.setattr(importer, "_manifest", lambda *_: 1 / 0)
     for _ in range(2):  # what was found is kept for the import that goes on
         with pytest.raises(ZeroDivisionError):
             import_dataset(
                 "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
             )
-    monkeypatch.setattr(imports, "_manifest", write)
+    monkeypatch.setattr(importer, "_manifest", write)
     manifest = import_dataset(
         "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
     )
@@ -204,7 +204,7 @@ def test_a_data_set_of_before_is_read_as_it_was_made(images, tmp_path):
     del stored["image"]["decoding"], stored["decoded"]
     write_json(tmp_path / "D" / MANIFEST, stored | {"format": 2})
     old = read_manifest(tmp_path / "D")
-    assert old.image.decoding == BEFORE
+    assert old.image.decoding == LEGACY_DECODING
     assert old.fingerprint == made.fingerprint
 
 
@@ -341,7 +341,7 @@ def test_folders_that_cannot_be_used(images, tmp_path, prepare, expected):
 def test_a_class_too_small_to_hold_an_image_out_is_named(tmp_path):
     make_images(tmp_path / "images", {"ant": 20, "bee": 2})
     with pytest.raises(DataError, match=r"bee: has too few images \(2\) to hold one out"):
-        Folders.of(tmp_path / "images", None)
+        Folders.find(tmp_path / "images", None)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -353,7 +353,7 @@ def test_images_are_turned_upright_as_pillow_does(tmp_path, orientation):
     with Image.open(tmp_path / "a.png") as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored))
     assert np.array_equal(np.asarray(open_rgb(tmp_path / "a.png")), expected)
-    assert size_of(tmp_path / "a.png") == expected.shape[:2]
+    assert read_size(tmp_path / "a.png") == expected.shape[:2]
 
 
 @pytest.mark.filterwarnings("ignore:.*(Tag data|EXIF):UserWarning")
@@ -377,11 +377,11 @@ def test_a_wrong_checksum_names_the_shard(images, tmp_path):
     raw[100] ^= 1
     shard.write_bytes(raw)
     with pytest.raises(DataError, match="checksum") as caught:
-        verify(tmp_path / "D", manifest)
+        verify_checksums(tmp_path / "D", manifest)
     assert caught.value.where == str(shard)
     shard.unlink()
     with pytest.raises(DataError, match="is missing"):
-        verify(tmp_path / "D", manifest)
+        verify_checksums(tmp_path / "D", manifest)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_the_cache_holds_one_data_set_a_source(images, monkeypatch):
 
     data = Data(source="imagefolder", path=str(images))
     black = Data(source="imagefolder", path=str(images), background="black")
-    assert imports.dataset_of(black, quiet) != imports.dataset_of(data, quiet)
-    first = imports.dataset_of(data, quiet)
-    monkeypatch.setattr(imports, "import_listing", lambda *a: pytest.fail("imported twice"))
-    assert imports.dataset_of(data, quiet) == first
+    assert importer.ensure_dataset(black, quiet) != importer.ensure_dataset(data, quiet)
+    first = importer.ensure_dataset(data, quiet)
+    monkeypatch.setattr(importer, "import_listing", lambda *a: pytest.fail("imported twice"))
+    assert importer.ensure_dataset(data, quiet) == first

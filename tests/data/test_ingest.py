@@ -7,16 +7,16 @@ import pytest
 from PIL import Image
 
 from raysft.data.images import fit
-from raysft.data.imports import import_dataset
+from raysft.data.importer import import_dataset
 from raysft.data.ingest import (
-    Kept,
-    Streamed,
+    KeptSplit,
+    StreamedSplit,
+    choose_resampling,
     choose_rows,
-    decide,
+    keep_or_stream,
     read_split,
-    resampling_of,
     split_sources,
-    stream_tables,
+    stream_rows,
 )
 from raysft.data.shards import ImageSpec, read_manifest
 from raysft.errors import DataError
@@ -59,9 +59,9 @@ def test_splits_are_disjoint_stratified_and_fixed_by_the_seed():
 def test_every_row_is_seen_exactly_once_an_epoch(sources, kind, workers):
     source = sources["train"]
     reader = (
-        Kept(read_split(source))
+        KeptSplit(read_split(source))
         if kind == "kept"
-        else Streamed(source, window_bytes=25 * 8 * 8 * 3)
+        else StreamedSplit(source, window_bytes=25 * 8 * 8 * 3)
     )
     shares = [
         list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, workers))
@@ -92,10 +92,10 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
 
     def stream(source, files, tasks=2):
         decoded.append((source.ids, {file.path for file in files}))
-        return stream_tables(source, files, tasks)
+        return stream_rows(source, files, tasks)
 
-    monkeypatch.setattr("raysft.data.ingest.stream_tables", stream)
-    reader = Streamed(source, window_bytes=25 * 8 * 8 * 3)
+    monkeypatch.setattr("raysft.data.ingest.stream_rows", stream)
+    reader = StreamedSplit(source, window_bytes=25 * 8 * 8 * 3)
     whole = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, 2)) for rank in range(2)]
     decoded.clear()
     shares = [
@@ -115,11 +115,11 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
 def test_shards_without_any_row_of_a_split_are_not_read(dataset, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "raysft.data.ingest.stream_tables",
-        lambda source, files, tasks=2: (read.append(files), stream_tables(source, files, tasks))[1],
+        "raysft.data.ingest.stream_rows",
+        lambda source, files, tasks=2: (read.append(files), stream_rows(source, files, tasks))[1],
     )
     val = split_sources(dataset, read_manifest(dataset), val_rows=3, limit=12, seed=0)["val"]
-    rows = list(Streamed(val).in_order(8, 0, 1))
+    rows = list(StreamedSplit(val).in_order(8, 0, 1))
     assert np.concatenate([r.ids for r in rows]).tolist() == val.ids.tolist()
     with_rows = [file for file, ids in zip(val.files, val.ids_of_files, strict=True) if len(ids)]
     assert list(read[0]) == with_rows
@@ -130,13 +130,13 @@ def test_more_workers_than_rows_leave_some_without_any(sources):
     few = split_sources(sources["val"].folder, read_manifest(sources["val"].folder), 3, None, 0)[
         "val"
     ]
-    shares = [list(Streamed(few).in_order(8, rank, 5)) for rank in range(5)]
+    shares = [list(StreamedSplit(few).in_order(8, rank, 5)) for rank in range(5)]
     assert sorted(i for share in shares for r in share for i in r.ids.tolist()) == few.ids.tolist()
 
 
 def test_kept_and_streamed_rows_are_the_same_images(sources):
     kept = read_split(sources["val"])
-    streamed = list(Streamed(sources["val"]).in_order(4, 0, 1))
+    streamed = list(StreamedSplit(sources["val"]).in_order(4, 0, 1))
     assert np.array_equal(np.concatenate([r.images for r in streamed]), kept.images)
     assert np.array_equal(np.concatenate([r.labels for r in streamed]), kept.labels)
 
@@ -173,18 +173,18 @@ def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolati
 
 def test_no_interpolation_is_bilinear_where_mixed_sizes_are_decoded():
     spec = ImageSpec("encoded", None, None)
-    assert resampling_of(spec, (16, 16), {None, "bilinear"}) == "bilinear"
+    assert choose_resampling(spec, (16, 16), {None, "bilinear"}) == "bilinear"
     with pytest.raises(DataError, match="differs between trials"):
-        resampling_of(spec, (16, 16), {None, "bilinear", "nearest"})
+        choose_resampling(spec, (16, 16), {None, "bilinear", "nearest"})
 
 
 def test_the_budget_decides_and_says_why(sources):
-    assert decide(sources, 1.0, 1e9)[0] == "kept"
-    assert decide(sources, 1e-6, 1e9) == (
+    assert keep_or_stream(sources, 1.0, 1e9)[0] == "kept"
+    assert keep_or_stream(sources, 1e-6, 1e9) == (
         "streamed",
         "19.8 kB decoded, more than data.budget_gb 1e-06",
     )
-    how, why = decide(sources, 1.0, 1e3)
+    how, why = keep_or_stream(sources, 1.0, 1e3)
     assert (how, why) == (
         "streamed",
         "19.8 kB decoded, more than the 600 bytes free in the object store",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from raysft.data.folders import Folders
-from raysft.data.layout import layout_of, split_of
+from raysft.data.layout import detect_layout, parse_split_name
 from raysft.errors import DataError
 from tests.conftest import make_images
 
@@ -48,10 +48,10 @@ def rows(found: Folders) -> dict[str, int]:
 )
 def test_usual_names_of_splits(tmp_path, names, expected):
     make_splits(tmp_path / "D", *names)
-    layout = layout_of(tmp_path / "D")
+    layout = detect_layout(tmp_path / "D")
     assert layout.splits == {split: tmp_path / "D" / name for split, name in expected.items()}
     assert any(f"train from {expected['train']}/" in note for note in layout.notes)
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert found.classes == ("ant", "bee")
     assert rows(found) == {"test": 2, "train": 8} | {
         s: 10 for s in expected if s != "train" or "test" in expected
@@ -62,19 +62,21 @@ def test_usual_names_of_splits(tmp_path, names, expected):
     "name", ["cat", "testament", "trainer", "station", "validator", "attest", "no", "12"]
 )
 def test_other_words_name_no_split(name):
-    assert split_of(name) is None
+    assert parse_split_name(name) is None
 
 
 @pytest.mark.parametrize("name", ["train_station", "test_tube", "dev_board"])
 def test_class_names_with_a_word_of_a_split_stay_classes(tmp_path, name):
     make_images(tmp_path / "D", {name: 5, "cat": 5, "test_pattern": 5})
-    assert Folders.of(tmp_path / "D", None).classes == tuple(sorted([name, "cat", "test_pattern"]))
+    assert Folders.find(tmp_path / "D", None).classes == tuple(
+        sorted([name, "cat", "test_pattern"])
+    )
 
 
 def test_what_is_beside_the_splits_is_left_out_and_told(tmp_path):
     make_splits(tmp_path / "D", "train", "test")
     make_images(tmp_path / "D", {"unlabelled": 7})
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert any(
         "left out, as neither a split nor a class: unlabelled/" in note for note in found.notes
     )
@@ -84,7 +86,7 @@ def test_what_is_beside_the_splits_is_left_out_and_told(tmp_path):
 def test_a_flat_test_folder_is_no_class_and_test_is_held_out(tmp_path):
     make_splits(tmp_path / "D", "train")
     make_images(tmp_path / "D", {"test": 7})
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 8, "test": 2})
     assert any("left out" in note and "test/" in note for note in found.notes)
     assert any("test held out of train" in note for note in found.notes)
@@ -93,7 +95,7 @@ def test_a_flat_test_folder_is_no_class_and_test_is_held_out(tmp_path):
 def test_a_test_folder_beside_class_folders_is_the_test_split(tmp_path):
     make_images(tmp_path / "D", CLASSES)
     make_images(tmp_path / "D/test", {"ant": 3, "bee": 3}, seed=1)
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 10, "test": 6})
 
 
@@ -126,13 +128,13 @@ def test_a_test_folder_beside_class_folders_is_the_test_split(tmp_path):
 def test_splits_that_cannot_be_told_apart_are_refused(tmp_path, make, expected):
     make(tmp_path / "D")
     with pytest.raises(DataError, match=expected):
-        Folders.of(tmp_path / "D", None)
+        Folders.find(tmp_path / "D", None)
 
 
 def test_splits_inside_of_class_folders(tmp_path):
     for name in CLASSES:
         make_images(tmp_path / "D" / name, {"Train": 4, "valid": 2, "test": 3})
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert (found.classes, rows(found)) == (("ant", "bee"), {"train": 8, "val": 4, "test": 6})
     assert found.notes[0] == (
         "train from ant/Train/, bee/Train/, val from ant/valid/, bee/valid/, "
@@ -195,7 +197,7 @@ def beside_unlabelled(root: Path) -> Path:
 )
 def test_splits_among_classes_are_never_trained_on(tmp_path, make, expected):
     with pytest.raises(DataError) as caught:
-        Folders.of(make(tmp_path / "D"), None)
+        Folders.find(make(tmp_path / "D"), None)
     assert expected in str(caught.value)
 
 
@@ -204,7 +206,7 @@ def test_a_class_of_folders_beside_flat_ones_is_pointed_out(tmp_path):
     make_images(tmp_path / "D", {"docs": 5})
     assert (
         "the images of data/ all lie in folders of their own: ant/, bee/"
-        in Folders.of(tmp_path / "D", None).notes
+        in Folders.find(tmp_path / "D", None).notes
     )
 
 
@@ -215,14 +217,14 @@ def test_a_class_without_an_image_says_what_it_holds(tmp_path):
     with pytest.raises(
         DataError, match=r"annotations: has no images: its files are 1 not images \(.xml\)"
     ):
-        Folders.of(tmp_path / "D", None)
+        Folders.find(tmp_path / "D", None)
 
 
 @pytest.mark.parametrize("inner", ["photos", "archive/photos", "photos/train"])
 def test_one_folder_around_everything_is_looked_into(tmp_path, inner):
     make_images(tmp_path / "D" / inner, CLASSES)
     make_images(tmp_path / "D/__MACOSX", {"photos": 3})
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert found.classes == ("ant", "bee")
     assert any(f"read from {inner.removesuffix('/train')}/" in note for note in found.notes)
     assert sum(each.left_out.get("hidden or system files", 0) for each in found.counts) == 3
@@ -230,19 +232,19 @@ def test_one_folder_around_everything_is_looked_into(tmp_path, inner):
 
 def test_a_split_around_a_folder_of_its_own_name(tmp_path):
     make_splits(tmp_path / "D", "seg_train/seg_train", "seg_test/seg_test")
-    assert rows(Folders.of(tmp_path / "D", None)) == {"train": 10, "test": 10}
+    assert rows(Folders.find(tmp_path / "D", None)) == {"train": 10, "test": 10}
 
 
 def test_folders_that_all_hold_the_same_folders_are_pointed_out(tmp_path):
     make_splits(tmp_path / "D", "part1", "part2")
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert any("if they are splits, name them train, val and test" in note for note in found.notes)
 
 
 def test_a_given_test_folder_comes_before_the_one_that_is_there(tmp_path):
     make_splits(tmp_path / "D", "train", "test")
     make_splits(tmp_path, "other", classes={"ant": 2, "bee": 2})
-    found = Folders.of(tmp_path / "D", tmp_path / "other")
+    found = Folders.find(tmp_path / "D", tmp_path / "other")
     assert rows(found) == {"train": 10, "test": 4}
     assert any("test/ is left out" in note for note in found.notes)
 
@@ -250,7 +252,7 @@ def test_a_given_test_folder_comes_before_the_one_that_is_there(tmp_path):
 def test_the_training_folder_cannot_be_the_test_folder(tmp_path):
     make_splits(tmp_path / "D", "train")
     with pytest.raises(DataError, match="is the folder of the training images too"):
-        Folders.of(tmp_path / "D/train", tmp_path / "D/train")
+        Folders.find(tmp_path / "D/train", tmp_path / "D/train")
 
 
 # --- classes -----------------------------------------------------------------------------------
@@ -261,14 +263,14 @@ E_ONE, E_TWO = "caf\u00e9", "cafe\u0301"  # é as one code point and as two
 def test_names_in_two_unicode_forms_are_one_class(tmp_path):
     make_images(tmp_path / "D/train", {E_ONE: 3, "tea": 3})
     make_images(tmp_path / "D/test", {E_TWO: 2, "tea": 2}, seed=1)
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert found.classes == (E_ONE, "tea")
     assert rows(found) == {"train": 6, "test": 4}
 
 
 def test_two_folders_of_one_name_are_one_class_and_told(tmp_path):
     make_images(tmp_path / "D", {E_ONE: 5, E_TWO: 5, "tea": 5})
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert found.classes == (E_ONE, "tea")
     assert any("in two Unicode forms" in note for note in found.notes)
     assert len(found.train) + len(found.test) == 15
@@ -277,7 +279,7 @@ def test_two_folders_of_one_name_are_one_class_and_told(tmp_path):
 def test_a_class_that_test_lacks_is_told(tmp_path):
     make_splits(tmp_path / "D", "train")
     make_images(tmp_path / "D/test", {"ant": 2}, seed=1)
-    found = Folders.of(tmp_path / "D", None)
+    found = Folders.find(tmp_path / "D", None)
     assert any(
         "test has no image of bee: its metrics are over the other classes" in note
         for note in found.notes
@@ -289,7 +291,7 @@ def test_a_class_that_train_lacks_is_an_error(tmp_path, split):
     make_splits(tmp_path / "D", "train")
     make_images(tmp_path / "D" / split, {"ant": 2, "cow": 2}, seed=1)
     with pytest.raises(DataError, match="classes that the training images lack: cow; it lacks bee"):
-        Folders.of(tmp_path / "D", None)
+        Folders.find(tmp_path / "D", None)
 
 
 def test_a_class_folder_that_is_not_named_in_utf8_is_refused_by_name(tmp_path):
@@ -298,17 +300,17 @@ def test_a_class_folder_that_is_not_named_in_utf8_is_refused_by_name(tmp_path):
     with pytest.raises(
         DataError, match=r"caf\\xe9: is not named in UTF-8; in Latin-1 it reads 'café'"
     ):
-        Folders.of(tmp_path / "D", None)
+        Folders.find(tmp_path / "D", None)
 
 
 def test_labelled_images_of_a_model_may_be_of_one_class_or_of_one_split(tmp_path):
     make_images(tmp_path / "one/ant", {"2020": 3, "2021": 2})
-    found = Folders.labelled(tmp_path / "one", "test", ["ant", "bee"])
+    found = Folders.find_labelled(tmp_path / "one", "test", ["ant", "bee"])
     assert (found.classes, len(found.test)) == (("ant",), 5)
     assert "no image of bee: the metrics are over the other classes" in found.notes
     make_splits(tmp_path / "D", "val", "test")
-    found = Folders.labelled(tmp_path / "D", "val", CLASSES)
+    found = Folders.find_labelled(tmp_path / "D", "val", CLASSES)
     assert (len(found.test), found.notes[0]) == (10, "the split val alone, of val, test")
     make_splits(tmp_path / "E", "validation")
     with pytest.raises(DataError, match="has no split test; it has val"):
-        Folders.labelled(tmp_path / "E", "test", CLASSES)
+        Folders.find_labelled(tmp_path / "E", "test", CLASSES)

@@ -11,8 +11,14 @@ import tifffile
 from PIL import Image, ImageCms
 
 from raysft.data import samples
-from raysft.data.decoding import BEFORE, Decoding, Span, settle, stretched
-from raysft.data.images import NO_END, NOTES, decode, open_rgb, size_of, span_of
+from raysft.data.decoding import (
+    LEGACY_DECODING,
+    Decoding,
+    ValueSpan,
+    choose_ranges,
+    warn_of_outliers,
+)
+from raysft.data.images import NO_END, QUIRKS, decode, open_rgb, read_size, read_span
 from raysft.data.samples import DARK, SATURATED, WITHOUT_VALUE
 from raysft.errors import DataError
 
@@ -262,8 +268,8 @@ def reference(content):
 
 def as_imported(content):
     """Decoding with the range of a data set that holds this image alone."""
-    span = span_of(content, "image")
-    return Decoding(ranges=settle([span] if span else []))
+    span = read_span(content, "image")
+    return Decoding(ranges=choose_ranges([span] if span else []))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -273,7 +279,7 @@ def test_pixels_are_those_of_a_reference(name):
     wanted = reference(content) if expected is None else expected
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - wanted).max() <= 1
-    assert size_of(content) == found.shape[:2]
+    assert read_size(content) == found.shape[:2]
 
 
 def cmyk_jpeg():
@@ -311,7 +317,7 @@ def test_inverted_cmyk_of_adobe():
 def test_bytes_of_8_bit_srgb_stay_as_they_are(content):
     decoded = decode(content)
     assert np.array_equal(decoded.image, reference(content))
-    assert decoded.notes == ()
+    assert decoded.quirks == ()
 
 
 def test_heic_is_read_where_its_plugin_is_there():
@@ -338,7 +344,7 @@ def test_only_the_end_marker_may_be_missing(options):
     )
     for torn in (whole[:-2], whole[:-1], whole[:-2] + bytes(100)):
         decoded = decode(torn)
-        assert decoded.notes == (NO_END,)
+        assert decoded.quirks == (NO_END,)
         assert np.array_equal(decoded.image, reference(whole))
     for missing in (4, 20, len(whole) // 3):
         for padding in (b"", bytes(5000)):
@@ -364,7 +370,7 @@ def a_scan_a_colour(array):
     ids=["progressive", "colours"],
 )
 def test_a_jpeg_of_several_scans_needs_its_end(whole):
-    assert decode(whole).notes == decode(whole + bytes(100)).notes == ()
+    assert decode(whole).quirks == decode(whole + bytes(100)).quirks == ()
     assert np.array_equal(decode(whole).image, reference(whole))
     for cut in range(100, len(whole) - 1):
         for padding in (b"", bytes(99)):
@@ -384,8 +390,8 @@ def test_a_jpeg_of_several_scans_needs_its_end(whole):
 )
 def test_what_was_done_is_noted(name, note):
     content = CASES[name][0]
-    assert note in decode(content, name, as_imported(content)).notes
-    assert note in NOTES
+    assert note in decode(content, name, as_imported(content)).quirks
+    assert note in QUIRKS
 
 
 @pytest.mark.parametrize(
@@ -393,7 +399,7 @@ def test_what_was_done_is_noted(name, note):
 )
 def test_a_damaged_profile_is_ignored_and_noted(damage):
     decoded = decode(pillow(RGB, "PNG", icc_profile=damage(WIDE)))
-    assert decoded.notes == ("bad_profile",)
+    assert decoded.quirks == ("bad_profile",)
     assert np.array_equal(decoded.image, RGB)
 
 
@@ -404,19 +410,21 @@ def test_a_background_may_be_given():
     assert np.asarray(open_rgb(content))[0, 0].tolist() == [255, 255, 255]
     found = np.asarray(open_rgb(content, "icon", Decoding((10, 200, 30))))
     assert (found[0, 0].tolist(), found[3, 4].tolist()) == ([10, 200, 30], [0, 0, 0])
-    assert decode(content, "icon", Decoding((0, 0, 0))).notes == ("composited", "blank")
+    assert decode(content, "icon", Decoding((0, 0, 0))).quirks == ("composited", "blank")
 
 
 def test_models_of_before_see_what_they_were_trained_on():
     content = pillow(np.dstack([RGB, ALPHA]), "PNG", icc_profile=WIDE)
-    assert np.array_equal(open_rgb(content, "image", BEFORE), reference(content))
+    assert np.array_equal(open_rgb(content, "image", LEGACY_DECODING), reference(content))
 
 
 # --- ranges ------------------------------------------------------------------------------------
 
 
 def test_an_image_is_not_scaled_by_its_own_range():
-    how = Decoding(ranges=settle([Span("float32", 0, 0.9), Span("float32", 0.1, 1000)]))
+    how = Decoding(
+        ranges=choose_ranges([ValueSpan("float32", 0, 0.9), ValueSpan("float32", 0.1, 1000)])
+    )
     dark = np.full((4, 4), 500, np.float32)
     assert np.asarray(open_rgb(tiff(dark), "dark", how)).max() == 128
 
@@ -441,17 +449,17 @@ def test_values_beyond_the_range_are_refused_unless_few():
 @pytest.mark.parametrize(
     ("spans", "expected"),
     [
-        ([Span("uint16", 0, 900), Span("uint16", 3, 4000)], (0, 4095)),
-        ([Span("uint16", 0, 65000)], (0, 65535)),
-        ([Span("uint16", 0, 1000, told=True)], (0, 1000)),
-        ([Span("float32", 0.01, 0.97)], (0, 1)),
-        ([Span("float32", 0, 0.001)], (0, 0.001)),
-        ([Span("float32", 2, 2)], (2, 3)),
-        ([Span("int16", -5, 9)], (-5, 9)),
+        ([ValueSpan("uint16", 0, 900), ValueSpan("uint16", 3, 4000)], (0, 4095)),
+        ([ValueSpan("uint16", 0, 65000)], (0, 65535)),
+        ([ValueSpan("uint16", 0, 1000, told=True)], (0, 1000)),
+        ([ValueSpan("float32", 0.01, 0.97)], (0, 1)),
+        ([ValueSpan("float32", 0, 0.001)], (0, 0.001)),
+        ([ValueSpan("float32", 2, 2)], (2, 3)),
+        ([ValueSpan("int16", -5, 9)], (-5, 9)),
     ],
 )
 def test_the_range_of_a_data_set(spans, expected):
-    assert settle(spans) == {spans[0].kind: expected}
+    assert choose_ranges(spans) == {spans[0].kind: expected}
 
 
 def test_values_that_stand_for_none_do_not_count():
@@ -459,7 +467,7 @@ def test_values_that_stand_for_none_do_not_count():
     values[0, :2] = np.nan, np.inf
     values[1, 0] = -9999
     content = tiff(values, extratags=[(42113, "s", 0, "-9999", True)])
-    span = span_of(content, "image")
+    span = read_span(content, "image")
     assert span is not None
     assert 0 <= span.low < span.high <= 1
     assert np.asarray(open_rgb(content, "image", as_imported(content)))[1, 0].tolist() == [0, 0, 0]
@@ -479,14 +487,14 @@ def test_tiffs_are_turned_upright(orientation, array):
     as_png = pillow(np.asarray(open_rgb(plain, "plain", as_imported(plain))), "PNG", exif=exif)
     found = np.asarray(open_rgb(content, "turned", as_imported(content)))
     assert np.array_equal(found, np.asarray(open_rgb(as_png)))
-    assert size_of(content) == found.shape[:2]
+    assert read_size(content) == found.shape[:2]
 
 
 def test_a_few_values_beyond_the_range_are_saturated_and_counted():
     values = np.linspace(0, 1000, 400, dtype=np.float32).reshape(20, 20)
     values[0, 0] = 1500
     found = decode(tiff(values), "a.tif", Decoding(ranges={"float32": (0.0, 1000.0)}))
-    assert found.notes == (SATURATED,)
+    assert found.quirks == (SATURATED,)
     assert np.asarray(found.image)[0, 0].tolist() == [255, 255, 255]
 
 
@@ -494,7 +502,7 @@ def test_pixels_without_a_value_are_black_and_counted():
     values = np.full((20, 20), 0.9, np.float32)
     values[0, 0] = np.nan
     found = decode(tiff(values), "a.tif", Decoding(ranges={"float32": (0.0, 1.0)}))
-    assert found.notes == (WITHOUT_VALUE,)
+    assert found.quirks == (WITHOUT_VALUE,)
     assert np.asarray(found.image)[0, 0].tolist() == [0, 0, 0]
 
 
@@ -585,32 +593,38 @@ def test_the_size_in_the_header_of_a_tiff_is_looked_at(limit, monkeypatch):
 )
 def test_dark_images_of_16_bits_with_no_known_range_are_noted(highest, how, notes):
     for array in (deep(0, highest, np.uint16), deep(0, highest, np.uint16, (9, 13, 3))):
-        assert decode(tiff(array), "image", how).notes == notes
-    assert decode(pillow(deep(0, highest, np.uint16), "PNG"), "image", how).notes == notes
+        assert decode(tiff(array), "image", how).quirks == notes
+    assert decode(pillow(deep(0, highest, np.uint16), "PNG"), "image", how).quirks == notes
 
 
 @pytest.mark.parametrize(
     ("odd", "others"),
     [
-        (Span("uint16", 12, 65535, file="a\nb.tif"), Span("uint16", 10, 4095)),
-        (Span("float32", -9999, 1, file="a\nb.tif"), Span("float32", 0, 1)),
+        (ValueSpan("uint16", 12, 65535, file="a\nb.tif"), ValueSpan("uint16", 10, 4095)),
+        (ValueSpan("float32", -9999, 1, file="a\nb.tif"), ValueSpan("float32", 0, 1)),
     ],
 )
 def test_what_stretches_the_range_is_named(odd, others):
-    [line] = stretched([*[others] * 49, odd])
+    [line] = warn_of_outliers([*[others] * 49, odd])
     assert "1 of 50 images (a\\nb.tif)" in line
     assert f"most others from {others.low} to {others.high}" in line
-    [line] = stretched([*[others] * 99, *[odd] * 5])
+    [line] = warn_of_outliers([*[others] * 99, *[odd] * 5])
     assert "5 of 104 images (a\\nb.tif, a\\nb.tif, a\\nb.tif and 2 more)" in line
 
 
 def test_images_of_like_ranges_stretch_none():
-    assert stretched([Span("uint16", 0, high) for high in np.linspace(400, 4095, 50)]) == []
     assert (
-        stretched([Span("uint16", 0, 10), Span("uint16", 0, 4095)]) == []
+        warn_of_outliers([ValueSpan("uint16", 0, high) for high in np.linspace(400, 4095, 50)])
+        == []
+    )
+    assert (
+        warn_of_outliers([ValueSpan("uint16", 0, 10), ValueSpan("uint16", 0, 4095)]) == []
     )  # two say nothing about most
-    assert stretched([]) == []
-    assert stretched([*[Span("uint16", 0, 10)] * 50, *[Span("float32", 0, 1e6)] * 50]) == []
+    assert warn_of_outliers([]) == []
+    assert (
+        warn_of_outliers([*[ValueSpan("uint16", 0, 10)] * 50, *[ValueSpan("float32", 0, 1e6)] * 50])
+        == []
+    )
 
 
 @pytest.mark.parametrize("filters", [(0,), (1,), (2,), (3,), (4,), (2, 1, 0), (4, 2, 3, 1, 0)])

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from raysft.data.ingest import Kept, Rows, SplitSource, Streamed
+from raysft.data.ingest import KeptSplit, Rows, SplitSource, StreamedSplit
 from raysft.data.shards import ImageSpec
-from raysft.data.staging import on_device, resident, staged
+from raysft.data.staging import keep_on_gpu, stage, to_device
 from raysft.job.batches import batch_sizes
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
 ROWS = Rows(np.arange(23), RNG.integers(0, 256, (23, 4, 4, 3), np.uint8), np.arange(23) % 3)
-STREAMED = Streamed(SplitSource(None, (), ImageSpec("raw", 4, 4), ROWS.ids, 4, 4, (8, 8, 7)))
+STREAMED = StreamedSplit(SplitSource(None, (), ImageSpec("raw", 4, 4), ROWS.ids, 4, 4, (8, 8, 7)))
 
 
 def parts():
-    return Kept(ROWS).epoch(3, 1, batch_sizes(len(ROWS), 5), 0, 2)
+    return KeptSplit(ROWS).epoch(3, 1, batch_sizes(len(ROWS), 5), 0, 2)
 
 
-@pytest.mark.parametrize("split", [Kept(ROWS), STREAMED])
+@pytest.mark.parametrize("split", [KeptSplit(ROWS), STREAMED])
 def test_batches_come_as_tensors_in_their_order(split):
-    found = list(staged(split, parts(), CPU))
+    found = list(stage(split, parts(), CPU))
     for batch, expected in zip(found, parts(), strict=True):
         assert (batch.number, batch.first, batch.size) == (
             expected.number,
@@ -35,16 +35,16 @@ def test_batches_come_as_tensors_in_their_order(split):
 
 
 def test_rows_come_staged_as_well():
-    found = list(staged(STREAMED, Kept(ROWS).in_order(10, 0, 1), CPU))
+    found = list(stage(STREAMED, KeptSplit(ROWS).in_order(10, 0, 1), CPU))
     assert np.concatenate([rows.ids for rows in found]).tolist() == list(range(23))
 
 
 def test_a_split_that_lies_on_the_device_gives_the_same_batches():
-    there = Kept(on_device(ROWS, CPU))
+    there = KeptSplit(to_device(ROWS, CPU))
     here = there.epoch(3, 1, batch_sizes(len(ROWS), 5), 0, 2)
-    for batch, expected in zip(staged(there, here, CPU), parts(), strict=True):
+    for batch, expected in zip(stage(there, here, CPU), parts(), strict=True):
         assert torch.equal(batch.rows.images, torch.from_numpy(expected.rows.images))
-    assert resident(there, CPU, 1.0) is there
+    assert keep_on_gpu(there, CPU, 1.0) is there
 
 
 def test_the_next_batch_is_read_while_one_is_in_use():
@@ -57,7 +57,7 @@ def test_the_next_batch_is_read_while_one_is_in_use():
             yield batch
 
     assert not second.is_set()
-    batches = staged(STREAMED, read(), CPU)
+    batches = stage(STREAMED, read(), CPU)
     next(batches)
     assert second.wait(10)
     batches.close()
@@ -68,14 +68,14 @@ def test_what_goes_wrong_in_reading_is_raised_where_the_batch_is_wanted():
         yield next(parts())
         raise OSError("torn")
 
-    batches = staged(STREAMED, read(), CPU)
+    batches = stage(STREAMED, read(), CPU)
     next(batches)
     with pytest.raises(OSError, match="torn"):
         next(batches)
 
 
 def test_an_epoch_that_is_left_early_leaves_no_thread():
-    batches = staged(STREAMED, parts(), CPU)
+    batches = stage(STREAMED, parts(), CPU)
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("read-ahead")]

@@ -9,15 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raysft.data.folders import Folders, files_lines
-from raysft.data.walk import Counts, image_files, readable
+from raysft.data.folders import Folders, describe_files
+from raysft.data.walk import FileCounts, list_images, readable
 from raysft.errors import DataError
 from tests.conftest import make_images
 
 
-def read(folder: Path) -> tuple[list[str], Counts]:
-    counts = Counts("D")
-    return [str(path.relative_to(folder)) for path in image_files(folder, counts)], counts
+def read(folder: Path) -> tuple[list[str], FileCounts]:
+    counts = FileCounts("D")
+    return [str(path.relative_to(folder)) for path in list_images(folder, counts)], counts
 
 
 def test_contents_decide_and_not_endings(tmp_path):
@@ -95,7 +95,7 @@ def test_an_image_in_two_splits_or_classes_is_pointed_out(tmp_path):
     (tmp_path / "test/ant/000.png").unlink()
     (tmp_path / "test/ant/000.png").symlink_to(tmp_path / "train/ant/000.png")
     os.link(tmp_path / "train/ant/001.png", tmp_path / "train/bee/x.png")
-    notes = Folders.of(tmp_path, None).notes
+    notes = Folders.find(tmp_path, None).notes
     assert "1 images of test are in train too, as links to the same files" in notes
     assert "1 images of train are in two classes, as links to the same files" in notes
 
@@ -108,7 +108,7 @@ def test_a_pipe_is_no_image(tmp_path):
 def test_file_names_that_are_not_utf8(tmp_path):
     make_images(tmp_path, {"ant": 5, "bee": 5})
     os.rename(tmp_path / "ant/000.png", os.fsencode(tmp_path) + b"/ant/caf\xe9.png")
-    found = Folders.of(tmp_path, None)
+    found = Folders.find(tmp_path, None)
     assert len(found.train) + len(found.test) == 10
     assert readable(os.fsdecode(b"caf\xe9\n\x1b[31m.png")) == r"caf\xe9\n\x1b[31m.png"
 
@@ -117,7 +117,7 @@ def test_images_outside_of_class_folders_are_counted(tmp_path):
     make_images(tmp_path, {"ant": 5, "bee": 5})
     Image.new("RGB", (8, 8)).save(tmp_path / "cover.png")
     (tmp_path / "README.md").write_text("about")
-    lines = files_lines(Folders.of(tmp_path, None).counts)
+    lines = describe_files(Folders.find(tmp_path, None).counts)
     assert lines == [
         "12 files seen, 10 used, 2 left out: 1 not images (.md), 1 outside of the class folders"
     ]
@@ -148,7 +148,7 @@ def test_sums_agree_for_any_tree(tmp_path, files):
         _write(root.joinpath(*folders), name, content)
     there = sum(len(names) for _, _, names in os.walk(root))
     try:
-        found = Folders.of(root, None)
+        found = Folders.find(root, None)
     except DataError:
         return
     used = sum(len(labelled) for labelled in found.splits.values())

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysft.data.imports import import_dataset
+from raysft.data.importer import import_dataset
 from raysft.deploy.bulk import Predictor, predict_all
 from raysft.deploy.image_sources import CHUNK_IMAGES, source_of
 from raysft.errors import UserError

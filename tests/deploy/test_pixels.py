@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from raysft.data.decoding import BEFORE, Decoding
+from raysft.data.decoding import LEGACY_DECODING, Decoding
 from raysft.data.shards import ImageSpec
 from raysft.deploy.export import export
 from raysft.deploy.image_sources import source_of
@@ -109,7 +109,7 @@ def test_a_model_of_before_ignores_transparency_as_it_did(model):
     del stored["decoding"], stored["resampling"]
     write_json(model / CARD, stored | {"format": 3})
     card = read_card(model)
-    assert (card.decoding, card.resampling) == (BEFORE, "bilinear")
+    assert (card.decoding, card.resampling) == (LEGACY_DECODING, "bilinear")
     written = io.BytesIO()
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(written, "PNG")
     served = Predictor(str(model), 10**6, 1, "cpu", None)._decoded("a.png", written.getvalue())

@@ -67,7 +67,7 @@ def whole(tmp_path_factory) -> Path:
     run = Run.create(Job(storage=str(root / "runs")), "r")
     source = split_sources(root / "D", manifest, 6, None, 0)
     kept = {name: read_split(source[name]) for name in ("train", "val")}
-    from raysft.data.ingest import Kept
+    from raysft.data.ingest import KeptSplit
 
     recipe = Recipe(
         Train(epochs=3, batch_size=8),
@@ -83,7 +83,7 @@ def whole(tmp_path_factory) -> Path:
     run_trial(
         recipe,
         tiny(3),
-        Splits(Kept(kept["train"]), Kept(kept["val"])),
+        Splits(KeptSplit(kept["train"]), KeptSplit(kept["val"])),
         ALONE,
         lambda known, last: history.append(known[-1]) or len(known) < 2,
         lambda *a: None,

@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse
 from raysft import console
 from raysft.console import Output
 from raysft.data.folders import Folders
-from raysft.data.images import NO_END, NOTES
-from raysft.data.names import MOST, clipped, first_names, readable, utf8
+from raysft.data.images import NO_END, QUIRKS
+from raysft.data.names import MAX_NAME_LENGTH, as_utf8, clipped, first_names, readable
 from raysft.data.samples import DARK
 from raysft.data.shards import read_manifest
 from raysft.deploy.bulk import Predicted, Predictor
@@ -104,13 +104,13 @@ def test_a_list_of_names_is_one_line_that_can_be_read():
     assert not NO_CONTROLS.search(first_names(NAMES, 99))
     assert "\n" not in first_names(NAMES, 99)
     assert first_names(["a, b", "c", " d", ""]) == '"a, b", c, " d", ""'
-    assert first_names(["x" * 300]) == "x" * (MOST - 1) + "…"
+    assert first_names(["x" * 300]) == "x" * (MAX_NAME_LENGTH - 1) + "…"
 
 
 def test_only_what_cannot_stand_in_a_document_is_changed():
-    assert [utf8(name) for name in NAMES] == list(NAMES)
-    assert utf8(os.fsdecode(b"caf\xe9\n")) == "caf\\xe9\n"
-    assert utf8("\ud83d") == "\\ud83d"
+    assert [as_utf8(name) for name in NAMES] == list(NAMES)
+    assert as_utf8(os.fsdecode(b"caf\xe9\n")) == "caf\\xe9\n"
+    assert as_utf8("\ud83d") == "\\ud83d"
     assert [readable(name) for name in ("👩‍🔬", "عربي", "猫", "[red]")] == [
         "👩‍🔬",
         "عربي",
@@ -174,7 +174,7 @@ def test_what_was_special_about_pixels_is_counted_under_predictions(shown):
     ]
     for as_json in (False, True):
         lines = shown(show_answers, answers, [], as_json)
-        assert lines[-2:] == [f"images {NOTES[NO_END]}: 1", f"images {NOTES[DARK]}: 2"]
+        assert lines[-2:] == [f"images {QUIRKS[NO_END]}: 1", f"images {QUIRKS[DARK]}: 2"]
 
 
 def test_dark_images_of_unknown_range_are_counted(tmp_path):
@@ -186,7 +186,7 @@ def test_dark_images_of_unknown_range_are_counted(tmp_path):
     dark, bright = (Given(name, folder / name) for name in ("dark.png", "bright.png"))
     assert [answer.notes for answer in classifier.answers([dark, bright])] == [(DARK,), ()]
     assert (
-        classifier.evaluate(tmp_path / "photos", "test")["notes"][-1] == f"images {NOTES[DARK]}: 1"
+        classifier.evaluate(tmp_path / "photos", "test")["notes"][-1] == f"images {QUIRKS[DARK]}: 1"
     )
 
 
@@ -316,7 +316,7 @@ def test_folders_of_any_name_are_shown(tmp_path, shown):
     names = [name for name in NAMES if 0 < len(name) < 250 and "/" not in name]
     for name in names:
         make_images(tmp_path / "photos", {name: 6})
-    found = Folders.of(tmp_path / "photos", None)
+    found = Folders.find(tmp_path / "photos", None)
     assert sorted(found.classes) == sorted(names)
     lines = shown(show_data, str(tmp_path / "photos"), None, False)
     table = lines[next(i for i, line in enumerate(lines) if line.startswith("class ")) :]

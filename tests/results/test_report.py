@@ -22,13 +22,13 @@ from raysft.data.shards import (
     ImageSpec,
     Manifest,
     Split,
-    columns,
     read_manifest,
     read_table,
+    unpack_rows,
     write_manifest,
     write_shard,
 )
-from raysft.data.walk import Counts
+from raysft.data.walk import FileCounts
 from raysft.errors import DataError, UserError
 from raysft.job import Job
 from raysft.records.run import Run, TrialRecord
@@ -317,7 +317,7 @@ def test_pictures_are_those_of_the_rows(made, page):
     data = Path(read_json(made.folder / "run.json")["data"]["path"])
     manifest, pixels = read_manifest(data), {}
     for file in manifest.splits["test"].files:
-        ids, images, _ = columns(read_table(data, file), manifest.image)
+        ids, images, _ = unpack_rows(read_table(data, file), manifest.image)
         pixels |= dict(zip(ids.tolist(), images, strict=True))
     worst = [mistake["id"] for mistake in figures(made.folder)["test"]["worst"]]
     shown = [p for p in page.pictures if p["section"] == "mistakes"]
@@ -588,7 +588,7 @@ def test_times_read_as_people_say_them(seconds, text):
 def test_how_the_data_was_read_is_in_the_report(tmp_path):
     run = make_run(tmp_path)
     manifest = read_manifest(tmp_path / "D")
-    counts = (Counts("D/ant", 9, 8, {"hidden or system files": 1}),)
+    counts = (FileCounts("D/ant", 9, 8, {"hidden or system files": 1}),)
     write_manifest(
         tmp_path / "D", replace(manifest, counts=counts, notes=("train from <b>Training</b>/",))
     )

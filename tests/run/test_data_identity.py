@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from raysft.data.colours import COMPOSITED, CONVERTED
-from raysft.data.decoding import BEFORE, Decoding
+from raysft.data.decoding import LEGACY_DECODING, Decoding
 from raysft.data.images import NO_END
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split
 from raysft.errors import DataError
@@ -28,7 +28,7 @@ def begun_with(manifest, **changes):
 
 
 def of_before(manifest):
-    return replace(manifest, image=replace(manifest.image, decoding=BEFORE), decoded={})
+    return replace(manifest, image=replace(manifest.image, decoding=LEGACY_DECODING), decoded={})
 
 
 def test_a_run_resumes_on_data_that_is_decoded_as_before(tmp_path):
@@ -59,7 +59,7 @@ def test_a_run_of_an_older_raysft_does_not_resume_on_other_pixels(tmp_path, key,
         compare(begun_with(now), of_before(now), tmp_path)
     raw = ImageSpec("raw", 8, 8, decoding=Decoding())  # whose fingerprint says all
     compare(
-        begun_with(replace(now, image=raw), decoding=BEFORE.document()),
+        begun_with(replace(now, image=raw), decoding=LEGACY_DECODING.document()),
         replace(now, image=raw),
         tmp_path,
     )

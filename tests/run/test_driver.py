@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from raysft.data.imports import import_dataset
+from raysft.data.importer import import_dataset
 from raysft.errors import DataError, JobError, ModelError, RunError, StorageFull
 from raysft.job import Job
 from raysft.job.plan import Node

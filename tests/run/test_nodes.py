@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from raysft.data.imports import import_dataset
+from raysft.data.importer import import_dataset
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.records.run import Run, read_trials

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysft.data.ingest import Kept, Rows
+from raysft.data.ingest import KeptSplit, Rows
 from raysft.data.preparation import Preparation
 from raysft.errors import Diverged
 from raysft.job.optimizers import NAMES
@@ -20,7 +20,7 @@ from raysft.train.team import Team
 from tests.tiny import tiny
 
 
-def rows(n: int, seed: int) -> Kept:
+def rows(n: int, seed: int) -> KeptSplit:
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
     images = (
@@ -28,7 +28,7 @@ def rows(n: int, seed: int) -> Kept:
         .clip(0, 255)
         .astype(np.uint8)
     )
-    return Kept(Rows(np.arange(n), images, labels))
+    return KeptSplit(Rows(np.arange(n), images, labels))
 
 
 TRAIN, VAL = rows(50, 0), rows(20, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from raysft.data.ingest import Kept, Rows
+from raysft.data.ingest import KeptSplit, Rows
 from raysft.data.preparation import Preparation
 from raysft.errors import JobError
 from raysft.job.recipe import Train
@@ -45,9 +45,9 @@ class Normalising(nn.Sequential):
         return super().forward(images)
 
 
-def rows(n: int) -> Kept:
+def rows(n: int) -> KeptSplit:
     images = np.random.default_rng(n).integers(0, 256, (n, 8, 8, 3), np.uint8)
-    return Kept(Rows(np.arange(n), images, np.arange(n) % 3))
+    return KeptSplit(Rows(np.arange(n), images, np.arange(n) % 3))
 
 
 def trial(folder: Path, net: nn.Module, n: int, workers: int = 1, **train) -> list[dict]:

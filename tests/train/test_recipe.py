@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from raysft.data.ingest import Kept, Rows
+from raysft.data.ingest import KeptSplit, Rows
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.errors import TrialError
@@ -29,13 +29,13 @@ HOW = Preparation((0.5,) * 3, (0.25,) * 3)
 CALM = {"flip": False, "crop_padding": 0}
 
 
-def rows(counts: tuple[int, ...], seed: int = 0, spread: float = 40) -> Kept:
+def rows(counts: tuple[int, ...], seed: int = 0, spread: float = 40) -> KeptSplit:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
     images = rng.normal(90 + 30 * labels[:, None, None, None], spread, (len(labels), 8, 8, 3)).clip(
         0, 255
     )
-    return Kept(Rows(np.arange(len(labels)), images.astype(np.uint8), labels))
+    return KeptSplit(Rows(np.arange(len(labels)), images.astype(np.uint8), labels))
 
 
 def small() -> nn.Module:
@@ -50,8 +50,8 @@ def head_of(net: nn.Module) -> str:
 def trained(
     folder: Path,
     net: nn.Module,
-    train: Kept | None = None,
-    val: Kept | None = None,
+    train: KeptSplit | None = None,
+    val: KeptSplit | None = None,
     features=None,
     **knobs,
 ) -> list[dict]:
@@ -133,7 +133,7 @@ def test_features_computed_once_give_the_same_numbers_as_images(tmp_path):
     knobs = {"freeze": "backbone", "epochs": 3}
     asked = []
 
-    def features(split: str) -> Kept | None:
+    def features(split: str) -> KeptSplit | None:
         asked.append(split)
         source = {"train": rows((20, 20, 20)), "val": rows((10, 10, 10), seed=1)}[split]
         return features_of(source, small(), "14", Preparer(HOW), ALONE, 1e9)

@@ -23,17 +23,17 @@ from raysft.data.decoding import (
     WHITE,
     Colour,
     Decoding,
-    Span,
-    decoding_of,
-    described,
-    hexadecimal,
-    settle,
-    stretched,
+    ValueSpan,
+    choose_ranges,
+    describe_ranges,
+    hex_colour,
+    parse_decoding,
+    warn_of_outliers,
 )
-from raysft.data.folders import names_text
-from raysft.data.images import NOTES, note_lines
+from raysft.data.folders import join_names
+from raysft.data.images import QUIRKS, describe_quirks
 from raysft.data.shards import (
-    FORMAT,
+    DATASET_FORMAT,
     MANIFEST,
     ImageSpec,
     Manifest,
@@ -43,8 +43,8 @@ from raysft.data.shards import (
     write_manifest,
     write_shard,
 )
-from raysft.data.sources import Listing, list_source, pixel_sums, spans_of
-from raysft.data.walk import Counts, readable
+from raysft.data.sources import Listing, list_source, pixel_sums, read_spans
+from raysft.data.walk import FileCounts, readable
 from raysft.errors import DataError
 from raysft.job.spec import Data
 from raysft.storage import Place, Remote, locked, place, remove, remove_file, sha256, write_text
@@ -52,7 +52,7 @@ from raysft.storage import Place, Remote, locked, place, remove, remove_file, sh
 RANGES = "ranges.json"  # of an import under way
 SPAN_FILES = 64  # whose values are looked at in one task
 
-Progress = Callable[[str, int, int], None]
+ImportProgress = Callable[[str, int, int], None]
 
 
 def cache_folder() -> Path:
@@ -64,7 +64,7 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else base.expanduser() / "raysft"
 
 
-def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Place:
+def ensure_dataset(data: Data, progress: ImportProgress, cache: Place | None = None) -> Place:
     """The folder of shards for the data a job names, imported on first use to `cache`, which every
     node must reach.
 
@@ -72,13 +72,15 @@ def dataset_of(data: Data, progress: Progress, cache: Place | None = None) -> Pl
     """
     if data.source == "shards":
         return place(data.path or "")
-    listing = listing_of(data.source, data.path, data.test_path, progress, data.background_rgb)
+    listing = download_and_list(
+        data.source, data.path, data.test_path, progress, data.background_rgb
+    )
     behind = (
         ""
         if data.background_rgb == WHITE
-        else f"-on{hexadecimal(data.background_rgb).replace('#', '-')}"
+        else f"-on{hex_colour(data.background_rgb).replace('#', '-')}"
     )
-    name = f"{data.source}-{data.on_bad_image}{behind}-{listing.fingerprint[:16]}-v{FORMAT}"
+    name = f"{data.source}-{data.on_bad_image}{behind}-{listing.fingerprint[:16]}-v{DATASET_FORMAT}"
     folder = (cache or cache_folder() / "datasets") / name
     if not (folder / MANIFEST).is_file():
         import_listing(listing, folder, data.on_bad_image, progress)
@@ -91,45 +93,49 @@ def import_dataset(
     out: Place,
     test: str | None,
     on_bad_image: Literal["fail", "skip"],
-    progress: Progress,
+    progress: ImportProgress,
     background: Colour = WHITE,
 ) -> Manifest:
     """Import a source into the folder `out`, which must not be there yet. Needs Ray; raises
     DataError.
     """
-    check_out(out)
+    refuse_existing(out)
     return import_listing(
-        listing_of(kind, path, test, progress, background), out, on_bad_image, progress
+        download_and_list(kind, path, test, progress, background), out, on_bad_image, progress
     )
 
 
-def check_out(out: Place) -> None:
+def refuse_existing(out: Place) -> None:
     """Raise DataError when there is something where a data set is to be made."""
     taken = (out / MANIFEST).is_file() if isinstance(out, Remote) else out.exists()
     if taken:
         raise DataError(str(out), "is there already", "remove it or give another --out")
 
 
-def fetch(kind: str, path: str | None, progress: Progress) -> None:
+def download_source(kind: str, path: str | None, progress: ImportProgress) -> None:
     """Download a source that has no path and is not here yet; raises DataError. Needs no Ray."""
     if kind == "cifar10" and path is None:
         cifar.download(cifar.locate(None, cache_folder()), progress)
 
 
-def listing_of(
-    kind: str, path: str | None, test: str | None, progress: Progress, background: Colour = WHITE
+def download_and_list(
+    kind: str,
+    path: str | None,
+    test: str | None,
+    progress: ImportProgress,
+    background: Colour = WHITE,
 ) -> Listing:
     """The listing of a source, downloaded first where that is needed; raises DataError.
 
     background: what is behind transparent pixels.
     """
-    fetch(kind, path, progress)
+    download_source(kind, path, progress)
     listing = list_source(kind, path, test, cache_folder())
     return replace(listing, image=replace(listing.image, decoding=Decoding(background)))
 
 
 def import_listing(
-    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress
+    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: ImportProgress
 ) -> Manifest:
     """Write all chunks as shards, then the manifest. What an interrupted import wrote is taken up
     again.
@@ -159,7 +165,7 @@ def _one_at_a_time(out: Place) -> Iterator[None]:
 
 
 def _import(
-    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: Progress
+    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: ImportProgress
 ) -> Manifest:
     if (out / MANIFEST).is_file():
         return read_manifest(out)
@@ -172,7 +178,7 @@ def _import(
     except DataError:
         remove(partial)  # nothing half-written where the images are wrong
         raise
-    for file in (*(note_path(partial / n["path"]) for n in done), partial / "source.json"):
+    for file in (*(record_path(partial / n["path"]) for n in done), partial / "source.json"):
         remove_file(file)
     if (partial / RANGES).is_file():
         remove_file(partial / RANGES)
@@ -184,7 +190,9 @@ def _import(
 
 def _prepare(partial: Place, listing: Listing, on_bad_image: str) -> None:
     """Keep the partial folder only if it was made from the same source in the same way."""
-    identity = json.dumps([FORMAT, listing.fingerprint, asdict(listing.image), on_bad_image])
+    identity = json.dumps(
+        [DATASET_FORMAT, listing.fingerprint, asdict(listing.image), on_bad_image]
+    )
     note = partial / "source.json"
     if partial.exists() and not (note.is_file() and note.read_text() == identity):
         remove(partial)
@@ -194,7 +202,7 @@ def _prepare(partial: Place, listing: Listing, on_bad_image: str) -> None:
     write_text(note, identity)
 
 
-def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listing:
+def _with_ranges(partial: Place, listing: Listing, progress: ImportProgress) -> Listing:
     """The listing with the range of each kind of sample of more than 8 bits, which all shards have
     in common.
 
@@ -204,7 +212,7 @@ def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listin
     note = partial / RANGES
     if note.is_file():
         stored = json.loads(note.read_text())
-        return _ranged(listing, decoding_of(stored), stored.get("notes", ()))
+        return _ranged(listing, parse_decoding(stored), stored.get("notes", ()))
     files = [
         file
         for chunks in listing.chunks.values()
@@ -214,7 +222,7 @@ def _with_ranges(partial: Place, listing: Listing, progress: Progress) -> Listin
     if not files:
         return listing
     spans = list(_spans(files, listing.everywhere, progress))
-    found, told = replace(how, ranges=settle(spans)), stretched(spans)
+    found, told = replace(how, ranges=choose_ranges(spans)), warn_of_outliers(spans)
     write_text(note, json.dumps(found.document() | {"notes": told}))
     return _ranged(listing, found, told)
 
@@ -225,7 +233,7 @@ def _ranged(listing: Listing, how: Decoding, told: Sequence[str]) -> Listing:
     )
 
 
-def _spans(files: list[str], everywhere: bool, progress: Progress) -> Iterator[Span]:
+def _spans(files: list[str], everywhere: bool, progress: ImportProgress) -> Iterator[ValueSpan]:
     """The values that the images hold, read on all CPUs."""
     import ray.data
 
@@ -237,12 +245,12 @@ def _spans(files: list[str], everywhere: bool, progress: Progress) -> Iterator[S
     for row in tasks.map(_spans_of_group, num_cpus=0, **_where(everywhere)).iter_rows():
         done += row["files"]
         progress("look for the range of values", done, len(files))
-        yield from (Span(**span) for span in json.loads(row["spans"]))
+        yield from (ValueSpan(**span) for span in json.loads(row["spans"]))
 
 
 def _spans_of_group(row: dict[str, Any]) -> dict[str, Any]:
     files = pickle.loads(row["files"])
-    return {"files": len(files), "spans": json.dumps([asdict(span) for span in spans_of(files)])}
+    return {"files": len(files), "spans": json.dumps([asdict(span) for span in read_spans(files)])}
 
 
 def _where(everywhere: bool) -> dict[str, Any]:
@@ -254,7 +262,7 @@ def _where(everywhere: bool) -> dict[str, Any]:
 
 
 def _write_all(
-    partial: Place, listing: Listing, on_bad_image: str, progress: Progress
+    partial: Place, listing: Listing, on_bad_image: str, progress: ImportProgress
 ) -> list[dict[str, Any]]:
     """One note a shard: split, path, rows, sha256, sums of pixels, bad files."""
     import ray.data
@@ -307,7 +315,7 @@ def _here() -> Any:
 def _bad_image(bad: Sequence[tuple[str, str]]) -> DataError:
     file, what = bad[0]
     others = [readable(other) for other, _ in bad[1:]]
-    also = f"; so are {names_text(others)}" if others else ""
+    also = f"; so are {join_names(others)}" if others else ""
     return DataError(
         readable(file), what + also, "repair or remove them, or set data.on_bad_image to skip"
     )
@@ -337,11 +345,11 @@ def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dic
     if total is None or squares is None:
         total, squares = pixel_sums(rows.images)
     note |= {"pixel_sum": list(total), "pixel_square_sum": list(squares)}
-    write_text(note_path(path), json.dumps(note))
+    write_text(record_path(path), json.dumps(note))
     return {"note": json.dumps(note)}
 
 
-def note_path(shard: Place) -> Place:
+def record_path(shard: Place) -> Place:
     """Where the note of a finished shard lies until the import is complete."""
     return shard.parent / f"{shard.name.partition('.')[0]}.json"
 
@@ -349,7 +357,7 @@ def note_path(shard: Place) -> Place:
 def _note_of(path: Place) -> dict[str, Any] | None:
     """The note of a shard that an earlier, interrupted import finished."""
     try:
-        note = json.loads(note_path(path).read_text())
+        note = json.loads(record_path(path).read_text())
         return note if sha256(path) == note["sha256"] else None
     except (OSError, ValueError, KeyError):
         return None
@@ -369,7 +377,7 @@ def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
     spread = np.sqrt(np.maximum(_total(train, "pixel_square_sum") / rows - mean**2, 0))
     std = np.where(spread > 0, spread, 1.0)  # a channel without any variation is only shifted
     decoded = {
-        key: count for key in NOTES if (count := sum(n["decoded"].get(key, 0) for n in notes))
+        key: count for key in QUIRKS if (count := sum(n["decoded"].get(key, 0) for n in notes))
     }
     bad = [file for n in notes for file in n["bad"]]
     manifest = Manifest(
@@ -382,18 +390,18 @@ def _manifest(listing: Listing, notes: list[dict[str, Any]]) -> Manifest:
         notes=(
             *listing.notes,
             *_emptied(listing, notes),
-            *pixel_lines(listing.image.decoding, decoded),
+            *describe_pixels(listing.image.decoding, decoded),
         ),
         decoded=decoded,
     )
 
 
-def pixel_lines(how: Decoding, decoded: dict[str, int]) -> list[str]:
+def describe_pixels(how: Decoding, decoded: dict[str, int]) -> list[str]:
     """What was done to pixels, in words."""
-    return [*described(how), *note_lines(decoded, how)]
+    return [*describe_ranges(how), *describe_quirks(decoded, how)]
 
 
-def _with_unreadable(listing: Listing, bad: Sequence[tuple[str, str]]) -> tuple[Counts, ...]:
+def _with_unreadable(listing: Listing, bad: Sequence[tuple[str, str]]) -> tuple[FileCounts, ...]:
     """The counts of the listing, with the images that turned out to be unreadable among those left
     out.
     """
@@ -426,12 +434,12 @@ def _emptied(listing: Listing, notes: list[dict[str, Any]]) -> list[str]:
         if lost and split == "train":
             raise DataError(
                 listing.where,
-                f"has no readable training image of {names_text(lost)}",
+                f"has no readable training image of {join_names(lost)}",
                 "repair the images, or remove the folder",
             )
         if lost:
             found.append(
-                f"{split} has no readable image of {names_text(lost)}: its metrics are over the "
+                f"{split} has no readable image of {join_names(lost)}: its metrics are over the "
                 "other classes"
             )
     return found
