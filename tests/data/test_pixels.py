@@ -570,7 +570,7 @@ def test_bombs_are_refused_before_they_fill_the_memory(content, why):
 @pytest.mark.parametrize("limit", [None, 1000])
 def test_the_size_in_the_header_of_a_tiff_is_looked_at(limit, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    monkeypatch.setattr(samples, "MOST_PIXELS", 2000)
+    monkeypatch.setattr(samples, "MAX_PIXELS", 2000)
     assert (
         peak_of_refusal(
             tiff(np.zeros((2048, 2048, 3), np.uint16), photometric="rgb", compression="zlib"),
