@@ -61,13 +61,13 @@ RunName = Annotated[
 
 def _address(context: typer.Context, parameter: typer.CallbackParam, given: str | None) -> Any:
     """The dashboard that is meant, a raysft.cluster.address.Address; None for this machine."""
-    from raysft.cluster.address import address_of
+    from raysft.cluster.address import parse_address
 
     source = context.get_parameter_source(parameter.name or "")
     from_environment = source is not None and source.name == "ENVIRONMENT"
     if from_environment and context.info_name == "predict" and context.params.get("out") is None:
         return None  # a few files are predicted here, whatever the environment says of a cluster
-    return address_of(given, from_environment)
+    return parse_address(given, from_environment)
 
 
 Address = Annotated[
@@ -305,13 +305,13 @@ def report(
     """
     from raysft.records.run import find_run
     from raysft.results.report import figures, write_report
-    from raysft.storage import place
+    from raysft.storage import storage_path
 
     folder = find_run(run)
     if as_json:
         _output().json(figures(folder))
     else:
-        _output().line(str(write_report(folder, place(out) if out else None)))
+        _output().line(str(write_report(folder, storage_path(out) if out else None)))
 
 
 @app.command(epilog="Example: raysft logs quickstart-20261124-101500 --follow")
@@ -406,9 +406,11 @@ def evaluate(
     """
     from raysft.display.predictions import show_scores
     from raysft.results.predict import Classifier
-    from raysft.storage import place
+    from raysft.storage import storage_path
 
-    scores = Classifier(place(model), trust_code=trust_code).evaluate(place(data), split)
+    scores = Classifier(storage_path(model), trust_code=trust_code).evaluate(
+        storage_path(data), split
+    )
     if as_json:
         _output().json({"model": model, "data": data} | scores)
     else:
@@ -461,10 +463,10 @@ def predict(
     from raysft.display.answers import show_answers
     from raysft.results.image_files import images_given
     from raysft.results.predict import Classifier
-    from raysft.storage import place
+    from raysft.storage import storage_path
 
     given, counted = images_given(images)
-    classifier = Classifier(place(model), trust_code=trust_code)
+    classifier = Classifier(storage_path(model), trust_code=trust_code)
     if show_answers(
         classifier.answers(given), counted, as_json, _output(), classifier.card.decoding
     ):
@@ -590,14 +592,14 @@ def export(
     from raysft.console import Watcher
     from raysft.deploy.export import export as make
     from raysft.display.predictions import export_lines
-    from raysft.storage import place
+    from raysft.storage import storage_path
 
     with Watcher(_output(), "", shown=not as_json) as watcher:
         made = make(
-            place(model),
+            storage_path(model),
             kind,
-            place(out) if out else None,
-            place(data) if data else None,
+            storage_path(out) if out else None,
+            storage_path(data) if data else None,
             watcher.progress,
             trust_code,
         )

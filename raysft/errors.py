@@ -108,7 +108,7 @@ class Diverged(TrialError):
     """A trial whose loss is not a number any more."""
 
 
-def in_words(error: BaseException, line: int = 0) -> str:
+def describe_error(error: BaseException, line: int = 0) -> str:
     """Kind and one line of an error of someone else: its first line, or its last (-1) where Ray
     carried it over.
     """

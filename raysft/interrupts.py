@@ -33,16 +33,16 @@ def listen() -> None:
     signal.signal(signal.SIGALRM, _interrupt)
 
 
-def heard() -> None:
+def acknowledge() -> None:
     """Raise it no more: the clean-up has begun."""
     if threading.current_thread() is threading.main_thread():
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def ignoring_interrupts() -> Iterator[None]:
     """Keep a further Ctrl-C from interrupting the clean-up of the first."""
-    heard()
+    acknowledge()
     if threading.current_thread() is not threading.main_thread():
         yield
         return

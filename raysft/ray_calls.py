@@ -20,12 +20,12 @@ LINES = 3
 _logs = [Path("/tmp/ray/session_latest/logs")]
 
 
-def keep_logs_in(folder: Path) -> None:
+def set_log_folder(folder: Path) -> None:
     """Say where a Ray of our own has its files."""
     _logs[0] = folder / "session_latest/logs"
 
 
-def answered(reference: Any) -> Any:
+def first_result(reference: Any) -> Any:
     """The result of the first call to a process of Ray; raises RunError where that does not
     start.
     """
@@ -34,21 +34,22 @@ def answered(reference: Any) -> Any:
     except GetTimeoutError:
         raise RunError(
             "Ray",
-            f"has started no process that answers within {START_SECONDS:g} seconds{last_lines()}",
+            f"has started no process that answers within {START_SECONDS:g} seconds"
+            f"{last_worker_output()}",
             f"see the logs in {_logs[0]}",
         ) from None
 
 
-def check_starts() -> None:
+def check_processes_start() -> None:
     """Raise RunError where no process of Ray starts; Ray Data would wait for one without end."""
-    answered(ray.remote(num_cpus=0)(_nothing).remote())
+    first_result(ray.remote(num_cpus=0)(_nothing).remote())
 
 
 def _nothing() -> None:
     pass
 
 
-def last_lines() -> str:
+def last_worker_output() -> str:
     """What Ray's youngest worker with something to say has said last, to be put at the end of a
     sentence.
     """

@@ -19,7 +19,7 @@ def start_coordinator() -> Any:
     return get_or_create_autoscaling_coordinator()
 
 
-def look_at_nodes(coordinator: Any) -> None:
+def recount_nodes(coordinator: Any) -> None:
     """Have the coordinator count the nodes now; by itself it does so every 20 seconds.
 
     Until then it lets an elastic slot start workers on a node that is dead, which fails after a
@@ -28,7 +28,7 @@ def look_at_nodes(coordinator: Any) -> None:
     coordinator.get_reserved_resources.remote("raysft", recompute=True)
 
 
-def machine_is_going() -> bool:
+def preemption_announced() -> bool:
     """In a worker: whether Ray Train has heard that a machine of this worker group will be taken
     away.
 

@@ -41,7 +41,7 @@ def _is_current(entry: str) -> bool:
 
 
 @contextmanager
-def from_nowhere(folder: Path) -> Iterator[None]:
+def empty_current_folder(folder: Path) -> Iterator[None]:
     """Let `ray.init` see an empty folder as the current one, and no script.
 
     Ray puts both the current folder and that of the script before everything else in its workers'

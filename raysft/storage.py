@@ -30,7 +30,7 @@ READ_ATTEMPTS = 20
 CHECKSUM = "checksum"
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that no space is left, or none that this user may fill.
 
     The library of safetensors has no OSError of its own for it, and says it in words.
@@ -42,15 +42,15 @@ def is_full(error: BaseException) -> bool:
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemotePath:
     """A place on an object store, for example s3://bucket/folder; has of `Path` what raysft
     uses.
     """
 
     uri: str
 
-    def __truediv__(self, name: str | Path) -> Remote:
-        return Remote(f"{self.uri.rstrip('/')}/{name}")
+    def __truediv__(self, name: str | Path) -> RemotePath:
+        return RemotePath(f"{self.uri.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
         return self.uri
@@ -60,8 +60,8 @@ class Remote:
         return self.uri.rstrip("/").rpartition("/")[2]
 
     @property
-    def parent(self) -> Remote:
-        return Remote(self.uri.rstrip("/").rpartition("/")[0])
+    def parent(self) -> RemotePath:
+        return RemotePath(self.uri.rstrip("/").rpartition("/")[0])
 
     @property
     def fs(self) -> Any:
@@ -105,14 +105,14 @@ class Remote:
         with self.fs.open_output_stream(self.key) as file:
             file.write(content)
 
-    def iterdir(self) -> Iterator[Remote]:
+    def iterdir(self) -> Iterator[RemotePath]:
         from pyarrow.fs import FileSelector
 
         for info in self.fs.get_file_info(FileSelector(self.key, allow_not_found=True)):
             yield self / info.base_name
 
 
-Place = Path | Remote
+StoragePath = Path | RemotePath
 
 
 @functools.lru_cache
@@ -129,22 +129,22 @@ def _file_system(uri: str) -> tuple[Any, str]:
         ) from None
 
 
-def place(text: str | Path) -> Place:
+def storage_path(text: str | Path) -> StoragePath:
     """The place that a job or a person names: a URI, or a folder, made absolute."""
-    return Remote(str(text)) if "://" in str(text) else Path(text).expanduser().resolve()
+    return RemotePath(str(text)) if "://" in str(text) else Path(text).expanduser().resolve()
 
 
-def write_bytes(target: Place, content: bytes) -> None:
+def write_bytes(target: StoragePath, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    if isinstance(target, Remote):
+    if isinstance(target, RemotePath):
         target.write_bytes(content)
         return
-    with made_beside(target) as beside:
+    with atomic_file(target) as beside:
         beside.write_bytes(content)
 
 
 @contextmanager
-def made_beside(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary file that becomes `target` in the end, and is removed where something went wrong.
 
     On a full disk a half-written one would keep the room that others need to say how they ended.
@@ -159,12 +159,12 @@ def made_beside(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(target: Place, text: str) -> None:
+def write_text(target: StoragePath, text: str) -> None:
     """Write a small text file, whole or not at all."""
     write_bytes(target, text.encode())
 
 
-def write_json(target: Place, document: Mapping[str, Any]) -> None:
+def write_json(target: StoragePath, document: Mapping[str, Any]) -> None:
     """Write a JSON file with a checksum of its content in it, whole or not at all."""
     write_text(target, _with_checksum(document))
 
@@ -191,7 +191,7 @@ def _with_checksum(document: Mapping[str, Any]) -> str:
     return json.dumps(whole, indent=1) + "\n"
 
 
-def read_json(file: Place) -> dict[str, Any]:
+def read_json(file: StoragePath) -> dict[str, Any]:
     """What `write_json` has written.
 
     Raises FileNotFoundError, OSError, and ValueError where it is not what was written.
@@ -211,7 +211,7 @@ def _checksum(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def make_folder(folder: Place) -> None:
+def make_folder(folder: StoragePath) -> None:
     """A new folder with its parents; raises FileExistsError where there is one. Object stores need
     none.
     """
@@ -221,7 +221,7 @@ def make_folder(folder: Place) -> None:
         raise FileExistsError(str(folder))
 
 
-def remove(target: Place) -> None:
+def remove_folder(target: StoragePath) -> None:
     """Remove a folder with all that it holds, if it is there."""
     if isinstance(target, Path):
         shutil.rmtree(target, ignore_errors=True)
@@ -229,7 +229,7 @@ def remove(target: Place) -> None:
         target.fs.delete_dir(target.key)
 
 
-def remove_file(file: Place) -> None:
+def remove_file(file: StoragePath) -> None:
     """Remove one file."""
     if isinstance(file, Path):
         file.unlink()
@@ -237,7 +237,7 @@ def remove_file(file: Place) -> None:
         file.fs.delete_file(file.key)
 
 
-def touch(file: Place) -> None:
+def touch(file: StoragePath) -> None:
     """Have a file changed now, by the clock of the storage; made where it is not there. A full disk
     has room for it.
     """
@@ -247,7 +247,7 @@ def touch(file: Place) -> None:
         file.write_bytes(b"\n")
 
 
-def changed_at(file: Place) -> float | None:
+def modified_at(file: StoragePath) -> float | None:
     """When a file was changed, in seconds of the epoch by the clock of the storage; None where
     there is none.
     """
@@ -259,22 +259,22 @@ def changed_at(file: Place) -> float | None:
     return info.mtime_ns / 1e9 if info.is_file else None
 
 
-def clock_of(folder: Place) -> float:
+def storage_time(folder: StoragePath) -> float:
     """What time it is for the storage that a folder lies in, in seconds of the epoch; raises
     OSError.
     """
     probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
     touch(probe)
     try:
-        return changed_at(probe) or time.time()
+        return modified_at(probe) or time.time()
     finally:
         remove_file(probe)
 
 
-def put_folder(local: Path, target: Place, last: str) -> None:
+def put_folder(local: Path, target: StoragePath, last: str) -> None:
     """Move a local folder of files to `target`; it is complete once the file `last` is there."""
     if isinstance(target, Path):
-        remove(target)
+        remove_folder(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(local, target)
         return
@@ -283,10 +283,10 @@ def put_folder(local: Path, target: Place, last: str) -> None:
     shutil.rmtree(local)
 
 
-def put_file(local: Path, target: Place) -> None:
+def put_file(local: Path, target: StoragePath) -> None:
     """Copy a local file."""
     if isinstance(target, Path):
-        with made_beside(target) as beside:
+        with atomic_file(target) as beside:
             shutil.copyfile(local, beside)
         return
     with local.open("rb") as source, target.fs.open_output_stream(target.key) as sink:
@@ -294,7 +294,7 @@ def put_file(local: Path, target: Place) -> None:
 
 
 @contextmanager
-def local_copy(file: Place) -> Iterator[Path]:
+def local_copy(file: StoragePath) -> Iterator[Path]:
     """A file as one on this machine's disk."""
     if isinstance(file, Path):
         yield file
@@ -307,7 +307,7 @@ def local_copy(file: Place) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_beside(folder: Place) -> Iterator[Path]:
+def scratch_beside(folder: StoragePath) -> Iterator[Path]:
     """An empty local folder for what `put_folder` will move to `folder`: on the same disk where
     that is one.
     """
@@ -349,7 +349,7 @@ def locked(lock: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def sha256(file: Place) -> str:
+def sha256(file: StoragePath) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with (

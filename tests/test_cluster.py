@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysft.cluster.messages import decode, messages, summary
+from raysft.cluster.messages import decode, messages, summarize
 from raysft.entrypoints.train import shared_storage
 from raysft.errors import UserError
 from raysft.job import load_job
@@ -501,6 +501,6 @@ def test_a_run_waits_for_the_nodes_of_an_autoscaler(home, job, tmp_path, monkeyp
         rest, _ = run.communicate(timeout=180)
     finally:
         machines.shutdown()
-    seen = summary(messages(rest))
+    seen = summarize(messages(rest))
     assert (seen.status, seen.errors) == ("done", [])
     assert seen.results is not None

@@ -16,7 +16,7 @@ def listening(monkeypatch):
     monkeypatch.setattr(interrupts, "AGAIN_SECONDS", 0.05)
     interrupts.listen()
     yield
-    interrupts.heard()
+    interrupts.acknowledge()
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
@@ -38,7 +38,7 @@ def test_an_interrupt_that_was_dropped_comes_again(listening):
 def test_a_clean_up_is_left_in_peace(listening, number):
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
-    with interrupts.undisturbed():
+    with interrupts.ignoring_interrupts():
         os.kill(os.getpid(), number)
         time.sleep(0.2)
     time.sleep(0.1)

@@ -18,7 +18,14 @@ from raysft.records.owner import beating, heard_ago
 from raysft.records.run import INFO, Run, results_of
 from raysft.results.predict import Classifier
 from raysft.results.report import write_report
-from raysft.storage import place, put_folder, read_json, remove, scratch_beside, write_text
+from raysft.storage import (
+    put_folder,
+    read_json,
+    remove_folder,
+    scratch_beside,
+    storage_path,
+    write_text,
+)
 from tests.conftest import make_images
 from tests.results.made import make_run
 
@@ -50,19 +57,19 @@ def s3():
 
 
 def test_a_folder_is_complete_once_its_last_file_is_there(s3, tmp_path):
-    target = place(f"{s3}/folder/model")
+    target = storage_path(f"{s3}/folder/model")
     with scratch_beside(target) as scratch:
         (scratch / "a.json").write_text("{}")
         (scratch / "weights").write_bytes(b"123")
         put_folder(scratch, target, last="a.json")
     assert {p.name for p in target.iterdir()} == {"a.json", "weights"}
     assert (target / "weights").read_bytes() == b"123"
-    remove(target)
+    remove_folder(target)
     assert not target.exists()
 
 
 def test_a_file_that_is_replaced_again_and_again_is_never_read_in_part(s3):
-    file = place(f"{s3}/changing.json")
+    file = storage_path(f"{s3}/changing.json")
     write_text(file, "[0]")
     stop = threading.Event()
 
@@ -84,7 +91,7 @@ def test_a_file_that_is_replaced_again_and_again_is_never_read_in_part(s3):
 
 
 def test_a_run_gives_signs_of_life_that_are_dated_by_the_store(s3):
-    folder = place(f"{s3}/run/r")
+    folder = storage_path(f"{s3}/run/r")
     assert heard_ago(folder, INFO, exact=True) is None
     with beating(folder):
         heard = heard_ago(folder, INFO, exact=True)
@@ -100,7 +107,7 @@ def test_a_bucket_that_is_not_there_is_one_line(s3):
     with pytest.raises(UserError, match="cannot be written"):
         Run.create(Job(storage="s3://nobody/runs"), "r")
     with pytest.raises(UserError, match="is not a place that can be reached"):
-        place("nothing://x/y").exists()
+        storage_path("nothing://x/y").exists()
 
 
 def test_a_data_set_is_imported_restarted_and_read(
@@ -109,7 +116,7 @@ def test_a_data_set_is_imported_restarted_and_read(
     # A Ray that was started before does not know the server: its workers have the environment of
     # its start.
     monkeypatch.setattr("raysft.data.sources.SHARD_ROWS", 10)
-    out = place(f"{s3}/data/D")
+    out = storage_path(f"{s3}/data/D")
 
     class Stop(Exception):
         pass
@@ -157,28 +164,36 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     run = f"{s3}/run/runs/r"
     results = results_of(run)
     assert len(results["trials"]) == 2
-    scores = Classifier(place(run), trust_code=True).evaluate(place(f"{s3}/run/D"), "test")
+    scores = Classifier(storage_path(run), trust_code=True).evaluate(
+        storage_path(f"{s3}/run/D"), "test"
+    )
     assert scores["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
     assert json.loads(call("list", "--storage", f"{s3}/run/runs", "--json"))[0]["status"] == "done"
-    events = [p for t in ("t0", "t1") for p in (place(run) / "tensorboard" / t).iterdir()]
+    events = [p for t in ("t0", "t1") for p in (storage_path(run) / "tensorboard" / t).iterdir()]
     assert [
         p.name.startswith("events.out.tfevents") and len(p.read_bytes()) > 1000 for p in events
     ] == [True, True]
-    known = read_json(place(run) / "tracking.json")["tensorboard"]["trials"]
+    known = read_json(storage_path(run) / "tracking.json")["tensorboard"]["trials"]
     assert known == {t: {"epochs": 2, "ended": True} for t in ("t0", "t1")}
     left = {
-        p.name for t in ("t0", "t1") for p in (place(run) / f"trials/{t}/checkpoints").iterdir()
+        p.name
+        for t in ("t0", "t1")
+        for p in (storage_path(run) / f"trials/{t}/checkpoints").iterdir()
     }
     assert left  # those of the best trial alone
     other = next(t["trial"] for t in results["trials"] if t["trial"] != results["best"]["trial"])
-    assert not (place(run) / f"trials/{other}/checkpoints").exists()
-    made = export(place(run), "safetensors", None, None, lambda *a: None, trust_code=True)
+    assert not (storage_path(run) / f"trials/{other}/checkpoints").exists()
+    made = export(storage_path(run), "safetensors", None, None, lambda *a: None, trust_code=True)
     assert made["checked"]["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
-    assert {p.name for p in (place(run) / "export-safetensors").iterdir()} == {
+    assert {p.name for p in (storage_path(run) / "export-safetensors").iterdir()} == {
         "export.json",
         "model.safetensors",
     }
-    assert (place(run) / "model/README.md").read_text().startswith("---\nlibrary_name: raysft\n")
+    assert (
+        (storage_path(run) / "model/README.md")
+        .read_text()
+        .startswith("---\nlibrary_name: raysft\n")
+    )
 
 
 def test_a_report_of_a_run_on_an_object_store_lies_beside_it(s3, tmp_path):

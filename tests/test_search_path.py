@@ -12,7 +12,7 @@ import yaml
 from raysft import ray_calls as answers
 from raysft import search_path
 from raysft.errors import RunError
-from raysft.search_path import current_folder_last, from_nowhere
+from raysft.search_path import current_folder_last, empty_current_folder
 from tests.conftest import make_images
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_a_folder_with_raysft_itself_stays_where_it_is(monkeypatch):
 
 def test_while_ray_starts_there_is_no_current_folder_and_no_script(here, tmp_path):
     script = sys.argv[0]
-    with from_nowhere(tmp_path / "nowhere"):
+    with empty_current_folder(tmp_path / "nowhere"):
         assert Path.cwd() == tmp_path / "nowhere"
         assert sys.argv[0] == ""
     assert (Path.cwd(), sys.argv[0]) == (here, script)
@@ -112,4 +112,4 @@ def test_a_process_that_never_starts_is_not_waited_for_without_end(monkeypatch, 
     (tmp_path / "worker-2.err").write_text("\n")
     told = r"within 0\.2 seconds; worker-1\.err ends: two \| ImportError: three \| four; see"
     with pytest.raises(RunError, match=told):
-        answers.answered(ray.remote(resources={"nothing has it": 1})(answers._nothing).remote())
+        answers.first_result(ray.remote(resources={"nothing has it": 1})(answers._nothing).remote())

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from raysft.backends.local import watch_here
-from raysft.cluster.messages import Reporter, decode, summary
+from raysft.cluster.messages import Reporter, decode, summarize
 from raysft.display.watch import changes, curve_text, headline, picture
 from raysft.job import Job
 from raysft.job.plan import RunPlan, Slot
@@ -251,7 +251,7 @@ def test_events_of_a_cluster_tell_running_trials_and_each_epoch_once(monkeypatch
         trial.history = epochs(*[0.1 * n for n in range(1, number + 1)])
         reporter.status({"at": number, "teams": []}, [trial, waiting])
     assert sum(line.count('"epoch"') for line in lines) == 3
-    seen = summary(message for line in lines if (message := decode(line.rstrip("\n"))))
+    seen = summarize(message for line in lines if (message := decode(line.rstrip("\n"))))
     assert seen.progress == {"at": 3, "teams": []}
     assert seen.trials == {"t0": trial}
 

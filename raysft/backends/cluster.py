@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raysft.cluster.address import Address
-from raysft.cluster.jobs import GIVE_UP_SECONDS, Cluster, ClusterRun, minutes
-from raysft.cluster.messages import Message, Seen, decode, summary
+from raysft.cluster.jobs import GIVE_UP_SECONDS, ClusterClient, ClusterRun, minutes
+from raysft.cluster.messages import Message, RunSummary, decode, summarize
 from raysft.console import Output, Watcher
 from raysft.display.results import show_outcome
 from raysft.errors import JobErrors, UserError
@@ -35,7 +35,7 @@ def submit_to(
     job = load_job(job_file, overrides)
     name = name or new_name(job)
     Run.check_name(name)
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     run_id = cluster.submit(job, name)
     _go(cluster, name, run_id, detach, output)
 
@@ -54,7 +54,7 @@ def resume_on(
     overrides: where its files are by now.
     """
     places = places_of(overrides)
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     folder, name = name, name.rstrip("/").rpartition("/")[2]
     attempts = cluster.attempts(name)
     if not attempts and "/" not in folder:
@@ -75,10 +75,10 @@ def resume_on(
     _go(cluster, name, run_id, detach, output)
 
 
-def _job_of(cluster: Cluster, name: str, attempts: Sequence[ClusterRun]) -> Job:
+def _job_of(cluster: ClusterClient, name: str, attempts: Sequence[ClusterRun]) -> Job:
     """The job that a run has told; an attempt that found no data, say, has told none."""
     for attempt in attempts:
-        if (job := summary(cluster.messages(attempt)).job) is not None:
+        if (job := summarize(cluster.messages(attempt)).job) is not None:
             return load_text(job, name)
     raise UserError(
         name,
@@ -96,7 +96,7 @@ def _moved(job: Job, places: dict[str, str], workers: int | list[int] | None) ->
     return with_places(with_workers(job, workers), storage, "--set")
 
 
-def _go(cluster: Cluster, name: str, run_id: str, detach: bool, output: Output) -> None:
+def _go(cluster: ClusterClient, name: str, run_id: str, detach: bool, output: Output) -> None:
     if detach:
         output.line(name)
         return
@@ -106,15 +106,15 @@ def _go(cluster: Cluster, name: str, run_id: str, detach: bool, output: Output) 
     follow(cluster, name, run_id, output)
 
 
-def follow(cluster: Cluster, name: str, run_id: str, output: Output) -> None:
+def follow(cluster: ClusterClient, name: str, run_id: str, output: Output) -> None:
     """Show a run as it goes on, until it has ended; raises what it ended with."""
-    seen = Seen()
+    seen = RunSummary()
     try:
         with Watcher(output, "val_accuracy") as watcher:
             watcher.starting()
             for line in cluster.follow(run_id, losses(output)):
                 if (message := decode(line)) is not None:
-                    seen.take(message)
+                    seen.add(message)
                     _show(message, seen, watcher)
     except KeyboardInterrupt:
         output.warning(
@@ -133,7 +133,7 @@ def losses(output: Output) -> Callable[[str], None]:
     )
 
 
-def _show(message: Message, seen: Seen, watcher: Watcher) -> None:
+def _show(message: Message, seen: RunSummary, watcher: Watcher) -> None:
     payload = message.payload
     if message.kind == "plan":
         watcher.metric = seen.metric
@@ -151,7 +151,7 @@ def _show(message: Message, seen: Seen, watcher: Watcher) -> None:
         )
 
 
-def _end(cluster: Cluster, name: str, run_id: str, seen: Seen, output: Output) -> None:
+def _end(cluster: ClusterClient, name: str, run_id: str, seen: RunSummary, output: Output) -> None:
     if seen.errors:
         raise seen.errors[0] if len(seen.errors) == 1 else JobErrors(seen.errors)  # type: ignore[arg-type]
     if seen.results is not None:
@@ -176,18 +176,18 @@ def run_rows(address: Address) -> list[dict[str, Any]]:
             "started": _clock(run.started),
             "ended": _clock(run.ended),
         }
-        for run in Cluster(address).runs()
+        for run in ClusterClient(address).runs()
     ]
 
 
 def run_status(address: Address, name: str) -> dict[str, Any]:
     """How far a run of a cluster is, with its trials."""
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     run = cluster.run(name)
-    return status_document(run, summary(cluster.messages(run)))
+    return status_document(run, summarize(cluster.messages(run)))
 
 
-def status_document(run: ClusterRun, seen: Seen) -> dict[str, Any]:
+def status_document(run: ClusterRun, seen: RunSummary) -> dict[str, Any]:
     """How far a run is by its events, in the form of a run directory's status."""
     trials = [
         record.row(seen.metric) | {"history": record.history} for record in seen.trials.values()
@@ -213,13 +213,15 @@ def plan_on(
     """What a job would run on a cluster: its plan as a document and as lines."""
     job = load_job(job_file, overrides)
     command = "raysft.entrypoints.plan job.yaml" + (" --measure" if timed else "")
-    return Cluster(address).ask(command, {"job.yaml": dump_job(job)}, "planned", losses(output))
+    return ClusterClient(address).ask(
+        command, {"job.yaml": dump_job(job)}, "planned", losses(output)
+    )
 
 
 def examine(address: Address, storage: str, output: Output) -> list[dict[str, Any]]:
     """What the doctor finds on a cluster."""
     command = f"raysft.entrypoints.doctor {shlex.quote(storage)}"
-    return Cluster(address).ask(command, {}, "doctor", losses(output))["findings"]
+    return ClusterClient(address).ask(command, {}, "doctor", losses(output))["findings"]
 
 
 def predict_on(
@@ -248,7 +250,7 @@ def predict_on(
     }
     with Watcher(output, "", shown=shown) as watcher:
         return Predicted(
-            **Cluster(address).ask(
+            **ClusterClient(address).ask(
                 "raysft.entrypoints.predict predict.json",
                 {"predict.json": json.dumps(request)},
                 "predicted",
@@ -260,9 +262,9 @@ def predict_on(
 
 def run_results(address: Address, name: str) -> dict[str, Any]:
     """The results.json of a run of a cluster; raises UserError while there is none."""
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     run = cluster.run(name)
-    results = summary(cluster.messages(run)).results
+    results = summarize(cluster.messages(run)).results
     if results is None:
         raise UserError(
             name, f"has no results: its status is {run.status}", f"see `raysft status {name}`"
@@ -274,7 +276,7 @@ def show_logs(address: Address, name: str, following: bool, output: Output) -> N
     """What a run of a cluster has written; `following` shows the rest as it comes, and ends as the
     run does.
     """
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     run = cluster.run(name)
     if following:
         follow(cluster, name, run.id, output)
@@ -285,7 +287,7 @@ def show_logs(address: Address, name: str, following: bool, output: Output) -> N
 
 def stop_run(address: Address, name: str, output: Output) -> None:
     """Stop a run of a cluster; what it has trained stays, and it can be resumed."""
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     run = cluster.run(name)
     if cluster.stop(run):
         output.line(f"stopped {name}: `raysft resume {name}` takes it up again")
@@ -315,9 +317,9 @@ def on_cluster(address: Address, name: str, output: Output) -> Iterator[dict[str
 
     Raises UserError, and RunError where the cluster does not answer any more.
     """
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     run = cluster.run(name)
-    follower = _Follower(cluster, run.id, seen := Seen(), losses(output))
+    follower = _Follower(cluster, run.id, seen := RunSummary(), losses(output))
     follower.start()
     while not follower.done.wait(REFRESH_SECONDS):
         with follower.lock:
@@ -342,7 +344,7 @@ class _Follower(threading.Thread):
             for line in self.cluster.follow(self.run_id, self.lost):
                 if (message := decode(line)) is not None:
                     with self.lock:
-                        self.seen.take(message)
+                        self.seen.add(message)
         except Exception as error:  # raised again where it is shown
             self.error = error
         finally:

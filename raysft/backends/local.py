@@ -15,7 +15,7 @@ from raysft.console import Output, Watcher
 from raysft.display.plan import plan_json, plan_lines
 from raysft.display.results import show_outcome
 from raysft.errors import RunError, UserError
-from raysft.gc_pause import uncollected
+from raysft.gc_pause import gc_paused
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, RunPlan, make_plan
 from raysft.job.spec import parse_colour
@@ -34,7 +34,7 @@ from raysft.records.run import (
     status_of,
 )
 from raysft.run.preflight import outline_of
-from raysft.storage import Place, place
+from raysft.storage import StoragePath, storage_path
 
 WHERE = "this machine"
 STOP_SECONDS = 60.0
@@ -81,7 +81,7 @@ def plan_here(
         from raysft.run.measure import measure, measured_json
 
         estimate = measure(
-            ahead.job, ahead.plan, [ahead.node], place(ahead.job.storage), Workspace(scratch)
+            ahead.job, ahead.plan, [ahead.node], storage_path(ahead.job.storage), Workspace(scratch)
         )
     return document | measured_json(estimate), [*lines, estimate.line()]
 
@@ -177,7 +177,7 @@ def examine_here(storage: str, output: Output) -> list[dict[str, Any]]:
     with local_ray(this_node()):
         from raysft.entrypoints.doctor import examine
 
-        return [asdict(finding) for finding in examine(str(place(storage)))]
+        return [asdict(finding) for finding in examine(str(storage_path(storage)))]
 
 
 def _run_to_the_end(ahead: Ahead, run: Run, output: Output) -> None:
@@ -205,7 +205,7 @@ def _run(ahead: Ahead, run: Run, output: Output) -> dict[str, Any]:
         download_source(ahead.job.data.source, ahead.job.data.path, watcher.progress)
         watcher.starting()
         with local_ray(ahead.node) as scratch:
-            with uncollected():
+            with gc_paused():
                 from raysft.run.driver import Workspace, execute
 
             results = execute(run, [ahead.node], watcher, Workspace(scratch), wait_for_end=False)
@@ -238,7 +238,7 @@ def import_here(
         behind = parse_colour(background)
     except ValueError as error:
         raise UserError(f"--background {background}", str(error)) from None
-    target = place(out)
+    target = storage_path(out)
     refuse_existing(target)
     with Watcher(output, "", shown=not as_json) as watcher:
         listing = download_and_list(
@@ -268,21 +268,23 @@ def predict_here(
     from raysft.deploy.image_sources import source_of
     from raysft.results.model import check_trust, read_card
 
-    target = place(out)
+    target = storage_path(out)
     check_out(target)  # what is wrong is known before Ray starts
-    check_trust(place(model), read_card(place(model)), trust_code)
-    images = source_of(place(source), split)
+    check_trust(storage_path(model), read_card(storage_path(model)), trust_code)
+    images = source_of(storage_path(source), split)
     with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
         output.send_others_to(Path(log.name))
     try:
         with Watcher(output, "", shown=shown) as watcher, local_ray(this_node()):
-            return predict_all(place(model), images, target, shares, watcher.progress, trust_code)
+            return predict_all(
+                storage_path(model), images, target, shares, watcher.progress, trust_code
+            )
     except KeyboardInterrupt:
         output.warning("stopped: the same command goes on where it was")
         raise
 
 
-def _short(path: Place) -> str:
+def _short(path: StoragePath) -> str:
     """A path relative to the current folder where it lies below it."""
     below = isinstance(path, Path) and path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd())) if isinstance(path, Path) and below else str(path)

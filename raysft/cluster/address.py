@@ -37,7 +37,7 @@ class Address:
         return f"{VARIABLE}={self.url}" if self.from_environment else self.url
 
 
-def address_of(given: str | None, from_environment: bool) -> Address | None:
+def parse_address(given: str | None, from_environment: bool) -> Address | None:
     """The dashboard that is meant; None for this machine. Raises UserError for what is none."""
     if not given or given == "local":
         return None

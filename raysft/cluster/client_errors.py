@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from raysft.cluster.address import Address
-from raysft.errors import UserError, in_words
+from raysft.errors import UserError, describe_error
 
 REFUSED = (401, 403)
 GONE = 404
@@ -62,7 +62,7 @@ def explained(address: Address, error: Exception) -> UserError:
     if isinstance(error, requests.exceptions.SSLError):
         return UserError(
             str(address),
-            f"has no certificate that this machine trusts ({in_words(error)})",
+            f"has no certificate that this machine trusts ({describe_error(error)})",
             "set REQUESTS_CA_BUNDLE to the file of the one that signed it",
         )
     if is_unreachable(error):
@@ -77,7 +77,7 @@ def explained(address: Address, error: Exception) -> UserError:
             "does not know what it was asked for (HTTP 404)",
             "is that the dashboard of a Ray cluster, and was the cluster started again meanwhile?",
         )
-    said = in_words(
+    said = describe_error(
         error, -1 if status else 0
     )  # what broke in the cluster stands at the end of its traceback
     return UserError(

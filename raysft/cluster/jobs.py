@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import raysft
 from raysft.cluster.address import VARIABLE, Address
 from raysft.cluster.client_errors import GONE, REFUSED, explained, http_status, refusal
-from raysft.cluster.messages import Message, Seen, decode, messages
-from raysft.errors import RaysftError, RunError, UserError, in_words
+from raysft.cluster.messages import Message, RunSummary, decode, messages
+from raysft.errors import RaysftError, RunError, UserError, describe_error
 from raysft.job import Job, dump_job
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class ClusterRun:
     ended: float | None
 
 
-class Cluster:
+class ClusterClient:
     """A connection to the dashboard of a cluster; raises UserError when there is none that can be
     used.
     """
@@ -131,11 +131,11 @@ class Cluster:
         """
         run_id = self._start(command, files, None, {})
         found: dict[str, Any] | None = None
-        seen = Seen()
+        seen = RunSummary()
         try:
             for line in self.follow(run_id, lost):
                 if (message := decode(line)) is not None:
-                    seen.take(message)
+                    seen.add(message)
                     found = message.payload if message.kind == kind else found
                     if message.kind == "progress" and progress is not None:
                         progress(
@@ -237,12 +237,13 @@ class Cluster:
                 if time.monotonic() - heard > GIVE_UP_SECONDS:
                     raise RunError(
                         str(self.given),
-                        f"has not answered for {minutes(GIVE_UP_SECONDS)} ({in_words(error)})",
+                        f"has not answered for {minutes(GIVE_UP_SECONDS)} "
+                        f"({describe_error(error)})",
                         f"if the cluster is up, {run_id} goes on without this "
                         "terminal; call again once it can be reached",
                     ) from None
                 if not told:
-                    lost(in_words(error))
+                    lost(describe_error(error))
                 told = True
             time.sleep(RECONNECT_SECONDS)
 

@@ -25,10 +25,10 @@ from raysft.cluster import processes
 from raysft.cluster.address import VARIABLE
 from raysft.cluster.processes import kill_all, lives, marked
 from raysft.errors import UserError
-from raysft.gc_pause import uncollected
-from raysft.interrupts import undisturbed
+from raysft.gc_pause import gc_paused
+from raysft.interrupts import ignoring_interrupts
 from raysft.job.plan import Node
-from raysft.search_path import from_nowhere
+from raysft.search_path import empty_current_folder
 
 _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
 # Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its
@@ -108,10 +108,10 @@ def local_ray(node: Node) -> Iterator[Path]:
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    with uncollected():
+    with gc_paused():
         import ray
 
-        from raysft.ray_calls import keep_logs_in
+        from raysft.ray_calls import set_log_folder
 
     os.environ.pop(
         VARIABLE, None
@@ -120,7 +120,7 @@ def local_ray(node: Node) -> Iterator[Path]:
     folder = Path(
         tempfile.mkdtemp(prefix="raysft-", dir="/tmp")
     )  # sockets lie in it, and their paths must be short
-    keep_logs_in(folder)
+    set_log_folder(folder)
     # Were this process killed, Ray would stay, and the folder: that one sees its standard input
     # end, and cleans up.
     subprocess.Popen(
@@ -134,7 +134,7 @@ def local_ray(node: Node) -> Iterator[Path]:
     keep = False
     on_term = signal.getsignal(signal.SIGTERM)
     try:
-        with _without_attendants(), from_nowhere(folder / "cwd"):
+        with _without_attendants(), empty_current_folder(folder / "cwd"):
             ray.init(
                 address="local",
                 num_cpus=int(node.cpus),
@@ -153,7 +153,7 @@ def local_ray(node: Node) -> Iterator[Path]:
             logging.getLogger(__name__).warning("Ray's own logs are kept in %s", folder)
         raise
     finally:
-        with undisturbed():
+        with ignoring_interrupts():
             # Those of Ray that give themselves a title overwrite their environment, mark and all:
             # they are known as children of a raylet that still lives. When it is dead they are no
             # one's, and take a minute to notice.

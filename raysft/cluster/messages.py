@@ -128,7 +128,7 @@ class Reporter:
 
 
 @dataclass
-class Seen:
+class RunSummary:
     """What the events of a run come to."""
 
     plan: list[str] = field(default_factory=list)
@@ -142,7 +142,7 @@ class Seen:
     status: str | None = None
     progress: dict[str, Any] | None = None
 
-    def take(self, message: Message) -> None:
+    def add(self, message: Message) -> None:
         """Add one event."""
         payload = message.payload
         if message.kind == "plan":
@@ -179,9 +179,9 @@ class Seen:
             self.status = payload["status"]
 
 
-def summary(log: Iterable[Message]) -> Seen:
+def summarize(log: Iterable[Message]) -> RunSummary:
     """What a whole log comes to."""
-    seen = Seen()
+    seen = RunSummary()
     for message in log:
-        seen.take(message)
+        seen.add(message)
     return seen

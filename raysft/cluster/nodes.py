@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysft.errors import UserError, in_words
+from raysft.errors import UserError, describe_error
 from raysft.job.plan import Node
-from raysft.storage import Place, Remote, place, remove, write_text
+from raysft.storage import RemotePath, StoragePath, remove_folder, storage_path, write_text
 
 T = TypeVar("T")
 ANSWER_SECONDS = 60.0
@@ -97,11 +97,11 @@ def check_storage(storage: str, all_hosts: Sequence[Host]) -> None:
 
 def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None]:
     """For each node, what is wrong with the storage there."""
-    folder = place(storage) / f".raysft-check-{uuid.uuid4().hex[:8]}"
+    folder = storage_path(storage) / f".raysft-check-{uuid.uuid4().hex[:8]}"
     try:
         _write(folder / "driver", "driver")
     except Exception as error:
-        return [in_words(error, -1)] * len(all_hosts)
+        return [describe_error(error, -1)] * len(all_hosts)
     try:
         names = [f"node-{number}" for number in range(len(all_hosts))]
         calls = [
@@ -110,29 +110,29 @@ def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None
         ]
         answers = [call() for call in calls]
         return [
-            in_words(answer, -1)
+            describe_error(answer, -1)
             if isinstance(answer, Exception)
             else answer or _unseen(folder / name, name)
             for answer, name in zip(answers, names, strict=True)
         ]
     finally:
-        remove(folder)
+        remove_folder(folder)
 
 
 def _touch(folder: str, name: str) -> str | None:
     """On a node: read what the driver wrote, write something of one's own."""
     try:
-        if (place(folder) / "driver").read_text() != "driver":
+        if (storage_path(folder) / "driver").read_text() != "driver":
             return "it reads something else than was written"
-        write_text(place(folder) / name, name)
+        write_text(storage_path(folder) / name, name)
     except FileNotFoundError:
         return "what the head wrote is not there"
     except Exception as error:
-        return in_words(error, -1)
+        return describe_error(error, -1)
     return None
 
 
-def _unseen(file: Place, name: str) -> str | None:
+def _unseen(file: StoragePath, name: str) -> str | None:
     try:
         return (
             None if file.read_text() == name else "the head reads something else than was written"
@@ -141,7 +141,7 @@ def _unseen(file: Place, name: str) -> str | None:
         return "what it wrote is not seen by the head"
 
 
-def _write(file: Place, text: str) -> None:
-    if not isinstance(file, Remote):
+def _write(file: StoragePath, text: str) -> None:
+    if not isinstance(file, RemotePath):
         file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)

@@ -47,7 +47,16 @@ from raysft.data.sources import Listing, list_source, pixel_sums, read_spans
 from raysft.data.walk import FileCounts, readable
 from raysft.errors import DataError
 from raysft.job.spec import Data
-from raysft.storage import Place, Remote, locked, place, remove, remove_file, sha256, write_text
+from raysft.storage import (
+    RemotePath,
+    StoragePath,
+    locked,
+    remove_file,
+    remove_folder,
+    sha256,
+    storage_path,
+    write_text,
+)
 
 RANGES = "ranges.json"  # of an import under way
 SPAN_FILES = 64  # whose values are looked at in one task
@@ -64,14 +73,16 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else base.expanduser() / "raysft"
 
 
-def ensure_dataset(data: Data, progress: ImportProgress, cache: Place | None = None) -> Place:
+def ensure_dataset(
+    data: Data, progress: ImportProgress, cache: StoragePath | None = None
+) -> StoragePath:
     """The folder of shards for the data a job names, imported on first use to `cache`, which every
     node must reach.
 
     Needs Ray when there is something to import; raises DataError.
     """
     if data.source == "shards":
-        return place(data.path or "")
+        return storage_path(data.path or "")
     listing = download_and_list(
         data.source, data.path, data.test_path, progress, data.background_rgb
     )
@@ -90,7 +101,7 @@ def ensure_dataset(data: Data, progress: ImportProgress, cache: Place | None = N
 def import_dataset(
     kind: str,
     path: str | None,
-    out: Place,
+    out: StoragePath,
     test: str | None,
     on_bad_image: Literal["fail", "skip"],
     progress: ImportProgress,
@@ -105,9 +116,9 @@ def import_dataset(
     )
 
 
-def refuse_existing(out: Place) -> None:
+def refuse_existing(out: StoragePath) -> None:
     """Raise DataError when there is something where a data set is to be made."""
-    taken = (out / MANIFEST).is_file() if isinstance(out, Remote) else out.exists()
+    taken = (out / MANIFEST).is_file() if isinstance(out, RemotePath) else out.exists()
     if taken:
         raise DataError(str(out), "is there already", "remove it or give another --out")
 
@@ -135,7 +146,10 @@ def download_and_list(
 
 
 def import_listing(
-    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: ImportProgress
+    listing: Listing,
+    out: StoragePath,
+    on_bad_image: Literal["fail", "skip"],
+    progress: ImportProgress,
 ) -> Manifest:
     """Write all chunks as shards, then the manifest. What an interrupted import wrote is taken up
     again.
@@ -148,9 +162,9 @@ def import_listing(
 
 
 @contextmanager
-def _one_at_a_time(out: Place) -> Iterator[None]:
+def _one_at_a_time(out: StoragePath) -> Iterator[None]:
     """Let one process of this machine import to `out`; another one waits and then finds it done."""
-    if isinstance(out, Remote):
+    if isinstance(out, RemotePath):
         yield
         return
     with ExitStack() as stack:
@@ -165,18 +179,21 @@ def _one_at_a_time(out: Place) -> Iterator[None]:
 
 
 def _import(
-    listing: Listing, out: Place, on_bad_image: Literal["fail", "skip"], progress: ImportProgress
+    listing: Listing,
+    out: StoragePath,
+    on_bad_image: Literal["fail", "skip"],
+    progress: ImportProgress,
 ) -> Manifest:
     if (out / MANIFEST).is_file():
         return read_manifest(out)
-    partial = out if isinstance(out, Remote) else out.with_name(out.name + ".partial")
+    partial = out if isinstance(out, RemotePath) else out.with_name(out.name + ".partial")
     _prepare(partial, listing, on_bad_image)
     listing = _with_ranges(partial, listing, progress)
     try:
         done = _write_all(partial, listing, on_bad_image, progress)
         manifest = _manifest(listing, done)
     except DataError:
-        remove(partial)  # nothing half-written where the images are wrong
+        remove_folder(partial)  # nothing half-written where the images are wrong
         raise
     for file in (*(record_path(partial / n["path"]) for n in done), partial / "source.json"):
         remove_file(file)
@@ -188,21 +205,21 @@ def _import(
     return read_manifest(out)
 
 
-def _prepare(partial: Place, listing: Listing, on_bad_image: str) -> None:
+def _prepare(partial: StoragePath, listing: Listing, on_bad_image: str) -> None:
     """Keep the partial folder only if it was made from the same source in the same way."""
     identity = json.dumps(
         [DATASET_FORMAT, listing.fingerprint, asdict(listing.image), on_bad_image]
     )
     note = partial / "source.json"
     if partial.exists() and not (note.is_file() and note.read_text() == identity):
-        remove(partial)
+        remove_folder(partial)
     if isinstance(partial, Path):
         for split in listing.chunks:
             (partial / split).mkdir(parents=True, exist_ok=True)
     write_text(note, identity)
 
 
-def _with_ranges(partial: Place, listing: Listing, progress: ImportProgress) -> Listing:
+def _with_ranges(partial: StoragePath, listing: Listing, progress: ImportProgress) -> Listing:
     """The listing with the range of each kind of sample of more than 8 bits, which all shards have
     in common.
 
@@ -262,12 +279,12 @@ def _where(everywhere: bool) -> dict[str, Any]:
 
 
 def _write_all(
-    partial: Place, listing: Listing, on_bad_image: str, progress: ImportProgress
+    partial: StoragePath, listing: Listing, on_bad_image: str, progress: ImportProgress
 ) -> list[dict[str, Any]]:
     """One note a shard: split, path, rows, sha256, sums of pixels, bad files."""
     import ray.data
 
-    from raysft.ray_calls import check_starts
+    from raysft.ray_calls import check_processes_start
 
     total = sum(listing.rows.values())
     notes: list[dict[str, Any]] = []
@@ -283,7 +300,7 @@ def _write_all(
     rows_done = sum(note["rows"] for note in notes)
     progress("import", rows_done, total)
     if waiting:
-        check_starts()
+        check_processes_start()
         tasks = ray.data.from_items(waiting, override_num_blocks=len(waiting))
         written = tasks.map(
             partial_of(_write_chunk, spec=listing.image, on_bad_image=on_bad_image),
@@ -325,7 +342,7 @@ def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dic
     """The task of Ray Data: read one chunk, write its shard and then its note. Errors come back as
     bad files.
     """
-    path = place(row["path"])
+    path = storage_path(row["path"])
     try:
         rows = pickle.loads(row["chunk"]).read(spec)
     except DataError as error:
@@ -349,12 +366,12 @@ def _write_chunk(row: dict[str, Any], spec: ImageSpec, on_bad_image: str) -> dic
     return {"note": json.dumps(note)}
 
 
-def record_path(shard: Place) -> Place:
+def record_path(shard: StoragePath) -> StoragePath:
     """Where the note of a finished shard lies until the import is complete."""
     return shard.parent / f"{shard.name.partition('.')[0]}.json"
 
 
-def _note_of(path: Place) -> dict[str, Any] | None:
+def _note_of(path: StoragePath) -> dict[str, Any] | None:
     """The note of a shard that an earlier, interrupted import finished."""
     try:
         note = json.loads(record_path(path).read_text())

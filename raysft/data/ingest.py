@@ -28,7 +28,7 @@ from raysft.data.shards import (
     unpack_rows,
 )
 from raysft.errors import DataError
-from raysft.storage import Place
+from raysft.storage import StoragePath
 
 MIXED_SIZE = 224
 WINDOW_BYTES = 256_000_000
@@ -78,7 +78,7 @@ class Batch:
 class SplitSource:
     """Which rows of which shards make up a split, and the size they are decoded to."""
 
-    folder: Place
+    folder: StoragePath
     files: tuple[ShardFile, ...]
     spec: ImageSpec
     ids: np.ndarray
@@ -120,7 +120,7 @@ def choose_rows(
 
 
 def split_sources(
-    folder: Place,
+    folder: StoragePath,
     manifest: Manifest,
     val_rows: int,
     limit: int | None,

@@ -22,7 +22,7 @@ from raysft.data.decoding import LEGACY_DECODING, Decoding, parse_decoding
 from raysft.data.parquet import read_plain
 from raysft.data.walk import FileCounts
 from raysft.errors import DataError
-from raysft.storage import Place, read_json, sha256, write_bytes, write_json
+from raysft.storage import StoragePath, read_json, sha256, write_bytes, write_json
 
 DATASET_FORMAT = 3  # 2: dataset.json has a checksum of its own; 3: says how files were decoded
 MANIFEST = "dataset.json"
@@ -105,12 +105,12 @@ class Manifest:
         return hashlib.sha256(json.dumps([self.classes, sums, *of_files]).encode()).hexdigest()
 
 
-def write_manifest(folder: Place, manifest: Manifest) -> None:
+def write_manifest(folder: StoragePath, manifest: Manifest) -> None:
     """Write `dataset.json`, whole or not at all."""
     write_json(folder / MANIFEST, asdict(manifest))
 
 
-def read_manifest(folder: Place) -> Manifest:
+def read_manifest(folder: StoragePath) -> Manifest:
     """The manifest of a data set; raises DataError when there is none or it cannot be
     understood.
     """
@@ -174,7 +174,7 @@ def _manifest(stored: dict[str, Any]) -> Manifest:
     )
 
 
-def verify_checksums(folder: Place, manifest: Manifest) -> None:
+def verify_checksums(folder: StoragePath, manifest: Manifest) -> None:
     """Compare every shard with its checksum; raises DataError that names the first that differs."""
     for split in manifest.splits.values():
         for file in split.files:
@@ -188,7 +188,7 @@ def verify_checksums(folder: Place, manifest: Manifest) -> None:
 
 
 def write_shard(
-    path: Place,
+    path: StoragePath,
     spec: ImageSpec,
     ids: np.ndarray,
     images: np.ndarray | Sequence[bytes],
@@ -214,7 +214,7 @@ def write_shard(
     return ShardFile(f"{path.parent.name}/{path.name}", len(table), digest)
 
 
-def read_table(folder: Place, file: ShardFile, columns: list[str] | None = None) -> pa.Table:
+def read_table(folder: StoragePath, file: ShardFile, columns: list[str] | None = None) -> pa.Table:
     """A whole shard, compared with its checksum, or some columns of it, which are not.
 
     Raises DataError where it is missing or not what was written.
@@ -237,7 +237,7 @@ def read_table(folder: Place, file: ShardFile, columns: list[str] | None = None)
         raise _changed(path, f" ({str(error).splitlines()[0]})") from None
 
 
-def _changed(path: Place, why: str = "") -> DataError:
+def _changed(path: StoragePath, why: str = "") -> DataError:
     return DataError(
         str(path),
         f"does not have the checksum of its manifest: it was changed or torn{why}",
@@ -268,14 +268,14 @@ def unpack_rows(
     return ids, flat.reshape(-1, *spec.shape), labels
 
 
-def read_labels(folder: Place, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def read_labels(folder: StoragePath, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(ids, labels) of a split in the order of its shards, read without the images."""
     tables = [read_table(folder, file, ["id", "label"]) for file in split.files]
     both = pa.concat_tables(tables)
     return both["id"].to_numpy(), both["label"].to_numpy().astype(np.int64)
 
 
-def iter_tables(folder: Place, split: Split) -> Iterator[pa.Table]:
+def iter_tables(folder: StoragePath, split: Split) -> Iterator[pa.Table]:
     """The shards of a split, one table each."""
     for file in split.files:
         yield read_table(folder, file)

@@ -27,7 +27,7 @@ from raysft.data.walk import UNREADABLE, FileCounts
 from raysft.errors import DataError
 from raysft.job.plan import Outline
 from raysft.job.spec import Data
-from raysft.storage import Place, place
+from raysft.storage import StoragePath, storage_path
 
 # Raw pixels are worth their space while images are small; larger ones of one size stay encoded.
 RAW_PIXELS = 128 * 128
@@ -91,7 +91,7 @@ class Listing:
 def outline_source(data: Data, cache: Path) -> Outline:
     """Classes and rows of the data a job names, without reading images; raises DataError."""
     if data.source == "shards":
-        folder = place(data.path or "")
+        folder = storage_path(data.path or "")
         return outline_dataset(folder, read_manifest(folder))
     if data.source == "digits":
         train_rows = DIGITS_ROWS - DIGITS_TEST_ROWS
@@ -112,7 +112,7 @@ def outline_source(data: Data, cache: Path) -> Outline:
     )
 
 
-def outline_dataset(folder: Place, manifest: Manifest) -> Outline:
+def outline_dataset(folder: StoragePath, manifest: Manifest) -> Outline:
     """What a plan has to know of a data set; raises DataError where it does not have what a run
     needs.
     """

@@ -31,12 +31,12 @@ from raysft.deploy.image_sources import Chunk, Item, Source
 from raysft.errors import DataError, RaysftError, RunError, UserError
 from raysft.results.model import ModelCard, check_trust, read_card
 from raysft.storage import (
-    Place,
-    Remote,
-    made_beside,
-    place,
+    RemotePath,
+    StoragePath,
+    atomic_file,
     read_json,
-    remove,
+    remove_folder,
+    storage_path,
     write_bytes,
     write_json,
 )
@@ -66,7 +66,7 @@ class Predicted:
     """Files of the folder that are no images, by kind."""
 
 
-def check_out(out: Place) -> None:
+def check_out(out: StoragePath) -> None:
     """Raise UserError where there is something where the result is to go."""
     if out.exists():
         raise UserError(str(out), "is there already", "remove it, or give another --out")
@@ -77,9 +77,9 @@ def check_out(out: Place) -> None:
 
 
 def predict_all(
-    model: Place,
+    model: StoragePath,
     source: Source,
-    out: Place,
+    out: StoragePath,
     shares: bool,
     progress: Progress,
     trust_code: bool = False,
@@ -120,7 +120,7 @@ def _rate(told: list[dict[str, Any]]) -> float | None:
     )
 
 
-def _prepare(parts: Place, identity: dict[str, Any]) -> None:
+def _prepare(parts: StoragePath, identity: dict[str, Any]) -> None:
     """Keep the parts that are there only if they are of the same prediction."""
     plan = parts / PLAN
     if plan.is_file():
@@ -139,12 +139,12 @@ def _prepare(parts: Place, identity: dict[str, Any]) -> None:
             )
         return
     with _writable(plan):
-        if not isinstance(parts, Remote):
+        if not isinstance(parts, RemotePath):
             parts.mkdir(parents=True, exist_ok=True)
         write_json(plan, identity)
 
 
-def _part(parts: Place, number: int) -> Place:
+def _part(parts: StoragePath, number: int) -> StoragePath:
     return parts / f"{number:05d}.parquet"
 
 
@@ -152,9 +152,9 @@ def _part(parts: Place, number: int) -> Place:
 
 
 def _run(
-    model: Place,
+    model: StoragePath,
     source: Source,
-    parts: Place,
+    parts: StoragePath,
     waiting: list[int],
     shares: bool,
     import_from: str | None,
@@ -165,9 +165,9 @@ def _run(
     import ray
     import ray.data
 
-    from raysft.ray_calls import check_starts
+    from raysft.ray_calls import check_processes_start
 
-    check_starts()
+    check_processes_start()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     resources = ray.cluster_resources()
@@ -226,9 +226,9 @@ class Predictor:
             sys.path.append(import_from)
         torch.set_num_threads(threads)
         self.classifier = Classifier(
-            place(model), "cuda" if gpu else "cpu", import_from is not None
+            storage_path(model), "cuda" if gpu else "cpu", import_from is not None
         )
-        self.parts, self.labelled, self.shares = place(parts), labelled, shares
+        self.parts, self.labelled, self.shares = storage_path(parts), labelled, shares
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -312,7 +312,7 @@ def schema_of(card: ModelCard, labelled: bool, shares: bool) -> pa.Schema:
 
 
 def _join(
-    parts: Place, out: Place, source: Source, card: ModelCard, rate: float | None
+    parts: StoragePath, out: StoragePath, source: Source, card: ModelCard, rate: float | None
 ) -> Predicted:
     """Make one file of all parts, in the order of the images, and remove them."""
     counts = dict.fromkeys(card.classes, 0)
@@ -330,25 +330,25 @@ def _join(
                     counts[each["values"]] += each["counts"]
         assert writer is not None
         writer.close()
-    remove(parts)
+    remove_folder(parts)
     return Predicted(str(out), images, errors, rate, counts, source.left_out)
 
 
 @contextmanager
-def _opened(out: Place) -> Iterator[Any]:
+def _opened(out: StoragePath) -> Iterator[Any]:
     """A file to write, which is there at its end, whole or not at all; raises RunError where it
     cannot be written.
     """
     with _writable(out):
-        if isinstance(out, Remote):
+        if isinstance(out, RemotePath):
             with out.fs.open_output_stream(out.key) as stream:
                 yield stream
         else:
-            with made_beside(out) as beside, beside.open("wb") as file:
+            with atomic_file(out) as beside, beside.open("wb") as file:
                 yield file
 
 
-def _write_part(part: Place, table: pa.Table) -> None:
+def _write_part(part: StoragePath, table: pa.Table) -> None:
     content = io.BytesIO()
     pq.write_table(table, content, write_page_checksum=True)
     with _writable(part):
@@ -356,14 +356,14 @@ def _write_part(part: Place, table: pa.Table) -> None:
 
 
 @contextmanager
-def _writable(file: Place) -> Iterator[None]:
+def _writable(file: StoragePath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise RunError(str(file), f"cannot be written ({error.strerror or error})", AGAIN) from None
 
 
-def _read_part(file: Place, chunk: Chunk) -> pa.Table:
+def _read_part(file: StoragePath, chunk: Chunk) -> pa.Table:
     try:
         table = read_plain(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:

@@ -25,20 +25,20 @@ from raysft.data.pixels import Preparer, scoring_batch_size
 from raysft.data.preparation import Preparation
 from raysft.data.shards import MANIFEST, read_manifest
 from raysft.deploy.graph import WholeModel
-from raysft.errors import DataError, ModelError, RunError, UserError, in_words
+from raysft.errors import DataError, ModelError, RunError, UserError, describe_error
 from raysft.records.relocation import located
 from raysft.records.run import INFO, versions
 from raysft.records.run import read_json as read_info
 from raysft.results.model import WEIGHTS, ModelCard, model_folder
 from raysft.results.predict import Classifier, batch_of, image_count, labelled_images
 from raysft.storage import (
-    Place,
+    StoragePath,
     local_copy,
-    place,
     put_file,
     put_folder,
     scratch_beside,
     sha256,
+    storage_path,
     write_json,
 )
 from raysft.train.architecture import network_call
@@ -67,7 +67,7 @@ class Format:
     """One way to hand a model out."""
 
     file: str
-    write: Callable[[Path, Place, Classifier], dict[str, Any]]
+    write: Callable[[Path, StoragePath, Classifier], dict[str, Any]]
     """Make the file of a delivered model's folder; returns what export.json says of it alone."""
     open: Callable[[Path, dict[str, Any]], Runtime]
     """The file in its own runtime, with what export.json says."""
@@ -75,10 +75,10 @@ class Format:
 
 
 def export(
-    model: Place,
+    model: StoragePath,
     name: str,
-    out: Place | None,
-    data: Place | None,
+    out: StoragePath | None,
+    data: StoragePath | None,
     progress: Progress,
     trust_code: bool = False,
 ) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def export(
 
 
 @contextmanager
-def _writable(target: Place) -> Iterator[None]:
+def _writable(target: StoragePath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -145,13 +145,13 @@ def _format(name: str) -> Format:
     return FORMATS[name]
 
 
-def default_out(folder: Place, name: str) -> Place:
+def default_out(folder: StoragePath, name: str) -> StoragePath:
     """RUN/export-FORMAT for the model of a run, MODEL-FORMAT beside any other."""
     in_run = (folder.parent / INFO).is_file()
     return folder.parent / (f"export-{name}" if in_run else f"{folder.name}-{name}")
 
 
-def _check_out(target: Place) -> None:
+def _check_out(target: StoragePath) -> None:
     """Raise UserError where there is something that is not an export; an older export is
     replaced.
     """
@@ -159,7 +159,7 @@ def _check_out(target: Place) -> None:
         raise UserError(str(target), "is there already and is not an export", "give another --out")
 
 
-def data_of(folder: Place, card: ModelCard) -> Place:
+def data_of(folder: StoragePath, card: ModelCard) -> StoragePath:
     """The data set that a model was trained on, told by its fingerprint; raises UserError where it
     is not here.
     """
@@ -176,7 +176,7 @@ def data_of(folder: Place, card: ModelCard) -> Place:
     )
 
 
-def _likely_data(folder: Place, card: ModelCard) -> Iterator[Place]:
+def _likely_data(folder: StoragePath, card: ModelCard) -> Iterator[StoragePath]:
     """Where its run says that it was, where its job says, and what was imported on this machine."""
     if "data" not in card.provenance:
         return
@@ -185,7 +185,7 @@ def _likely_data(folder: Place, card: ModelCard) -> Iterator[Place]:
         yield located(folder.parent, stored, stored["data"]["path"])
     named = card.provenance["job"]["data"]
     if named["source"] == "shards":
-        yield place(named["path"])
+        yield storage_path(named["path"])
     yield from sorted((cache_folder() / "datasets").glob("*"))
 
 
@@ -243,7 +243,7 @@ _STEPS = [
 ]
 
 
-def _write_safetensors(file: Path, folder: Place, classifier: Classifier) -> dict[str, Any]:
+def _write_safetensors(file: Path, folder: StoragePath, classifier: Classifier) -> dict[str, Any]:
     """The weights as they were delivered; export.json says how to make the network and how to
     prepare images.
     """
@@ -291,7 +291,7 @@ def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
     return run
 
 
-def _write_torch_export(file: Path, folder: Place, classifier: Classifier) -> dict[str, Any]:
+def _write_torch_export(file: Path, folder: StoragePath, classifier: Classifier) -> dict[str, Any]:
     classes = json.dumps(classifier.card.classes)
     torch.export.save(
         _program(classifier, "torch-export"), file, extra_files={"classes.json": classes}
@@ -309,7 +309,7 @@ def _open_torch_export(file: Path, record: dict[str, Any]) -> Runtime:
     return run
 
 
-def _write_onnx(file: Path, folder: Place, classifier: Classifier) -> dict[str, Any]:
+def _write_onnx(file: Path, folder: StoragePath, classifier: Classifier) -> dict[str, Any]:
     program = _program(classifier, "onnx")
     with _told(classifier.card, "onnx"):
         made: Any = torch.onnx.export(
@@ -372,7 +372,7 @@ def _told(card: ModelCard, name: str) -> Iterator[None]:
     except Exception as error:  # whatever a network does that cannot be traced or translated
         raise ModelError(
             card.architecture,
-            f"cannot be exported as {name} ({in_words(error)})",
+            f"cannot be exported as {name} ({describe_error(error)})",
             "give another --format",
         ) from error
 
@@ -385,7 +385,7 @@ def _running(name: str) -> Iterator[None]:
     except Exception as error:  # each runtime has a tree of errors of its own
         raise RunError(
             f"--format {name}",
-            f"its own runtime cannot run the export ({in_words(error)})",
+            f"its own runtime cannot run the export ({describe_error(error)})",
             "give another --format",
         ) from error
 
@@ -483,7 +483,7 @@ class _Comparison:
         )
 
 
-def _batches(data: Place, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(data: StoragePath, card: ModelCard) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images (n, height, width, 3) uint8 as they are stored, labels (n,)): neighbours of one size
     in one batch.
     """

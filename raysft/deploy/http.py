@@ -26,7 +26,7 @@ from starlette.types import Message, Receive
 
 from raysft.deploy.batching import Batcher, Sent
 from raysft.deploy.settings import Refused, Settings
-from raysft.errors import in_words
+from raysft.errors import describe_error
 from raysft.results.ranking import TOP, Ranking, ranking_json
 
 TYPES = frozenset(
@@ -288,10 +288,13 @@ class Front:
         return _refusal(found, error.headers)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
-        self._report(f"{request.method} {request.url.path}: {in_words(error, -1)}")
+        self._report(f"{request.method} {request.url.path}: {describe_error(error, -1)}")
         return _refusal(
             Refused(
-                500, "server", f"failed ({in_words(error, -1)})", "see what `raysft serve` prints"
+                500,
+                "server",
+                f"failed ({describe_error(error, -1)})",
+                "see what `raysft serve` prints",
             )
         )
 

@@ -37,7 +37,7 @@ from raysft.data.walk import (
 )
 from raysft.errors import DataError
 from raysft.results.model import ModelCard
-from raysft.storage import Place, Remote
+from raysft.storage import RemotePath, StoragePath
 
 CHUNK_IMAGES = 512
 MOST_CHUNKS = 10_000
@@ -91,7 +91,7 @@ class Source:
 class Files:
     """Image files below a folder, by their paths relative to it."""
 
-    folder: Place
+    folder: StoragePath
     names: tuple[str, ...]
 
     @property
@@ -114,7 +114,7 @@ class Files:
 class ShardRows:
     """Rows `start` to `stop` of a shard, named SPLIT/ID."""
 
-    folder: Place
+    folder: StoragePath
     split: str
     file: ShardFile
     spec: ImageSpec
@@ -146,7 +146,7 @@ class ShardRows:
 
 
 @functools.lru_cache(maxsize=1)  # its other chunks come to the same process next
-def _shard(folder: Place, file: ShardFile) -> pa.Table:
+def _shard(folder: StoragePath, file: ShardFile) -> pa.Table:
     return read_table(folder, file)
 
 
@@ -154,7 +154,7 @@ def _decode_row(image: Any, name: str, card: ModelCard) -> np.ndarray:
     return fit(stored_rgb(image, name, card.decoding), card.height, card.width, card.resampling)
 
 
-def source_of(where: Place, split: str | None = None) -> Source:
+def source_of(where: StoragePath, split: str | None = None) -> Source:
     """The images of a folder and all folders below it, or of a data set (of one split of it);
     raises DataError.
     """
@@ -165,7 +165,7 @@ def source_of(where: Place, split: str | None = None) -> Source:
     return _of_folder(where)
 
 
-def _of_dataset(folder: Place, split: str | None) -> Source:
+def _of_dataset(folder: StoragePath, split: str | None) -> Source:
     manifest = read_manifest(folder)
     if split is not None and split not in manifest.splits:
         raise DataError(
@@ -190,7 +190,7 @@ def _of_dataset(folder: Place, split: str | None) -> Source:
     return Source(tuple(chunks), _digest([manifest.fingerprint, split]), labelled=True)
 
 
-def _of_folder(folder: Place) -> Source:
+def _of_folder(folder: StoragePath) -> Source:
     counts = FileCounts(str(folder))
     found = sorted(_local(folder, counts) if isinstance(folder, Path) else _remote(folder, counts))
     if not found:
@@ -236,7 +236,7 @@ def _local(folder: Path, counts: FileCounts) -> Found:
         )
 
 
-def _remote(folder: Remote, counts: FileCounts) -> Found:
+def _remote(folder: RemotePath, counts: FileCounts) -> Found:
     """As `_local`, of an object store."""
     from pyarrow.fs import FileSelector
 
@@ -255,7 +255,7 @@ def _remote(folder: Remote, counts: FileCounts) -> Found:
         yield name, info.size, info.mtime_ns
 
 
-def _why_left_out(folder: Remote, name: str) -> str | None:
+def _why_left_out(folder: RemotePath, name: str) -> str | None:
     """None for an image of an object store; else the kind of file that it is."""
     path = PurePosixPath(name)
     if any(is_skipped(part) for part in path.parts):

@@ -19,10 +19,10 @@ from ray.serve.exceptions import RayServeException
 from raysft.data.images import fit, open_rgb, read_size
 from raysft.deploy.batching import Sent
 from raysft.deploy.settings import Refused, Settings
-from raysft.errors import DataError, RunError, in_words
+from raysft.errors import DataError, RunError, describe_error
 from raysft.job.plan import Node
 from raysft.results.ranking import Ranking
-from raysft.storage import place
+from raysft.storage import storage_path
 
 APPLICATION, DEPLOYMENT = "raysft", "Predictor"
 BATCHES_A_REPLICA = 2  # one is decoded while the other is in the network
@@ -46,7 +46,7 @@ class Predictor:
         self._max_pixels = max_pixels
         if import_from is not None:  # a network of a person's own, which they trust
             sys.path.append(import_from)
-        self._classifier = Classifier(place(model), device, import_from is not None)
+        self._classifier = Classifier(storage_path(model), device, import_from is not None)
         self._decoders = ThreadPoolExecutor(threads, "decode")
         self._network = ThreadPoolExecutor(1, "network")
         card = self._classifier.card
@@ -184,4 +184,4 @@ def start(model: str, settings: Settings, node: Node) -> Replicas:
             )
         )
     except RuntimeError as error:
-        raise RunError(model, f"could not be started ({in_words(error, -1)})") from error
+        raise RunError(model, f"could not be started ({describe_error(error, -1)})") from error

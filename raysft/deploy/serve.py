@@ -19,7 +19,7 @@ from raysft.deploy.settings import Settings
 from raysft.errors import ResourceError, RunError, UserError
 from raysft.job.plan import Node
 from raysft.results.model import ModelCard, check_trust, read_card
-from raysft.storage import place
+from raysft.storage import storage_path
 from raysft.wording import count_text
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def serve_here(model: str, settings: Settings, output: Output) -> None:
     does not start.
     """
     _check_installed()
-    card = read_card(place(model))
-    check_trust(place(model), card, settings.trust_code)
+    card = read_card(storage_path(model))
+    check_trust(storage_path(model), card, settings.trust_code)
     node = this_node()
     check_gpus(settings, node)
     with _bound(settings) as listener, _log() as log:
@@ -58,7 +58,7 @@ def serve_here(model: str, settings: Settings, output: Output) -> None:
             from raysft.deploy.replicas import start
 
             try:
-                replicas = start(str(place(model)), settings, node)
+                replicas = start(str(storage_path(model)), settings, node)
             except RunError as error:
                 raise RunError(error.where, error.what, f"see {log}") from error
             _serve(replicas, about(model, card, settings), card, settings, listener, output)

@@ -16,7 +16,7 @@ from raysft.data.names import clipped, first_names, readable
 from raysft.data.shards import MANIFEST, read_manifest
 from raysft.data.walk import FileCounts
 from raysft.errors import UserError
-from raysft.storage import Place, Remote, place
+from raysft.storage import RemotePath, StoragePath, storage_path
 
 SHOWN = 3  # names of files of a kind
 MOST_ROWS = 20  # of a table of folders
@@ -26,13 +26,13 @@ def show_data(folder: str, test: str | None, as_json: bool, output: Output) -> N
     """What a data set of shards holds, or how a folder of images would be read; raises
     DataError.
     """
-    where = place(folder)
+    where = storage_path(folder)
     if test is None and (
-        isinstance(where, Remote) or (where / MANIFEST).is_file() or not _has_folders(where)
+        isinstance(where, RemotePath) or (where / MANIFEST).is_file() or not _has_folders(where)
     ):
         show_dataset(folder, as_json, output)
         return
-    if isinstance(where, Remote):
+    if isinstance(where, RemotePath):
         raise UserError(
             f"--test {test}", "is for a folder of images, which is on a disk", "leave it out"
         )
@@ -41,7 +41,7 @@ def show_data(folder: str, test: str | None, as_json: bool, output: Output) -> N
 
 def show_dataset(folder: str, as_json: bool, output: Output) -> None:
     """What a data set of shards holds, as a table or a document."""
-    manifest = read_manifest(place(folder))
+    manifest = read_manifest(storage_path(folder))
     splits = [
         {"split": name, "images": split.rows, "shards": len(split.files)}
         for name, split in manifest.splits.items()
@@ -115,7 +115,7 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
     _show_left_out(found.counts, output)
 
 
-def _has_folders(where: Place) -> bool:
+def _has_folders(where: StoragePath) -> bool:
     return isinstance(where, Path) and where.is_dir()
 
 

@@ -41,7 +41,7 @@ def watch(documents: Iterator[Document], output: Output, as_json: bool) -> None:
         else:
             _as_lines(documents, output)
     except KeyboardInterrupt:
-        interrupts.heard()
+        interrupts.acknowledge()
         output.warning("no longer watching; the run goes on")
         raise
 

@@ -25,7 +25,7 @@ def main(job_file: str, timed: bool) -> int:
     from raysft.run.driver import Workspace
     from raysft.run.measure import measure, measured_json
     from raysft.run.preflight import outline_of
-    from raysft.storage import place
+    from raysft.storage import storage_path
 
     ray.init(address="auto", log_to_driver=False)
     reporter = Reporter(to_stream(sys.stdout))
@@ -47,8 +47,8 @@ def main(job_file: str, timed: bool) -> int:
                     job,
                     plan,
                     each,
-                    place(storage),
-                    Workspace(Path(scratch), place(storage) / DATASETS),
+                    storage_path(storage),
+                    Workspace(Path(scratch), storage_path(storage) / DATASETS),
                 )
     except RaysftError as error:
         reporter.error(error)

@@ -17,17 +17,17 @@ def main(request_file: str) -> int:
     from raysft.deploy.image_sources import source_of
     from raysft.entrypoints.train import to_stream
     from raysft.errors import RaysftError
-    from raysft.storage import place
+    from raysft.storage import storage_path
 
     request = json.loads(Path(request_file).read_text())
     ray.init(address="auto", log_to_driver=False)
     reporter = Reporter(to_stream(sys.stdout))
     try:
-        source = source_of(place(request["source"]), request["split"])
+        source = source_of(storage_path(request["source"]), request["split"])
         predicted = predict_all(
-            place(request["model"]),
+            storage_path(request["model"]),
             source,
-            place(request["out"]),
+            storage_path(request["out"]),
             request["probabilities"],
             reporter.progress,
             request["trust_code"],

@@ -31,7 +31,7 @@ from raysft.job import Job, dump_job, load_job
 from raysft.job.plan import Node, Outline, RunPlan, make_plan
 from raysft.records.relocation import places_of
 from raysft.run.preflight import outline_of
-from raysft.storage import place
+from raysft.storage import storage_path
 from raysft.wording import count_text
 
 STORAGE_VARIABLE = "RAYSFT_STORAGE"
@@ -100,7 +100,7 @@ def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
     """The job of a run that is resumed, from the file that was sent or from the run's folder."""
     from raysft.records.run import INFO, job_of, read_json, with_workers
 
-    folder = place(job_file)
+    folder = storage_path(job_file)
     if not (folder / INFO).is_file():
         return load_job(job_file)
     job = job_of(folder, read_json(folder / INFO)).model_copy(
@@ -122,7 +122,7 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
     job = job.model_copy(update={"storage": shared_storage(job.storage, len(hosts()))})
     run: Run | None = None
     if resume:
-        run = Run.reopen(place(job.storage) / name, job.resources.workers, places)
+        run = Run.reopen(storage_path(job.storage) / name, job.resources.workers, places)
         run.job = job = run.job.model_copy(update={"storage": job.storage})
         for note in run.notes:
             reporter.note(note)
@@ -149,7 +149,7 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
             run,
             nodes,
             reporter,
-            Workspace(Path(scratch), place(job.storage) / DATASETS),
+            Workspace(Path(scratch), storage_path(job.storage) / DATASETS),
             wait_for_end=False,
         )
         run.save(status="done")

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from raysft.storage import Place, changed_at, clock_of, remove_file, touch
+from raysft.storage import StoragePath, modified_at, remove_file, storage_time, touch
 
 HEARTBEAT = "alive"
 BEAT_SECONDS, REMOTE_BEAT_SECONDS = 10.0, 30.0
@@ -142,20 +142,20 @@ def _is_dead(pid: int) -> bool:
 # --- from elsewhere ----------------------------------------------------------------------------
 
 
-def heard_ago(folder: Place, record: str, exact: bool = False) -> float | None:
+def heard_ago(folder: StoragePath, record: str, exact: bool = False) -> float | None:
     """Seconds since the owner of a run gave its last sign of life; None where it never did.
 
     record: the file of the folder that the owner writes first; that counts, too.
     exact: by the clock of the storage itself, which has to be written to for it, and not by this
     machine's.
     """
-    signs = [at for file in (HEARTBEAT, record) if (at := changed_at(folder / file)) is not None]
-    now = clock_of(folder) if exact else time.time()
+    signs = [at for file in (HEARTBEAT, record) if (at := modified_at(folder / file)) is not None]
+    now = storage_time(folder) if exact else time.time()
     return max(0.0, now - max(signs)) if signs else None
 
 
 @contextmanager
-def beating(folder: Place) -> Iterator[None]:
+def beating(folder: StoragePath) -> Iterator[None]:
     """Give signs of life in the folder of a run while this lasts."""
     over = threading.Event()
     pause = BEAT_SECONDS if isinstance(folder, Path) else REMOTE_BEAT_SECONDS
@@ -176,7 +176,7 @@ def beating(folder: Place) -> Iterator[None]:
             remove_file(folder / HEARTBEAT)
 
 
-def _beat(folder: Place) -> None:
+def _beat(folder: StoragePath) -> None:
     with suppress(
         OSError
     ):  # storage that is away for a moment; whoever asks meanwhile hears for how long

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from raysft.data.parquet import read_plain
 from raysft.errors import UserError
-from raysft.storage import Place, write_bytes
+from raysft.storage import StoragePath, write_bytes
 
 PREDICTIONS = "test_predictions.parquet"
 COLUMNS = {
@@ -26,7 +26,7 @@ COLUMNS = {
 Columns = dict[str, np.ndarray]
 
 
-def write_predictions(file: Place, judged: np.ndarray) -> None:
+def write_predictions(file: StoragePath, judged: np.ndarray) -> None:
     """Write the predictions of a run, whole or not at all.
 
     judged: (images, 5) float64, of each: row id, label, predicted label, its probability,
@@ -46,7 +46,7 @@ def write_predictions(file: Place, judged: np.ndarray) -> None:
     write_bytes(file, content.getvalue())
 
 
-def read_predictions(file: Place, classes: int) -> Columns:
+def read_predictions(file: StoragePath, classes: int) -> Columns:
     """The columns of the predictions of a run, one row a test image; raises UserError where they
     are not that.
     """

@@ -14,7 +14,7 @@ from typing import Any
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.load import validate_job
-from raysft.storage import Place, place, sha256
+from raysft.storage import StoragePath, sha256, storage_path
 
 FILES = ("data.path", "data.test_path", "model.weights")
 PLACES = (*FILES, "storage")
@@ -88,7 +88,9 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find_files(job: Job, folder: Place, info: Mapping[str, Any], given: Mapping[str, str]) -> Found:
+def find_files(
+    job: Job, folder: StoragePath, info: Mapping[str, Any], given: Mapping[str, str]
+) -> Found:
     """Look for the files that a run in `folder` with this run.json needs.
 
     given: the places that a person has said. Raises UserError for what is not there, with how to
@@ -147,7 +149,7 @@ def is_file_name(key: str, value: str) -> bool:
     return key != "model.weights" or "/" in value or Path(value).suffix != ""
 
 
-def beside(folder: Place, info: Mapping[str, Any], value: str) -> Iterator[Path]:
+def beside(folder: StoragePath, info: Mapping[str, Any], value: str) -> Iterator[Path]:
     """Where a file may be that the run with this run.json has known as `value`, the likeliest
     first.
 
@@ -163,11 +165,11 @@ def beside(folder: Place, info: Mapping[str, Any], value: str) -> Iterator[Path]
         yield parent / old.name
 
 
-def located(folder: Place, info: Mapping[str, Any], value: str) -> Place:
+def located(folder: StoragePath, info: Mapping[str, Any], value: str) -> StoragePath:
     """Where something is that the run.json of a run in `folder` calls `value`; that itself, where
     it is not found.
     """
-    known = place(value)
+    known = storage_path(value)
     if not isinstance(known, Path) or known.exists():
         return known
     return next((path for path in beside(folder, info, value) if path.exists()), known)

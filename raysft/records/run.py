@@ -29,13 +29,13 @@ from raysft.records.owner import SILENT_SECONDS, Owner, beating, heard_ago
 from raysft.records.relocation import find_files, weights_sha256, with_places
 from raysft.records.revision import git_revision
 from raysft.storage import (
-    Place,
-    is_full,
+    StoragePath,
+    is_disk_full,
     make_folder,
     overwrite_json,
-    place,
-    remove,
     remove_file,
+    remove_folder,
+    storage_path,
     write_json,
     write_text,
 )
@@ -110,7 +110,7 @@ def validation_metrics(epoch: dict[str, Any]) -> dict[str, Any]:
 class Run:
     """A run directory that is being written."""
 
-    def __init__(self, folder: Place, job: Job) -> None:
+    def __init__(self, folder: StoragePath, job: Job) -> None:
         self.folder, self.job = folder, job
         self.log = (
             folder / LOG
@@ -149,7 +149,7 @@ class Run:
         """
         name = name or new_name(job)
         cls.check_name(name)
-        storage = place(job.storage)
+        storage = storage_path(job.storage)
         folder = storage / name
         try:
             make_folder(folder)
@@ -165,7 +165,7 @@ class Run:
                 job=hashlib.sha256(text.encode()).hexdigest(), weights_sha256=weights_sha256(job)
             )
         except BaseException as error:
-            remove(folder)
+            remove_folder(folder)
             if isinstance(error, OSError):
                 raise _unwritable(storage, error) from None
             raise
@@ -174,7 +174,7 @@ class Run:
     @classmethod
     def reopen(
         cls,
-        folder: Place,
+        folder: StoragePath,
         workers: int | list[int] | None = None,
         places: Mapping[str, str] | None = None,
     ) -> Run:
@@ -239,7 +239,7 @@ class Run:
                 self._save_end("failed")
             raise
         except KeyboardInterrupt:
-            interrupts.heard()
+            interrupts.acknowledge()
             self._save_end("stopped")
             raise
         except BaseException:
@@ -268,12 +268,12 @@ class Run:
 
     def discard(self) -> None:
         """Remove a run that never began."""
-        remove(self.folder)
+        remove_folder(self.folder)
         if isinstance(self.folder, Path):
             with suppress(OSError):  # the storage folder, where it holds nothing else
                 self.folder.parent.rmdir()
 
-    def trial_folder(self, trial: str) -> Place:
+    def trial_folder(self, trial: str) -> StoragePath:
         """Where a trial keeps its record and its checkpoints."""
         return self.folder / "trials" / trial
 
@@ -306,12 +306,12 @@ class Run:
                 file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, document)
         except OSError as error:
-            if is_full(error):
+            if is_disk_full(error):
                 raise StorageFull(str(file)) from None
             raise
 
 
-def _unwritable(storage: Place, error: OSError) -> UserError:
+def _unwritable(storage: StoragePath, error: OSError) -> UserError:
     reason = error.strerror or str(error).partition(" (Request ID")[0]
     return UserError(
         f"storage: {storage}", f"cannot be written ({reason})", "give a folder or bucket that can"
@@ -333,9 +333,9 @@ def leaderboard(records: list[TrialRecord], metric: str) -> list[TrialRecord]:
     return sorted(records, key=key)
 
 
-def find_run(name: str, storage: str = "runs") -> Place:
+def find_run(name: str, storage: str = "runs") -> StoragePath:
     """The directory of a run given as a path or as a name below `storage`; raises UserError."""
-    for folder in (place(name), place(storage) / name):
+    for folder in (storage_path(name), storage_path(storage) / name):
         if (folder / INFO).is_file():
             return folder
     raise UserError(
@@ -377,7 +377,7 @@ def results_of(name: str) -> dict[str, Any]:
     return read_json(folder / RESULTS)
 
 
-def standing(folder: Place, info: Mapping[str, Any]) -> str:
+def standing(folder: StoragePath, info: Mapping[str, Any]) -> str:
     """The status of a run: what its run.json says, or "lost" where its process died without a word.
 
     Of one that an older raysft runs on another host nothing more can be known.
@@ -390,7 +390,7 @@ def standing(folder: Place, info: Mapping[str, Any]) -> str:
     )
 
 
-def is_alive(folder: Place, info: Mapping[str, Any]) -> bool:
+def is_alive(folder: StoragePath, info: Mapping[str, Any]) -> bool:
     """Whether a run is going on, here or anywhere else that writes to its folder."""
     if not is_going_on(info):
         return False
@@ -403,7 +403,7 @@ def is_alive(folder: Place, info: Mapping[str, Any]) -> bool:
     return heard is not None and heard < SILENT_SECONDS
 
 
-def refuse_living(folder: Place, info: Mapping[str, Any]) -> None:
+def refuse_living(folder: StoragePath, info: Mapping[str, Any]) -> None:
     """Raise UserError where a run is going on, or may be for all that can be known here."""
     owner = Owner.of(info)
     if not is_going_on(info) or owner == Owner.this():
@@ -447,7 +447,7 @@ def _perhaps_alive(info: Mapping[str, Any]) -> bool:
     return False
 
 
-def job_of(folder: Place, info: dict[str, Any]) -> Job:
+def job_of(folder: StoragePath, info: dict[str, Any]) -> Job:
     """The job of a run with the run.json `info`; raises UserError where its file is not what was
     written.
     """
@@ -478,7 +478,7 @@ def with_workers(job: Job, workers: int | list[int] | None) -> Job:
 
 def all_runs(storage: str) -> list[dict[str, Any]]:
     """The run.json of every run in a folder, oldest first."""
-    folder = place(storage)
+    folder = storage_path(storage)
     names = [p.name for p in folder.iterdir()] if folder.exists() else []
     folders = [folder / name for name in names if (folder / name / INFO).is_file()]
     infos = [(info := read_json(run / INFO)) | {"status": standing(run, info)} for run in folders]
@@ -486,7 +486,7 @@ def all_runs(storage: str) -> list[dict[str, Any]]:
 
 
 def read_trials(
-    folder: Place, known: Mapping[str, dict[str, Any]] | None = None
+    folder: StoragePath, known: Mapping[str, dict[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
     """The trial.json of every trial of a run that has begun, in their order; those `known` are not
     read again.
@@ -500,7 +500,7 @@ def read_trials(
     ]
 
 
-def read_json(path: Place) -> dict[str, Any]:
+def read_json(path: StoragePath) -> dict[str, Any]:
     """A JSON file of a run; raises UserError when it is not there, changed or torn."""
     try:
         return read_checked(path)

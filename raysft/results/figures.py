@@ -15,19 +15,19 @@ from raysft.records.run import INFO, RESULTS, job_of, read_json, read_trials
 from raysft.results.answers import judged
 from raysft.results.model import CARD, read_card
 from raysft.results.thumbnails import Images
-from raysft.storage import Place
+from raysft.storage import StoragePath
 
 ENDED_EARLY = ("stopped", "diverged", "failed")
 
 
-def figures(folder: Place) -> dict[str, Any]:
+def figures(folder: StoragePath) -> dict[str, Any]:
     """Everything the report of a run tells but the images; raises UserError where the run has no
     results yet.
     """
     return gather(folder)[0]
 
 
-def gather(folder: Place) -> tuple[dict[str, Any], Images | None]:
+def gather(folder: StoragePath) -> tuple[dict[str, Any], Images | None]:
     """The figures of a run, and the images of its data set where they can be reached."""
     info = read_json(folder / INFO)
     if not (folder / RESULTS).is_file():
@@ -96,7 +96,7 @@ def _search(job: Job, trials: list[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _test(folder: Place, classes: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+def _test(folder: StoragePath, classes: list[str]) -> tuple[dict[str, Any] | None, str | None]:
     """(figures of the test images, None), or (None, why there are none)."""
     file = folder / PREDICTIONS
     if not file.is_file():
@@ -158,7 +158,9 @@ def _cost(job: Job, timing: dict[str, Any]) -> float | None:
     return None if price is None else price * timing["total_s"] / 3600
 
 
-def _provenance(folder: Place, info: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+def _provenance(
+    folder: StoragePath, info: dict[str, Any], results: dict[str, Any]
+) -> dict[str, Any]:
     """Where the model came from."""
     delivered = results["best"] is not None and (folder / "model" / CARD).is_file()
     return {

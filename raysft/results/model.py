@@ -12,7 +12,7 @@ from raysft.data.decoding import Decoding, is_number, parse_decoding
 from raysft.data.preparation import Preparation
 from raysft.errors import ModelError, UserError
 from raysft.storage import (
-    Place,
+    StoragePath,
     local_copy,
     put_file,
     put_folder,
@@ -60,7 +60,9 @@ class ModelCard:
         return Preparation(self.mean, self.std, self.image_size, self.interpolation)
 
 
-def deliver(folder: Place, checkpoint: Place, card: ModelCard, readme: str | None = None) -> None:
+def deliver(
+    folder: StoragePath, checkpoint: StoragePath, card: ModelCard, readme: str | None = None
+) -> None:
     """Make the model folder from a checkpoint, whole or not at all; `readme` is its README.md."""
     with scratch_beside(folder) as scratch, local_copy(checkpoint / WEIGHTS) as weights:
         put_file(weights, scratch / WEIGHTS)
@@ -70,7 +72,7 @@ def deliver(folder: Place, checkpoint: Place, card: ModelCard, readme: str | Non
         put_folder(scratch, folder, last=CARD)
 
 
-def read_card(folder: Place) -> ModelCard:
+def read_card(folder: StoragePath) -> ModelCard:
     """The card of a delivered model; a run directory stands for its model. Raises UserError."""
     folder = model_folder(folder)
     path = folder / CARD
@@ -153,12 +155,12 @@ def _is_kernel(value: Any) -> bool:
     return isinstance(value, str) and value in INTERPOLATIONS
 
 
-def model_folder(path: Place) -> Place:
+def model_folder(path: StoragePath) -> StoragePath:
     """`path`, or the model in it when it is a run directory."""
     return path / "model" if (path / "run.json").is_file() else path
 
 
-def check_trust(folder: Place, card: ModelCard, trust_code: bool) -> None:
+def check_trust(folder: StoragePath, card: ModelCard, trust_code: bool) -> None:
     """Raise ModelError where a model would run code of somebody's own, unless `trust_code` says
     that it may.
     """
@@ -178,7 +180,7 @@ def _shown(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name[:80])
 
 
-def load_model(folder: Place, trust_code: bool = False) -> tuple[Any, ModelCard]:
+def load_model(folder: StoragePath, trust_code: bool = False) -> tuple[Any, ModelCard]:
     """(torch module in eval mode, card) of a delivered model; raises UserError or ModelError.
 
     trust_code: whether an architecture that is neither of raysft nor of torchvision or timm may be

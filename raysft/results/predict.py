@@ -31,7 +31,7 @@ from raysft.errors import DataError
 from raysft.results.image_files import Given
 from raysft.results.model import ModelCard, load_model
 from raysft.results.ranking import TOP, Failed, Prediction, Ranking
-from raysft.storage import Place
+from raysft.storage import StoragePath
 from raysft.train.metrics import Sums
 
 
@@ -39,7 +39,7 @@ class Classifier:
     """A delivered model, ready to classify."""
 
     def __init__(
-        self, folder: Place, device: torch.device | str = "cpu", trust_code: bool = False
+        self, folder: StoragePath, device: torch.device | str = "cpu", trust_code: bool = False
     ) -> None:
         """trust_code: as for `raysft.results.model.load_model`."""
         net, self.card = load_model(folder, trust_code)
@@ -104,7 +104,7 @@ class Classifier:
         except DataError as error:
             return error
 
-    def evaluate(self, data: Place, split: str) -> dict[str, Any]:
+    def evaluate(self, data: StoragePath, split: str) -> dict[str, Any]:
         """Metrics on a split of a data set, or on a folder with one folder of images a class.
 
         Returns images, notes (what was left out of a folder, what was special about pixels), the
@@ -163,7 +163,7 @@ def batch_of(card: ModelCard) -> int:
 
 
 def labelled_batches(
-    data: Place, split: str, card: ModelCard, special: Counter[str] | None = None
+    data: StoragePath, split: str, card: ModelCard, special: Counter[str] | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images (n, height, width, 3) uint8, labels (n,) int64) with the labels of the model's
     classes.
@@ -181,7 +181,7 @@ def labelled_batches(
 
 
 def labelled_images(
-    data: Place, split: str, card: ModelCard, special: Counter[str] | None = None
+    data: StoragePath, split: str, card: ModelCard, special: Counter[str] | None = None
 ) -> Iterator[tuple[Image.Image, int]]:
     """Images as they are stored, decoded, with the labels of the model's classes; raises DataError
     for other classes.
@@ -211,14 +211,14 @@ def labelled_images(
         yield image.image, number[name]
 
 
-def image_count(data: Place, split: str, card: ModelCard) -> int:
+def image_count(data: StoragePath, split: str, card: ModelCard) -> int:
     """How many images `labelled_images` gives; raises DataError."""
     if (data / MANIFEST).is_file():
         return _manifest_with(data, split).splits[split].rows
     return len(_folders(data, split, card).test)
 
 
-def notes_on(data: Place, split: str, card: ModelCard) -> list[str]:
+def notes_on(data: StoragePath, split: str, card: ModelCard) -> list[str]:
     """How a folder of labelled images was read, what was left out; nothing of a data set, whose
     manifest says it.
     """
@@ -228,11 +228,11 @@ def notes_on(data: Place, split: str, card: ModelCard) -> list[str]:
     return [*folders.notes, *describe_files(folders.counts)]
 
 
-def _folders(data: Place, split: str, card: ModelCard) -> Folders:
+def _folders(data: StoragePath, split: str, card: ModelCard) -> Folders:
     return Folders.find_labelled(Path(str(data)), split, card.classes)
 
 
-def _manifest_with(data: Place, split: str) -> Manifest:
+def _manifest_with(data: StoragePath, split: str) -> Manifest:
     manifest = read_manifest(data)
     if split not in manifest.splits:
         raise DataError(str(data), f"has no split {split}", f"it has {', '.join(manifest.splits)}")
@@ -252,7 +252,7 @@ def check_stored(spec: ImageSpec, card: ModelCard, where: str) -> None:
         )
 
 
-def _shard_images(data: Place, split: str, card: ModelCard) -> Iterable[tuple[Decoded, str]]:
+def _shard_images(data: StoragePath, split: str, card: ModelCard) -> Iterable[tuple[Decoded, str]]:
     manifest = _manifest_with(data, split)
     verify_checksums(data, manifest)
     check_stored(manifest.image, card, str(data))

@@ -31,7 +31,7 @@ from raysft.results.charts import (
 )
 from raysft.results.figures import figures, gather
 from raysft.results.thumbnails import Images, Thumbnail
-from raysft.storage import Place, is_full, read_json, write_json, write_text
+from raysft.storage import StoragePath, is_disk_full, read_json, write_json, write_text
 from raysft.wording import config_text, count_text, metric_text, score_text
 
 __all__ = ["REPORT", "figures", "write_report"]
@@ -40,7 +40,7 @@ REPORT = "report.html"
 MOST_ROWS = 500  # of a table
 
 
-def write_report(folder: Place, out: Place | None = None) -> Place:
+def write_report(folder: StoragePath, out: StoragePath | None = None) -> StoragePath:
     """Write the report of a run to `out`, else to report.html in its directory; returns where it
     is.
 
@@ -53,7 +53,7 @@ def write_report(folder: Place, out: Place | None = None) -> Place:
     try:
         write_text(target, text)
     except OSError as error:
-        if is_full(error):
+        if is_disk_full(error):
             raise StorageFull(str(target)) from None
         raise UserError(
             str(target), f"cannot be written ({error.strerror or error})", "give another --out"

@@ -17,7 +17,7 @@ from raysft.data.decoding import Decoding
 from raysft.data.images import stored_rgb
 from raysft.data.shards import Manifest, ShardFile, read_manifest, read_table, unpack_rows
 from raysft.errors import DataError
-from raysft.storage import Place, place
+from raysft.storage import StoragePath, storage_path
 
 PIXELS = 96
 ENLARGED_PIXELS = (
@@ -75,7 +75,7 @@ class Images:
         """data: what run.json says of it. Raises DataError or UserError where it is not there, or
         another by now.
         """
-        self.folder: Place = place(data["path"])
+        self.folder: StoragePath = storage_path(data["path"])
         self.manifest: Manifest = read_manifest(self.folder)
         if self.manifest.fingerprint != data["fingerprint"]:
             raise DataError(str(self.folder), "is not the data that the run was trained on")

@@ -14,7 +14,7 @@ from raysft.data.ingest import SplitSource
 from raysft.data.shards import Manifest
 from raysft.errors import DataError
 from raysft.records.run import Run
-from raysft.storage import Place
+from raysft.storage import StoragePath
 
 DECIDED = frozenset(
     {COMPOSITED, BLANK, CONVERTED}
@@ -31,7 +31,7 @@ def identity(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def compare(run: Run, manifest: Manifest, folder: Place) -> None:
+def compare(run: Run, manifest: Manifest, folder: StoragePath) -> None:
     """Raise DataError where the data is not what the run began with, and say what is different."""
     before, now = run.info.get("data"), identity(manifest)
     if before is None:
@@ -53,7 +53,7 @@ def compare(run: Run, manifest: Manifest, folder: Place) -> None:
     )
 
 
-def _compare_decoding(before: Decoding, manifest: Manifest, folder: Place) -> None:
+def _compare_decoding(before: Decoding, manifest: Manifest, folder: StoragePath) -> None:
     """Raise DataError where files of the same fingerprint become other pixels than before.
 
     Of pixels that are stored raw, the fingerprint says all; of files, not what is made of

@@ -29,14 +29,14 @@ from raysft.data.ingest import (
 )
 from raysft.data.shards import Manifest, read_manifest, verify_checksums
 from raysft.data.sources import describe_unreadable, outline_dataset
-from raysft.errors import ModelError, RaysftError, RunError, UserError, in_words
+from raysft.errors import ModelError, RaysftError, RunError, UserError, describe_error
 from raysft.job import Job
 from raysft.job.plan import Node, RunPlan, make_plan
 from raysft.job.recipe import Train
 from raysft.job.space import trial_settings
 from raysft.job.spec import Model, meets_target
-from raysft.ray_calls import START_SECONDS, answered, last_lines
-from raysft.ray_shortcuts import look_at_nodes, start_coordinator
+from raysft.ray_calls import START_SECONDS, first_result, last_worker_output
+from raysft.ray_shortcuts import recount_nodes, start_coordinator
 from raysft.records.predictions import PREDICTIONS, write_predictions
 from raysft.records.run import Run, TrialRecord, leaderboard
 from raysft.results.model import deliver
@@ -55,7 +55,7 @@ from raysft.search.propose import searcher
 from raysft.search.schedulers import Known
 from raysft.search.space import known_configurations
 from raysft.search.tuner import scheduler_of, search
-from raysft.storage import Place, remove
+from raysft.storage import StoragePath, remove_folder
 from raysft.tracking import Tracking
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.queue import MAX_ATTEMPTS, Event, Task, TrialQueue
@@ -97,7 +97,7 @@ class Workspace:
 
     scratch: Path
     """A folder that the caller removes when no thread of Ray writes there any more."""
-    datasets: Place | None = None
+    datasets: StoragePath | None = None
     """Where imported images are kept; the user's cache without it."""
 
 
@@ -167,7 +167,7 @@ def execute(
 
 
 def task_of(
-    job: Job, names: Sequence[str], trials: Place, number: int, config: dict[str, Any]
+    job: Job, names: Sequence[str], trials: StoragePath, number: int, config: dict[str, Any]
 ) -> Task:
     """The task of trial `number` with its configuration; `trials` is the folder of all of them."""
     recipe = trial_settings(job, config)
@@ -352,7 +352,7 @@ class _Conductor:
             }
         else:
             self.splits = {**self.sources}
-        answered(self.queue.set_data.remote(self.splits))
+        first_result(self.queue.set_data.remote(self.splits))
 
     # --- following ------------------------------------------------------------------------------
 
@@ -391,7 +391,7 @@ class _Conductor:
         on.
         """
         if self.job.resources.elastic:
-            look_at_nodes(self.coordinator)
+            recount_nodes(self.coordinator)
         for slot in [slot for slot in self.slots if not slot.is_alive()]:
             self._take_in(0)
             self._lose(
@@ -403,7 +403,7 @@ class _Conductor:
                 self._lose(
                     slot,
                     f"(none of its processes has started within {patience:g} "
-                    f"seconds{last_lines()})",
+                    f"seconds{last_worker_output()})",
                 )
 
     def _lose(self, slot: SlotThread, cause: str) -> None:
@@ -625,7 +625,7 @@ class _Conductor:
         readme = readme_of(self.run, self.manifest, self.sources, board, confirmed, card, scored)
         deliver(self.run.folder / "model", checkpoint, card, readme)
         for record in (*board[1:], *repeats):  # only the delivered trial is worth the disk
-            remove(self.run.trial_folder(record.trial) / "checkpoints")
+            remove_folder(self.run.trial_folder(record.trial) / "checkpoints")
         timing = timing_of([*board, *repeats], self.begun, self.first_trial, self.last_trial)
         results = results_of_run(self.run, board, scored, confirmed, timing, val_rows)
         self.run.save(timing=timing)
@@ -647,7 +647,7 @@ class _Conductor:
     def _board(self) -> list[TrialRecord]:
         return leaderboard(list(self.records.values()), self.run.metric)
 
-    def _score(self, record: TrialRecord, best: dict[str, Any], checkpoint: Place) -> Scored:
+    def _score(self, record: TrialRecord, best: dict[str, Any], checkpoint: StoragePath) -> Scored:
         trained = self.make_task(self.names.index(record.trial), record.config)
         ray.get(
             self.queue.put.remote(
@@ -685,4 +685,4 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    return str(error) if isinstance(error, UserError) else in_words(error, -1)
+    return str(error) if isinstance(error, UserError) else describe_error(error, -1)

@@ -12,7 +12,7 @@ from raysft.job.plan import Node, RunPlan
 from raysft.job.spec import Tracking
 from raysft.records.run import Run, read_trials
 from raysft.run.driver import Workspace, execute
-from raysft.storage import Place
+from raysft.storage import StoragePath
 
 STEPS = 8
 
@@ -51,7 +51,7 @@ def measure(
     job: Job,
     plan: RunPlan,
     nodes: Sequence[Node],
-    storage: Place,
+    storage: StoragePath,
     workspace: Workspace,
 ) -> Estimate:
     """Train `STEPS` steps of the job twice in a run of its own, which is removed again; the second

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from raysft.storage import Place, local_copy
+from raysft.storage import StoragePath, local_copy
 
 MODEL, REPORT = "model", "report.html"
 
 
 @contextmanager
-def delivered(run: Place) -> Iterator[tuple[Path, Path | None]]:
+def delivered(run: StoragePath) -> Iterator[tuple[Path, Path | None]]:
     """The delivered model of a run as a folder on this machine's disk, and its report, if it has
     one.
     """
@@ -30,6 +30,6 @@ def delivered(run: Place) -> Iterator[tuple[Path, Path | None]]:
         yield model, _fetch(run / REPORT, Path(scratch)) if has_report else None
 
 
-def _fetch(file: Place, folder: Path) -> Path:
+def _fetch(file: StoragePath, folder: Path) -> Path:
     with local_copy(file) as copy:
         return Path(shutil.move(copy, folder / file.name))

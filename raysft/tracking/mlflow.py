@@ -10,7 +10,7 @@ from typing import Any
 
 from raysft.job import Job
 from raysft.records.run import TrialRecord
-from raysft.storage import Place
+from raysft.storage import StoragePath
 from raysft.tracking.artifacts import delivered
 from raysft.tracking.tracker import Close, News
 from raysft.tracking.values import flattened, metrics_of, parameters_of
@@ -35,7 +35,7 @@ class Mlflow:
 
     name = "mlflow"
 
-    def __init__(self, job: Job, folder: Place, metric: str) -> None:
+    def __init__(self, job: Job, folder: StoragePath, metric: str) -> None:
         self.job, self.folder, self.metric = job, folder, metric
         self.remembers: dict[str, Any] = {"uri": None, "parent": None, "trials": {}}
         self._open: set[str] = set()

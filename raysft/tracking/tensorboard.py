@@ -14,7 +14,7 @@ from typing import Any
 
 from raysft.job import Job
 from raysft.records.run import TrialRecord
-from raysft.storage import Place, put_file
+from raysft.storage import StoragePath, put_file
 from raysft.tracking.tracker import Close, News
 from raysft.tracking.values import metrics_of, searched_of
 
@@ -27,7 +27,7 @@ class TensorBoard:
 
     name = "tensorboard"
 
-    def __init__(self, job: Job, folder: Place, scratch: Path) -> None:
+    def __init__(self, job: Job, folder: StoragePath, scratch: Path) -> None:
         self.job, self.target = job, folder / FOLDER
         self.local = self.target if isinstance(self.target, Path) else scratch / FOLDER
         self.remembers: dict[str, Any] = {"trials": {}}

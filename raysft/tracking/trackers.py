@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from raysft import interrupts
-from raysft.errors import in_words
+from raysft.errors import describe_error
 from raysft.job import Job
 from raysft.records.run import Run, TrialRecord
-from raysft.storage import Place, is_full, read_json, write_json
+from raysft.storage import StoragePath, is_disk_full, read_json, write_json
 from raysft.tracking.tracker import Close, News, Tracker
 
 FLUSH_SECONDS = 30.0  # for all trackers together, at the end of a run
@@ -38,14 +38,14 @@ MEMORY = "tracking.json"
 class Memory:
     """What trackers remember, in RUN/tracking.json."""
 
-    folder: Place
+    folder: StoragePath
     known: dict[str, Any] = field(default_factory=dict)
     written: float = 0.0
     standing: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, folder: Place) -> Memory:
+    def of(cls, folder: StoragePath) -> Memory:
         """That of a run directory; empty where nothing was tracked yet. Raises OSError,
         ValueError.
         """
@@ -107,7 +107,7 @@ class TrackerThread(threading.Thread):
         except (
             Exception
         ) as error:  # of any kind, by library and by what is wrong with the disk or the network
-            why = "no space is left to write to" if is_full(error) else in_words(error)
+            why = "no space is left to write to" if is_disk_full(error) else describe_error(error)
             self.note(
                 f"tracking {self.tracker.name}: {why}; nothing more is logged there, the run "
                 "goes on"
@@ -190,7 +190,7 @@ class Tracking:
     def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
         stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
         if stopped:
-            interrupts.heard()
+            interrupts.acknowledge()
         self._finish(Close("killed" if stopped else "failed" if kind else "finished", self.results))
 
     def _tell(self, record: TrialRecord) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raysft.job import Job
 from raysft.records.run import TrialRecord
-from raysft.storage import Place, put_file
+from raysft.storage import StoragePath, put_file
 from raysft.tracking.artifacts import delivered
 from raysft.tracking.tracker import Close, News
 from raysft.tracking.values import flattened, metrics_of, parameters_of
@@ -26,7 +26,7 @@ class Wandb:
 
     name = "wandb"
 
-    def __init__(self, job: Job, folder: Place, scratch: Path) -> None:
+    def __init__(self, job: Job, folder: StoragePath, scratch: Path) -> None:
         self.job, self.folder = job, folder
         self.local = folder if isinstance(folder, Path) else scratch
         self.mode = job.tracking.wandb_mode or os.environ.get("WANDB_MODE", "online")

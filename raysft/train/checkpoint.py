@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from raysft.errors import DataError
 from raysft.storage import (
-    Place,
+    StoragePath,
     local_copy,
     put_folder,
     read_json,
@@ -59,8 +59,8 @@ class Standing:
 
 
 def save_checkpoint(
-    folder: Place, standing: Standing, learner: Learner, final: bool = False
-) -> Place:
+    folder: StoragePath, standing: Standing, learner: Learner, final: bool = False
+) -> StoragePath:
     """Write where training stands below `folder`; returns its own folder.
 
     A `final` one is only ever delivered or told of again: it has no state of the optimizer, its
@@ -97,7 +97,7 @@ def save_checkpoint(
 
 
 def newest_sound(
-    folder: Place, fits: Callable[[Standing], bool] = lambda standing: True
+    folder: StoragePath, fits: Callable[[Standing], bool] = lambda standing: True
 ) -> Standing | None:
     """Where the newest checkpoint below `folder` stands that is what was written and fits; others
     are passed over.
@@ -116,7 +116,7 @@ def newest_sound(
     return None
 
 
-def load_checkpoint(path: Place, learner: Learner) -> Standing:
+def load_checkpoint(path: StoragePath, learner: Learner) -> Standing:
     """Restore network and optimizer; returns where training stood. Raises DataError where it is
     damaged.
     """
@@ -136,7 +136,7 @@ def load_checkpoint(path: Place, learner: Learner) -> Standing:
     return Standing(**stored["standing"])
 
 
-def read_state(path: Place) -> dict[str, Any]:
+def read_state(path: StoragePath) -> dict[str, Any]:
     """The state.json of a checkpoint; raises DataError."""
     try:
         return read_json(path / STATE)
@@ -144,7 +144,7 @@ def read_state(path: Place) -> dict[str, Any]:
         raise DataError(str(path / STATE), f"cannot be read ({error})") from None
 
 
-def read_tensors(path: Place, name: str, state: dict[str, Any]) -> dict[str, torch.Tensor]:
+def read_tensors(path: StoragePath, name: str, state: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of one file of a checkpoint; raises DataError where it is not what was
     written.
     """
@@ -156,14 +156,14 @@ def read_tensors(path: Place, name: str, state: dict[str, Any]) -> dict[str, tor
         raise DataError(str(path / name), f"cannot be read ({error})") from None
 
 
-def _check(path: Place, name: str, state: dict[str, Any]) -> None:
+def _check(path: StoragePath, name: str, state: dict[str, Any]) -> None:
     try:
         _compare(path / name, sha256(path / name), state["files"][name])
     except OSError as error:
         raise DataError(str(path / name), f"cannot be read ({error})") from None
 
 
-def _compare(file: Place, found: str, expected: str | None) -> None:
+def _compare(file: StoragePath, found: str, expected: str | None) -> None:
     if found != expected:
         raise DataError(
             str(file), "does not have the checksum of its checkpoint: it was changed or torn"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from raysft.storage import Place, remove
+from raysft.storage import StoragePath, remove_folder
 
 STATE = "state.json"
 
 
-def checkpoint_path(folder: Place, epoch: int, step: int = 0) -> Place:
+def checkpoint_path(folder: StoragePath, epoch: int, step: int = 0) -> StoragePath:
     """Where the checkpoint after `epoch` epochs and `step` steps of the next one lies."""
     return folder / (f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else ""))
 
 
-def newest_first(folder: Place) -> list[Place]:
+def newest_first(folder: StoragePath) -> list[StoragePath]:
     """All checkpoints that were written to their end."""
     return [
         path
@@ -23,15 +23,15 @@ def newest_first(folder: Place) -> list[Place]:
     ]
 
 
-def prune(folder: Place, keep: Collection[Place]) -> None:
+def prune(folder: StoragePath, keep: Collection[StoragePath]) -> None:
     """Remove all checkpoints but those in `keep`."""
     kept = {path.name for path in keep}
     for path in _checkpoints(folder):
         if path.name not in kept:
-            remove(path)
+            remove_folder(path)
 
 
-def _checkpoints(folder: Place) -> list[Place]:
+def _checkpoints(folder: StoragePath) -> list[StoragePath]:
     if not folder.exists():
         return []
     return [

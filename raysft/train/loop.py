@@ -24,7 +24,7 @@ from raysft.errors import Diverged
 from raysft.job.batches import batch_sizes
 from raysft.job.recipe import Train
 from raysft.job.spec import sort_key
-from raysft.storage import Place
+from raysft.storage import StoragePath
 from raysft.train.checkpoint import Standing, load_checkpoint, newest_sound, save_checkpoint
 from raysft.train.checkpoint_paths import checkpoint_path, prune
 from raysft.train.learner import Learner
@@ -58,7 +58,7 @@ class Recipe:
     preparation: Preparation
     class_rows: tuple[int, ...]
     metric: str
-    folder: Place
+    folder: StoragePath
     head: str
     workers: int = 1
     """The most that the job may have: batches are cut for as many, whoever is there."""

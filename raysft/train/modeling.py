@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raysft.errors import ModelError, in_words
+from raysft.errors import ModelError, describe_error
 from raysft.job.spec import Model
 from raysft.storage import locked
 from raysft.train import weights
@@ -106,7 +106,7 @@ def _from_factory(name: str, classes: int) -> nn.Module:
     except Exception as error:  # whatever the module does when it is imported
         raise ModelError(
             f"model.name: {name}",
-            f"cannot be imported ({in_words(error)})",
+            f"cannot be imported ({describe_error(error)})",
             "give package.module:factory, importable where raysft runs",
         ) from None
     try:
@@ -114,7 +114,7 @@ def _from_factory(name: str, classes: int) -> nn.Module:
     except Exception as error:  # whatever the factory does
         raise ModelError(
             f"model.name: {name}",
-            f"cannot make a network ({in_words(error)})",
+            f"cannot make a network ({describe_error(error)})",
             "it is called as factory(num_classes=N)",
         ) from None
     if not isinstance(net, nn.Module):
@@ -169,7 +169,7 @@ def _from_torchvision(spec: Model) -> nn.Module:
     ) as error:  # of a transformer whose patches do not fill the image
         raise ModelError(
             f"model.image_size: {spec.image_size}",
-            f"{name} cannot be made for it ({in_words(error)})",
+            f"{name} cannot be made for it ({describe_error(error)})",
             "give another, such as 224",
         ) from None
 
@@ -262,11 +262,11 @@ def _make_timm(timm: Any, name: str, classes: int, pretrained: bool, spec: Model
             except Exception as error:  # the hub's client has a tree of errors of its own
                 if not pretrained:
                     raise ModelError(
-                        f"model.name: {spec.name}", f"cannot be made ({in_words(error)})"
+                        f"model.name: {spec.name}", f"cannot be made ({describe_error(error)})"
                     ) from None
                 raise ModelError(
                     f"model.weights: {spec.weights}",
-                    f"cannot be downloaded ({in_words(error)})",
+                    f"cannot be downloaded ({describe_error(error)})",
                     "give a file of them, or weights: none",
                 ) from None
     raise AssertionError("create_model takes its arguments")

@@ -8,10 +8,10 @@ from pathlib import Path
 from raysft.errors import ModelError
 from raysft.job.recipe import Train
 from raysft.job.spec import Model, Resources
-from raysft.storage import Place, Remote, place
+from raysft.storage import RemotePath, StoragePath, storage_path
 
 
-def weights_file(spec: Model) -> Place | None:
+def weights_file(spec: Model) -> StoragePath | None:
     """The file a job names as weights; None where it names a web address, weights of the library,
     or none.
 
@@ -19,8 +19,8 @@ def weights_file(spec: Model) -> Place | None:
     """
     if spec.weights.startswith(("http://", "https://")):
         return None
-    path = place(stated_hash(spec.weights)[0])
-    named = isinstance(path, Remote) or path.suffix != "" or "/" in spec.weights
+    path = storage_path(stated_hash(spec.weights)[0])
+    named = isinstance(path, RemotePath) or path.suffix != "" or "/" in spec.weights
     if not named and not path.is_file():
         return None
     if not path.is_file():

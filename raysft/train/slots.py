@@ -21,8 +21,8 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from raysft.errors import in_words
-from raysft.gc_pause import uncollected
+from raysft.errors import describe_error
+from raysft.gc_pause import gc_paused
 from raysft.job.plan import Slot
 from raysft.job.spec import Resources
 
@@ -125,7 +125,7 @@ def _enter(config: dict[str, Any]) -> None:
     if not ray.get(queue.arrive.remote(config["slot"], context.get_world_rank())):
         return  # the run goes on without this slot, and Ray Train has started it once more
     try:
-        with uncollected():
+        with gc_paused():
             from raysft.train.worker import run_worker  # torch is imported here, in the worker
     except Exception as error:  # whatever a library raises that is broken here
         _tell_unable(config, error)
@@ -154,5 +154,5 @@ def _tell_unable(config: dict[str, Any], error: Exception) -> None:
     it is let.
     """
     place = traceback.extract_tb(error.__traceback__)[-1]
-    text = f"{in_words(error)}, in {place.filename}, line {place.lineno}"
+    text = f"{describe_error(error)}, in {place.filename}, line {place.lineno}"
     ray.get(config["queue"].unable.remote(config["slot"], ray.util.get_node_ip_address(), text))

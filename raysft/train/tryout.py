@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from raysft.errors import ModelError, in_words
+from raysft.errors import ModelError, describe_error
 
 EXAMPLES = 2
 # Usual sizes of images, tried to tell which ones a network takes that does not take those it would
@@ -36,12 +36,12 @@ def try_network(net: nn.Module, name: str, classes: int, height: int, width: int
         if not sizes:
             raise ModelError(
                 where,
-                f"fails on two images of {height} × {width} pixels ({in_words(error)})",
+                f"fails on two images of {height} × {width} pixels ({describe_error(error)})",
                 "give a network that takes (n, 3, height, width) float32",
             ) from None
         raise ModelError(
             where,
-            f"cannot take images of {height} × {width} pixels ({in_words(error)})",
+            f"cannot take images of {height} × {width} pixels ({describe_error(error)})",
             f"set model.image_size; of the usual sizes it takes {_listed(sizes)}",
         ) from None
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from raysft.errors import ModelError, in_words
+from raysft.errors import ModelError, describe_error
 from raysft.job.spec import Model
-from raysft.storage import BLOCK, Remote, locked, read_json, sha256
+from raysft.storage import BLOCK, RemotePath, locked, read_json, sha256
 from raysft.train.setup import stated_hash, weights_file
 from raysft.train.unwrap import Found, Tensors, read_checkpoint, tensors_for
 
@@ -52,7 +52,7 @@ def file_of(spec: Model) -> Path | None:
     if address.startswith(("http://", "https://")):
         return fetch(address, _cache() / _name_in_cache(spec.weights), stated, where)
     path = weights_file(spec)
-    if isinstance(path, Remote):
+    if isinstance(path, RemotePath):
         info = path.fs.get_file_info(path.key)
         target = _cache() / _name_in_cache(f"{path.uri}?{info.size}-{info.mtime_ns}#{stated}")
         return _fetched(target, stated, lambda part: _copy(path, part), where)
@@ -142,7 +142,7 @@ def _fetched(target: Path, expected: str | None, get: Any, where: str) -> Path:
     except (urllib.error.URLError, OSError) as error:
         raise ModelError(
             where,
-            f"cannot be downloaded ({in_words(error)})",
+            f"cannot be downloaded ({describe_error(error)})",
             f"put it at {target}, give a file, or weights: none",
         ) from None
     return target
@@ -156,7 +156,7 @@ def _download(url: str, target: Path) -> None:
             raise OSError(f"the connection ended after {file.tell():,} of {int(length):,} bytes")
 
 
-def _copy(source: Remote, target: Path) -> None:
+def _copy(source: RemotePath, target: Path) -> None:
     with source.fs.open_input_stream(source.key) as stream, target.open("wb") as file:
         shutil.copyfileobj(stream, file, 8 * BLOCK)
 

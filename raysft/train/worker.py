@@ -17,10 +17,10 @@ from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.data.staging import keep_on_gpu
 from raysft.errors import Diverged, StorageFull, TrialError, UserError
-from raysft.gc_pause import uncollected
+from raysft.gc_pause import gc_paused
 from raysft.job.spec import Model
-from raysft.ray_shortcuts import machine_is_going
-from raysft.storage import is_full, place
+from raysft.ray_shortcuts import preemption_announced
+from raysft.storage import is_disk_full, storage_path
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
@@ -75,7 +75,7 @@ class Worker:
             self.setup.import_from
         )  # where package.module:factory is importable for the submitter
         try:
-            with uncollected():
+            with gc_paused():
                 import torch._dynamo  # noqa: F401  # the first step of any optimizer would, when all wait for it
 
                 if model is not None:
@@ -134,7 +134,7 @@ class Worker:
                 if isinstance(error, UserError)
                 else f"{type(error).__name__}: {error}"
             )
-            if is_full(error):
+            if is_disk_full(error):
                 ray.get(self.queue.refuse.remote(StorageFull(task.folder)))
             cause = _cause(error)
             if cause == "out_of_memory" and not self._can_halve(task):
@@ -197,7 +197,7 @@ class Worker:
             self._preparation(task.model, network),
             setup.class_rows,
             setup.metric,
-            place(task.folder) / "checkpoints",
+            storage_path(task.folder) / "checkpoints",
             network.head,
             setup.resources.most_workers,
         )
@@ -230,7 +230,7 @@ class Worker:
             self.team,
             report,
             progress,
-            machine_is_going,
+            preemption_announced,
         )
         return {"host": ray.util.get_node_ip_address()}
 
@@ -238,7 +238,7 @@ class Worker:
         network = self._network(task.model, task.seed)
         how = self._preparation(task.model, network)
         net = copy.deepcopy(network.net)
-        checkpoint = place(task.folder)
+        checkpoint = storage_path(task.folder)
         net.load_state_dict(read_tensors(checkpoint, MODEL, read_state(checkpoint)))
         scores, judged = score(
             self.team.place(net),

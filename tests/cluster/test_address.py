@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raysft.cluster import address
-from raysft.cluster.address import Address, address_of
+from raysft.cluster.address import Address, parse_address
 from raysft.errors import UserError
 from tests.cluster.standin import Dashboard
 
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("given", [None, "", "local"])
 def test_this_machine(given):
-    assert address_of(given, True) is None
+    assert parse_address(given, True) is None
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_this_machine(given):
     ],
 )
 def test_a_dashboard(given, url):
-    assert address_of(given, False) == Address(url)
+    assert parse_address(given, False) == Address(url)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_dashboard(given, url):
 )
 def test_anything_else_is_one_line_with_what_to_give(given, expected):
     with pytest.raises(UserError) as raised:
-        address_of(given, True)
+        parse_address(given, True)
     assert expected in str(raised.value)
     assert str(raised.value).startswith("RAY_ADDRESS=")
 
@@ -96,7 +96,7 @@ def running(monkeypatch):
 
 def test_auto_is_the_dashboard_of_this_machine(running):
     url = running()
-    assert address_of("auto", False) == Address(url)
+    assert parse_address("auto", False) == Address(url)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_auto_may_be_a_dashboard_whose_process_is_not_seen(monkeypatch, status, 
     try:
         assert address._answers(made.port) is is_one
         if is_one:
-            assert address_of("auto", False) == Address(made.url)
+            assert parse_address("auto", False) == Address(made.url)
     finally:
         made.close()
 
@@ -119,7 +119,7 @@ def test_auto_refuses_to_guess(running):
     running()
     running()
     with pytest.raises(UserError, match=r"auto: may be each of http.*, http"):
-        address_of("auto", False)
+        parse_address("auto", False)
 
 
 @pytest.mark.parametrize(

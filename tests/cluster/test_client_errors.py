@@ -11,7 +11,7 @@ import pytest
 from raysft.backends.cluster import examine, on_cluster, run_rows, show_logs
 from raysft.cluster import jobs
 from raysft.cluster.address import Address
-from raysft.cluster.jobs import Cluster
+from raysft.cluster.jobs import ClusterClient
 from raysft.console import Output
 from raysft.errors import RaysftError, RunError, UserError
 from tests.cluster.standin import Dashboard
@@ -32,7 +32,7 @@ def address(dashboard) -> Address:
     return Address(dashboard.url)
 
 
-def follow(cluster: Cluster, lost: list[str], seconds: float = 20) -> RaysftError:
+def follow(cluster: ClusterClient, lost: list[str], seconds: float = 20) -> RaysftError:
     """What following the run ends with."""
     ended: list[Exception] = []
 
@@ -61,7 +61,7 @@ def follow(cluster: Cluster, lost: list[str], seconds: float = 20) -> RaysftErro
     ],
 )
 def test_an_error_is_told_by_its_status(dashboard, address, status, expected):
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     dashboard.status, dashboard.text = status, f"of {NAMED_LIKE_STATUSES}\nValueError: broken"
     with pytest.raises(UserError, match=expected):
         cluster.runs()
@@ -72,11 +72,11 @@ def test_the_first_question_has_its_status_too(dashboard, address, status):
     dashboard.status = status
     expected = {401: "refuses", 403: "refuses"}.get(status, "did not do what it was asked")
     with pytest.raises(UserError, match=expected):
-        Cluster(address)
+        ClusterClient(address)
 
 
 def test_numbers_and_words_in_a_text_are_no_status(dashboard, address):
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     dashboard.status = 500
     for text in (NAMED_LIKE_STATUSES, "Authentication of 401 images", "Could not connect the dots"):
         dashboard.text = text
@@ -95,7 +95,7 @@ def test_numbers_and_words_in_a_text_are_no_status(dashboard, address):
 def test_who_follows_a_run_ends_at_once_where_it_will_not_get_better(
     dashboard, address, status, expected
 ):
-    cluster, lost = Cluster(address), list[str]()
+    cluster, lost = ClusterClient(address), list[str]()
     dashboard.status = status
     error = follow(cluster, lost)
     assert error.exit_code == 2
@@ -105,7 +105,7 @@ def test_who_follows_a_run_ends_at_once_where_it_will_not_get_better(
 
 def test_who_follows_a_run_gives_up_after_a_stated_time(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
-    cluster, lost = Cluster(address), list[str]()
+    cluster, lost = ClusterClient(address), list[str]()
     dashboard.status = 503
     error = follow(cluster, lost)
     assert isinstance(error, RunError)
@@ -114,7 +114,7 @@ def test_who_follows_a_run_gives_up_after_a_stated_time(dashboard, address, monk
 
 
 def test_who_follows_a_run_goes_on_where_a_cluster_comes_back(dashboard, address):
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     dashboard.status = 503
 
     def come_back(why: str) -> None:
@@ -126,7 +126,7 @@ def test_who_follows_a_run_goes_on_where_a_cluster_comes_back(dashboard, address
 
 def test_a_stream_that_says_nothing_is_asked_about(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "SILENT_SECONDS", 0.2)
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     stream = cluster.follow("r", lambda why: None)
     assert [next(stream), next(stream)] == ["one", "two"]
     dashboard.job_status, dashboard.log = "SUCCEEDED", "one\ntwo\nthree"
@@ -152,7 +152,7 @@ def test_a_cluster_that_goes_away_ends_what_followed_it(dashboard, address, monk
 
 def test_a_question_to_a_cluster_that_goes_away_is_given_up(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
-    monkeypatch.setattr(Cluster, "_start", lambda *arguments: "r")
+    monkeypatch.setattr(ClusterClient, "_start", lambda *arguments: "r")
     threading.Thread(
         target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True
     ).start()
@@ -162,7 +162,7 @@ def test_a_question_to_a_cluster_that_goes_away_is_given_up(dashboard, address, 
 
 def test_a_run_that_does_not_stop_is_not_waited_for_without_end(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "STOP_SECONDS", 0.2)
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     with pytest.raises(RunError, match="was asked to stop and has not ended within"):
         cluster.stop(cluster.run("r"))
 
@@ -172,13 +172,13 @@ def test_a_port_that_never_answers_is_told_in_time(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(UserError, match="cannot be reached"):
-            Cluster(Address(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+            ClusterClient(Address(f"http://127.0.0.1:{silent.getsockname()[1]}"))
         assert time.monotonic() - began < 10
 
 
 def test_a_dashboard_that_falls_silent_is_not_waited_for(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "ANSWER_SECONDS", 0.2)
-    cluster = Cluster(address)
+    cluster = ClusterClient(address)
     monkeypatch.setattr(cluster._client, "list_jobs", threading.Event().wait)
     with pytest.raises(UserError, match="cannot be reached"):
         cluster.runs()

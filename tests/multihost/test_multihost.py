@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from raysft.records.run import read_trials
-from raysft.storage import place
+from raysft.storage import storage_path
 from tests.multihost.hosts import NETWORK, Network, missing
 
 WHY_NOT = missing()
@@ -306,4 +306,4 @@ def test_a_run_on_s3_trains_on_both_workers_and_outlives_the_death_of_one(
 
 def begun(run: str) -> int:
     """How many trials are in training with an epoch behind them; each host has room for one."""
-    return sum(t["status"] == "running" and t["epochs"] > 0 for t in read_trials(place(run)))
+    return sum(t["status"] == "running" and t["epochs"] > 0 for t in read_trials(storage_path(run)))

@@ -20,7 +20,7 @@ from raysft.records.predictions import PREDICTIONS, write_predictions
 from raysft.records.run import Run, TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
 from raysft.run.delivery import Scored, confirmation, results_of_run, timing_of
-from raysft.storage import Place, write_json
+from raysft.storage import StoragePath, write_json
 from raysft.train.metrics import Sums, prefixed
 from raysft.train.queue import Task
 
@@ -190,7 +190,7 @@ def predict(classes: int, rows: int) -> tuple[dict[str, float], np.ndarray]:
     return sums.metrics(), torch.stack([column.double() for column in columns], dim=1).numpy()
 
 
-def _folder(folder: Place) -> Place:
+def _folder(folder: StoragePath) -> StoragePath:
     if isinstance(folder, Path):
         folder.mkdir()
     return folder
