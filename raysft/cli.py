@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raysft import __version__, interrupts
 from raysft.errors import RaysftError, UserError
 from raysft.search_path import current_folder_last
+
+if TYPE_CHECKING:
+    from raysft.backends import Backend
+    from raysft.deploy.prediction import PredictionRequest
 
 _debug = False
 
@@ -131,18 +135,7 @@ def submit(
     debug: Debug = False,
 ) -> None:
     """Run a job: search, train, score the best model on test, deliver it."""
-    if address:
-        from raysft.backends.cluster import submit_to
-
-        submit_to(address, job_file, overrides or [], name, detach, _output())
-        return
-    from raysft.backends.local import submit_here
-
-    if detach:
-        raise UserError(
-            "--detach", "needs a cluster", "give --address, or start the command in the background"
-        )
-    submit_here(job_file, overrides or [], name, _output())
+    _backend(address).submit(job_file, overrides or [], name, detach)
 
 
 @app.command(epilog="Example: raysft plan jobs/resnet18_tune.yaml --set resources.workers=2")
@@ -164,19 +157,11 @@ def plan(
     """Show what a job would run, on what, how often. Nothing starts, unless steps are to be
     measured.
     """
-    if address:
-        from raysft.backends.cluster import plan_on
-
-        planned = plan_on(address, job_file, overrides or [], measure, _output())
-        document, lines = planned["document"], planned["lines"]
-    else:
-        from raysft.backends.local import plan_here
-
-        document, lines = plan_here(job_file, overrides or [], measure, _output())
+    planned = _backend(address).plan(job_file, overrides or [], measure)
     if as_json:
-        _output().json(document)
+        _output().json(planned.document)
         return
-    for line in lines:
+    for line in planned.lines:
         _output().line(line)
 
 
@@ -190,17 +175,9 @@ def list_runs(
     """List the runs in a folder or of a cluster, newest last."""
     from raysft.console import table_of
 
-    keys: tuple[str, ...] = ("run", "status", "started", "ended")
-    if address:
-        from raysft.backends.cluster import run_rows
-
-        rows = run_rows(address)
-    else:
-        from raysft.records.run import all_runs
-
-        keys = (*keys, "trials")
-        rows = [{k: r.get(k) for k in keys} for r in all_runs(storage)]
-    _show(rows, table_of(rows, keys), as_json)
+    backend = _backend(address)
+    rows = backend.runs(storage)
+    _show(rows, table_of(rows, backend.run_columns), as_json)
 
 
 @app.command(epilog="Example: raysft status quickstart-20261124-101500 --watch")
@@ -223,24 +200,9 @@ def status(
     if watch:
         from raysft.display.watch import watch as watch_documents
 
-        if address:
-            from raysft.backends.cluster import on_cluster
-
-            documents = on_cluster(address, run, _output())
-        else:
-            from raysft.backends.local import watch_here
-
-            documents = watch_here(run)
-        watch_documents(documents, _output(), as_json)
+        watch_documents(_backend(address).watch(run), _output(), as_json)
         return
-    if address:
-        from raysft.backends.cluster import run_status
-
-        document = run_status(address, run)
-    else:
-        from raysft.records.run import status_of
-
-        document = status_of(run)
+    document = _backend(address).status(run)
     if as_json:
         _output().json(document)
         return
@@ -269,14 +231,7 @@ def results(
     """Show the leaderboard of a run and the test score of its model."""
     from raysft.display.results import leaderboard_table, result_lines
 
-    if address:
-        from raysft.backends.cluster import run_results
-
-        document = run_results(address, run)
-    else:
-        from raysft.records.run import results_of
-
-        document = results_of(run)
+    document = _backend(address).results(run)
     if as_json:
         _output().json(document)
         return
@@ -324,27 +279,13 @@ def logs(
     debug: Debug = False,
 ) -> None:
     """Show what a run and Ray have printed."""
-    if address:
-        from raysft.backends.cluster import show_logs
-
-        show_logs(address, run, follow, _output())
-    else:
-        from raysft.backends.local import logs_here
-
-        logs_here(run, follow, _output())
+    _backend(address).logs(run, follow)
 
 
 @app.command(epilog="Example: raysft stop quickstart-20261124-101500")
 def stop(run: RunName, address: Address = None, debug: Debug = False) -> None:
     """Stop a run; what it has trained stays, and it can be resumed."""
-    if address:
-        from raysft.backends.cluster import stop_run
-
-        stop_run(address, run, _output())
-    else:
-        from raysft.backends.local import stop_here
-
-        stop_here(run, _output())
+    _backend(address).stop(run)
 
 
 @app.command(epilog="Example: raysft resume quickstart-20261124-101500 --workers 4")
@@ -379,14 +320,7 @@ def resume(
     """Take up a run that was stopped or died: ended trials stay as they are, others go on from
     their checkpoints.
     """
-    if address:
-        from raysft.backends.cluster import resume_on
-
-        resume_on(address, run, _numbers(workers), overrides or [], detach, _output())
-    else:
-        from raysft.backends.local import resume_here
-
-        resume_here(run, _numbers(workers), overrides or [], _output())
+    _backend(address).resume(run, _numbers(workers), overrides or [], detach)
 
 
 @app.command(epilog="Example: raysft evaluate runs/NAME/model my/test-images")
@@ -458,7 +392,15 @@ def predict(
     cannot be read.
     """
     if out is not None:
-        _predict_all(model, images, out, split, probabilities, trust_code, address, as_json)
+        from raysft.deploy.prediction import PredictionRequest
+
+        if len(images) != 1:
+            raise UserError(
+                "raysft predict --out",
+                f"takes one folder of images or one data set, not {len(images)}",
+            )
+        request = PredictionRequest(model, images[0], out, split, probabilities, trust_code)
+        _predict_all(request, address, as_json)
         return
     from raysft.display.answers import show_answers
     from raysft.results.image_files import images_given
@@ -473,36 +415,12 @@ def predict(
         raise typer.Exit(1)
 
 
-def _predict_all(
-    model: str,
-    sources: list[str],
-    out: str,
-    split: str | None,
-    shares: bool,
-    trust_code: bool,
-    address: Any,
-    as_json: bool,
-) -> None:
+def _predict_all(request: PredictionRequest, address: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
     from raysft.display.predictions import show_predicted
 
-    if len(sources) != 1:
-        raise UserError(
-            " ".join(sources), "are several", "give one folder of images or one data set with --out"
-        )
-    if address:
-        from raysft.backends.cluster import predict_on
-
-        predicted = predict_on(
-            address, model, sources[0], out, split, shares, trust_code, not as_json, _output()
-        )
-    else:
-        from raysft.backends.local import predict_here
-
-        predicted = predict_here(
-            model, sources[0], out, split, shares, trust_code, not as_json, _output()
-        )
+    predicted = _backend(address).predict(request, show_progress=not as_json)
     if as_json:
         _output().json(asdict(predicted))
     else:
@@ -542,10 +460,10 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Serve a delivered model over HTTP on this machine until Ctrl-C."""
-    from raysft.deploy.serve import serve_here
+    from raysft.backends.serving import serve_model
     from raysft.deploy.settings import Settings
 
-    serve_here(
+    serve_model(
         model,
         Settings(
             host,
@@ -624,16 +542,11 @@ def doctor(
     """Examine a cluster: nodes, versions, storage from every node, the network between them. Exit 1
     if any is wrong.
     """
+    from dataclasses import asdict
+
     from raysft.console import table_of
 
-    if address:
-        from raysft.backends.cluster import examine
-
-        found = examine(address, storage, _output())
-    else:
-        from raysft.backends.local import examine_here
-
-        found = examine_here(storage, _output())
+    found = [asdict(finding) for finding in _backend(address).doctor(storage)]
     _show(found, table_of(found, ("check", "where", "state", "text")), as_json)
     if any(finding["state"] == "wrong" for finding in found):
         raise typer.Exit(1)
@@ -703,9 +616,12 @@ def data_import(
     """Make a data set of shards from images. An interrupted import goes on where it was when
     started again.
     """
-    from raysft.backends.local import import_here
+    from raysft.backends.importing import ImportRequest, import_images
+    from raysft.display.dataset import show_dataset
 
-    import_here(kind, path, out, test, on_bad_image, background, as_json, _output())
+    request = ImportRequest(kind, path, out, test, on_bad_image, background)
+    import_images(request, _output(), show_progress=not as_json)
+    show_dataset(out, as_json, _output())
 
 
 @data_app.command("show", epilog="Examples: raysft data show D --json\n\nraysft data show photos")
@@ -752,6 +668,12 @@ def _show(rows: list[dict[str, Any]], table: Any, as_json: bool) -> None:
 
 
 _OUTPUT: Any = None
+
+
+def _backend(address: Any) -> Backend:
+    from raysft.backends import backend_for
+
+    return backend_for(address, _output())
 
 
 def _output() -> Any:

@@ -319,7 +319,7 @@ def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_
     assert answer.status == 0, answer.err
     assert answer.err == ""
     assert len(answer.out.splitlines()) <= 40
-    assert "Ray starts on this machine" in answer.out.splitlines()[0]
+    assert "starting Ray on this machine" in answer.out.splitlines()[0]
     assert "raysft evaluate runs/first/model" in answer.out
 
     results = json.loads(call("results", "first", "--json").out)
@@ -457,7 +457,7 @@ def test_a_run_is_stopped_from_another_terminal_and_its_log_followed(no_ray, her
         [RAYSFT, "logs", "r", "--follow"], cwd=here, text=True, stdout=subprocess.PIPE
     )
     answer = run("stop", "r", cwd=here)
-    assert answer.out == "stopped r: `raysft resume r` takes it up again\n"
+    assert answer.out == "stopped r; `raysft resume r` resumes it\n"
     assert process.wait(30) == 130
     assert_nothing_is_left(mark, begun)
     shown, _ = following.communicate(timeout=30)

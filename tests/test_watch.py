@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raysft.backends.local import watch_here
+from raysft.backends.local import LocalBackend
 from raysft.cluster.messages import Reporter, decode, summarize
+from raysft.console import Output
 from raysft.display.watch import changes, curve_text, headline, picture
 from raysft.job import Job
 from raysft.job.plan import RunPlan, Slot
@@ -272,7 +273,7 @@ def test_watching_a_run_that_has_ended_shows_it_once(tmp_path):
     run.save_trial(TrialRecord("t0", {}, "finished", epochs(0.5)))
     run.save_progress(PROGRESS)
     run.save(status="done")
-    (document,) = watch_here(str(run.folder))
+    (document,) = LocalBackend(Output()).watch(str(run.folder))
     assert [trial["status"] for trial in document["trials"]] == ["finished"]
     assert document["progress"] == PROGRESS
     assert text(document)[-1].split()[0] == "t0"  # no teams any more
@@ -342,7 +343,7 @@ def test_a_live_run_is_watched_from_elsewhere_and_outlives_who_stops_watching(no
     assert quitter.first.wait(60)
     os.killpg(quitter.process.pid, signal.SIGINT)
     status, _, err = quitter.end()
-    assert (status, err) == (130, "no longer watching; the run goes on\n")
+    assert (status, err) == (130, "no longer watching; the run keeps running\n")
     out, _ = run.communicate(timeout=180)
     assert run.returncode == 0, out
 

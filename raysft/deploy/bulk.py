@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 from raysft.data.names import as_utf8
 from raysft.data.parquet import read_plain
 from raysft.deploy.image_sources import Chunk, Item, Source
+from raysft.deploy.prediction import Predicted
 from raysft.errors import DataError, RaysftError, RunError, UserError
 from raysft.results.model import ModelCard, check_trust, read_card
 from raysft.storage import (
@@ -50,26 +50,10 @@ AGAIN = (
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """What a prediction came to; `images_per_s` once the processes are up, None where all was there
-    already.
-    """
-
-    out: str
-    images: int
-    errors: int
-    images_per_s: float | None
-    classes: dict[str, int]
-    """Images of each class, as predicted."""
-    left_out: dict[str, int]
-    """Files of the folder that are no images, by kind."""
-
-
 def check_out(out: StoragePath) -> None:
     """Raise UserError where there is something where the result is to go."""
     if out.exists():
-        raise UserError(str(out), "is there already", "remove it, or give another --out")
+        raise UserError(str(out), "already exists", "remove it, or give another --out")
     if not str(out).endswith(".parquet"):
         raise UserError(
             f"--out {out}", "is not a Parquet file", "give a name that ends in .parquet"

@@ -156,7 +156,7 @@ def _check_out(target: StoragePath) -> None:
     replaced.
     """
     if target.exists() and not (target / RECORD).is_file():
-        raise UserError(str(target), "is there already and is not an export", "give another --out")
+        raise UserError(str(target), "already exists and is not an export", "give another --out")
 
 
 def data_of(folder: StoragePath, card: ModelCard) -> StoragePath:

@@ -1,25 +1,20 @@
-"""`raysft serve`: a delivered model on Ray Serve on this machine, over HTTP, until Ctrl-C."""
+"""The HTTP server before the replicas of a model, and what can be wrong before it starts."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysft import __version__, interrupts
-from raysft.cluster.local import local_ray, this_node
+from raysft import __version__
 from raysft.console import Output
 from raysft.deploy.settings import Settings
-from raysft.errors import ResourceError, RunError, UserError
+from raysft.errors import ResourceError, UserError
 from raysft.job.plan import Node
-from raysft.results.model import ModelCard, check_trust, read_card
-from raysft.storage import storage_path
+from raysft.results.model import ModelCard
 from raysft.wording import count_text
 
 if TYPE_CHECKING:
@@ -30,48 +25,14 @@ KEEP_ALIVE_SECONDS = 75
 FAREWELL_SECONDS = 10  # for requests that are accepted when the end comes
 
 
-def serve_here(model: str, settings: Settings, output: Output) -> None:
-    """Serve a model until Ctrl-C or SIGTERM, which is raised as KeyboardInterrupt.
-
-    Raises UserError for what can be known to be wrong before Ray starts, RunError where the model
-    does not start.
-    """
-    _check_installed()
-    card = read_card(storage_path(model))
-    check_trust(storage_path(model), card, settings.trust_code)
-    node = this_node()
-    check_gpus(settings, node)
-    with _bound(settings) as listener, _log() as log:
-        if not is_loopback(settings.host):
-            output.warning(
-                f"--host {settings.host}: whoever reaches this machine can use the model; there "
-                "is no "
-                "authentication"
-            )
-        output.line(
-            f"Ray starts on this machine ({node.cpus:g} CPUs, {node.gpus:g} GPUs) with "
-            f"{count_text(settings.replicas, 'replica')} of {model}"
-        )
-        output.send_others_to(log)
-        with local_ray(node):
-            interrupts.listen()  # Ray has put handlers of its own there
-            from raysft.deploy.replicas import start
-
-            try:
-                replicas = start(str(storage_path(model)), settings, node)
-            except RunError as error:
-                raise RunError(error.where, error.what, f"see {log}") from error
-            _serve(replicas, about(model, card, settings), card, settings, listener, output)
-
-
-def _serve(
+def serve(
     replicas: Replicas,
     document: dict[str, Any],
-    card: ModelCard,
     settings: Settings,
     listener: socket.socket,
     output: Output,
 ) -> None:
+    """Answer requests until Ctrl-C or SIGTERM, which is raised as KeyboardInterrupt."""
     import uvicorn
 
     from raysft.deploy.http import FIELD, Front
@@ -145,7 +106,8 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise UserError where a library of Ray Serve is missing."""
     # Without importing Ray, which reads its settings then. Starlette reads forms with
     # python_multipart.
     missing = [
@@ -162,7 +124,7 @@ def _check_installed() -> None:
 
 
 @contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
+def bound_socket(settings: Settings) -> Iterator[socket.socket]:
     """A socket that holds the port from now on, and does not listen yet; raises UserError."""
     where = f"{settings.host}:{settings.port}"
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listener:
@@ -174,19 +136,3 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
                 where, f"cannot be used ({error.strerror})", "give another --port or --host"
             ) from None
         yield listener
-
-
-@contextmanager
-def _log() -> Iterator[Path]:
-    """A file for what Ray and the libraries print; it stays where something failed."""
-    descriptor, name = tempfile.mkstemp(prefix="raysft-serve-", suffix=".log")
-    os.close(descriptor)
-    keep = False
-    try:
-        yield Path(name)
-    except Exception:
-        keep = True
-        raise
-    finally:
-        if not keep:
-            Path(name).unlink(missing_ok=True)

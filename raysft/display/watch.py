@@ -42,7 +42,7 @@ def watch(documents: Iterator[Document], output: Output, as_json: bool) -> None:
             _as_lines(documents, output)
     except KeyboardInterrupt:
         interrupts.acknowledge()
-        output.warning("no longer watching; the run goes on")
+        output.warning("no longer watching; the run keeps running")
         raise
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(request_file: str) -> int:
-    """Predict what `raysft.backends.cluster.predict_on` asks for; sends progress and results."""
+    """Predict what `ClusterBackend.predict` asks for; sends progress and results."""
     import ray
 
     from raysft.cluster.messages import Reporter

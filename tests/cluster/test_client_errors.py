@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from raysft.backends.cluster import examine, on_cluster, run_rows, show_logs
+from raysft.backends.cluster import ClusterBackend
 from raysft.cluster import jobs
 from raysft.cluster.address import Address
 from raysft.cluster.jobs import ClusterClient
@@ -136,8 +136,8 @@ def test_a_stream_that_says_nothing_is_asked_about(dashboard, address, monkeypat
 @pytest.mark.parametrize(
     "command",
     [
-        lambda address: show_logs(address, "r", True, Output()),
-        lambda address: list(on_cluster(address, "r", Output())),
+        lambda address: ClusterBackend(address, Output()).logs("r", follow=True),
+        lambda address: list(ClusterBackend(address, Output()).watch("r")),
     ],
     ids=["logs", "watch"],
 )
@@ -157,7 +157,7 @@ def test_a_question_to_a_cluster_that_goes_away_is_given_up(dashboard, address, 
         target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True
     ).start()
     with pytest.raises(RunError, match="has not answered"):
-        examine(address, "runs", Output())
+        ClusterBackend(address, Output()).doctor("runs")
 
 
 def test_a_run_that_does_not_stop_is_not_waited_for_without_end(dashboard, address, monkeypatch):
@@ -189,4 +189,4 @@ def test_the_address_that_is_given_counts_more_than_the_environment(
 ):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-    assert [row["run"] for row in run_rows(address)] == ["r"]
+    assert [row["run"] for row in ClusterBackend(address, Output()).runs("runs")] == ["r"]

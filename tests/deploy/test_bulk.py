@@ -67,7 +67,7 @@ def test_every_file_of_a_folder_is_a_row_and_a_bad_one_a_row_with_its_error(mode
             [s for _, s in alone.classes], abs=1e-6
         )
     assert not (tmp_path / "out.parquet.parts").exists()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         predict_all(model, source_of(photos), tmp_path / "out.parquet", True, nothing)
 
 

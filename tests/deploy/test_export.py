@@ -428,7 +428,7 @@ def test_nothing_but_an_export_is_replaced(tmp_path):
     model, data = delivered(tmp_path / "weights", TINY, (8, 8)), dataset(tmp_path / "D", 8, 8)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is there already and is not an export"):
+    with pytest.raises(UserError, match="already exists and is not an export"):
         export(model, "safetensors", tmp_path / "mine", data, quiet)
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
     first = export(model, "safetensors", tmp_path / "out", data, quiet)

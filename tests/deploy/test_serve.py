@@ -26,8 +26,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from raysft.deploy import serve
-from raysft.deploy.serve import is_loopback, serve_here
+from raysft.backends import serving
+from raysft.backends.serving import serve_model
+from raysft.deploy.serve import is_loopback
 from raysft.deploy.settings import Settings
 from raysft.errors import ResourceError, UserError
 from raysft.job.plan import Node
@@ -511,7 +512,7 @@ def test_health_tells_when_no_replica_is_left_and_a_request_waits_for_the_next(w
 
 def test_what_can_be_known_to_be_wrong_is_told_before_ray_starts(model, tmp_path, monkeypatch):
     def serve_with(folder: Path = model, **settings) -> None:
-        serve_here(str(folder), Settings(**settings), None)  # type: ignore[arg-type]
+        serve_model(str(folder), Settings(**settings), None)  # type: ignore[arg-type]
 
     with pytest.raises(UserError, match="is not a model"):
         serve_with(tmp_path)
@@ -520,7 +521,7 @@ def test_what_can_be_known_to_be_wrong_is_told_before_ray_starts(model, tmp_path
         pytest.raises(UserError, match="cannot be used"),
     ):
         serve_with(port=taken.getsockname()[1])
-    monkeypatch.setattr(serve, "this_node", lambda: Node(2, 1))
+    monkeypatch.setattr(serving, "this_node", lambda: Node(2, 1))
     with pytest.raises(ResourceError, match="2 replicas would take 2 GPUs, this machine has 1"):
         serve_with(replicas=2, gpus_per_replica=1)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -545,7 +546,7 @@ def test_an_open_door_is_warned_of(model, monkeypatch, host, warned):
     recorder = Recorder()
     recorder.warnings = []
     with pytest.raises(Said):
-        serve_here(str(model), Settings(host=host, port=0), recorder)  # type: ignore[arg-type]
+        serve_model(str(model), Settings(host=host, port=0), recorder)  # type: ignore[arg-type]
     assert len(recorder.warnings) == warned
     assert all("no authentication" in text for text in recorder.warnings)
 

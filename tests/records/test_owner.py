@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raysft.backends.local import stop_here
+from raysft.backends.local import LocalBackend
 from raysft.cluster.processes import using
 from raysft.console import Output
 from raysft.errors import UserError
@@ -66,7 +66,7 @@ def test_a_process_is_known_by_more_than_its_number(stranger):
 
 def test_a_number_that_another_process_has_now_is_not_signalled(run, stranger, capfd):
     owned_by(run, pid=stranger.pid)
-    stop_here(str(run.folder), Output())
+    LocalBackend(Output()).stop(str(run.folder))
     assert "is not running: lost" in capfd.readouterr().out
     assert stranger.poll() is None
     assert Run.reopen(run.folder).known["t0"].status == "pending"
@@ -77,7 +77,7 @@ def test_a_run_is_stopped_where_its_process_is_surely_its_own(run, stranger, cap
     owned_by(run, pid=process.pid, began=owner._began(process.pid))
     with pytest.raises(UserError, match=rf"is still running as process {process.pid} of "):
         Run.reopen(run.folder)
-    stop_here(str(run.folder), Output())
+    LocalBackend(Output()).stop(str(run.folder))
     assert stranger.wait(10) == -signal.SIGTERM
     assert "stopped" in capfd.readouterr().out
 
@@ -91,12 +91,12 @@ def test_a_run_of_another_machine_or_container_lives_until_it_is_silent(run, els
     with pytest.raises(UserError, match=r"was running 0 s ago, as process .* call again in 120 s"):
         Run.reopen(run.folder)
     with pytest.raises(UserError, match="runs elsewhere, as process"):
-        stop_here(str(run.folder), Output())
+        LocalBackend(Output()).stop(str(run.folder))
 
     last_heard(run, SILENT_SECONDS + 5)
     assert status_of(str(run.folder))["status"] == "lost"
     assert [info["status"] for info in all_runs(str(run.folder.parent))] == ["lost"]
-    stop_here(str(run.folder), Output())
+    LocalBackend(Output()).stop(str(run.folder))
     assert "is not running: lost" in capfd.readouterr().out
     with Run.reopen(run.folder).recorded():
         assert Owner.of(read_json(run.folder / INFO)) == Owner.this()
@@ -128,7 +128,7 @@ def test_the_run_of_an_older_raysft_is_never_signalled(run, stranger, capfd):
     info = read_json(run.folder / INFO)
     del info["owner"]
     write_json(run.folder / INFO, info | {"pid": stranger.pid})
-    stop_here(str(run.folder), Output())  # that process is not one of raysft's
+    LocalBackend(Output()).stop(str(run.folder))  # that process is not one of raysft's
     assert "is not running: lost" in capfd.readouterr().out
     assert stranger.poll() is None
     assert Run.reopen(run.folder).known
@@ -139,8 +139,8 @@ def test_the_run_of_an_older_raysft_on_another_host_is_running_as_far_as_is_know
     del info["owner"]
     write_json(run.folder / INFO, info | {"status": "running", "host": "elsewhere"})
     assert status_of(str(run.folder))["status"] == "running"
-    with pytest.raises(UserError, match="runs on elsewhere as far as is known"):
-        stop_here(str(run.folder), Output())
+    with pytest.raises(UserError, match="seems to be running on elsewhere"):
+        LocalBackend(Output()).stop(str(run.folder))
     write_json(run.folder / INFO, info | {"status": "running", "pid": 2**22})
     assert status_of(str(run.folder))["status"] == "lost"
 
