@@ -16,8 +16,9 @@ import numpy as np
 
 from raysft.data.kinds import format_counts
 from raysft.data.layout import Layout, SplitName, detect_layout, unwrap_folder
+from raysft.data.names import readable
 from raysft.data.order import stratified_order
-from raysft.data.walk import FileCounts, count_beside, list_images, readable
+from raysft.data.walk import FileCounts, count_beside, list_images
 from raysft.errors import DataError
 
 TRAIN_SHARE = 0.8  # of the images of each class, where there are no test images

@@ -32,6 +32,7 @@ from raysft.data.decoding import (
 )
 from raysft.data.folders import join_names
 from raysft.data.images import QUIRKS, describe_quirks
+from raysft.data.names import readable
 from raysft.data.shards import (
     DATASET_FORMAT,
     MANIFEST,
@@ -44,7 +45,7 @@ from raysft.data.shards import (
     write_shard,
 )
 from raysft.data.sources import Listing, list_source, pixel_sums, read_spans
-from raysft.data.walk import FileCounts, readable
+from raysft.data.walk import FileCounts
 from raysft.errors import DataError
 from raysft.job.spec import Data
 from raysft.storage import (

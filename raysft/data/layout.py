@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from raysft.data.walk import images_directly_in, is_skipped, readable
+from raysft.data.names import readable
+from raysft.data.walk import images_directly_in, is_skipped
 from raysft.errors import DataError
 
 SplitName = Literal["train", "val", "test"]

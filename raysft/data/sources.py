@@ -19,9 +19,10 @@ import numpy as np
 from raysft.data import cifar
 from raysft.data.decoding import ValueSpan
 from raysft.data.folders import Folders, describe_files
-from raysft.data.images import HEAD_BYTES, decode, needs_range, read_size, read_span
+from raysft.data.images import HEAD_BYTES, decode, read_size, read_span
 from raysft.data.names import as_utf8
 from raysft.data.order import stratified_order
+from raysft.data.samples import needs_range
 from raysft.data.shards import ImageSpec, Manifest, read_manifest
 from raysft.data.walk import UNREADABLE, FileCounts
 from raysft.errors import DataError

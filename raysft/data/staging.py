@@ -1,6 +1,4 @@
-"""Decoded rows on the device of a worker: whole splits where they fit, otherwise batch by batch,
-the next one ahead.
-"""
+"""Decoded rows on a worker's device: whole splits where they fit, else batches, read ahead."""
 
 from __future__ import annotations
 
@@ -8,15 +6,16 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 
-from raysft.data.ingest import Batch, KeptSplit, Rows, SplitReader
+from raysft.data.epochs import Batch, KeptSplit, SplitReader
+from raysft.data.ingest import Rows
 
-RESIDENT_SHARE = (
-    0.25  # of a GPU's memory that is free when a split is first used; the rest is for training
-)
+# Of a GPU's memory that is free when a split is first used; the rest is for training, which has not
+# taken its share by then.
+RESIDENT_SHARE = 0.25
 AHEAD = 2  # batches made while one trains
 
 Part = TypeVar("Part", Batch, Rows)
@@ -27,18 +26,19 @@ def keep_on_gpu(split: KeptSplit, device: torch.device, share: float) -> KeptSpl
 
     share: the part of the GPU that this worker has.
     """
-    if (
-        device.type != "cuda"
-        or split.nbytes > RESIDENT_SHARE * share * torch.cuda.mem_get_info(device)[0]
-    ):
+    if device.type != "cuda":
+        return split
+    free, _ = torch.cuda.mem_get_info(device)
+    if split.nbytes > RESIDENT_SHARE * share * free:
         return split
     return KeptSplit(to_device(split.rows, device))
 
 
 def to_device(rows: Rows, device: torch.device) -> Rows:
     """`rows` with images and labels as tensors on `device`."""
-    images, labels = torch.as_tensor(rows.images), torch.as_tensor(rows.labels)
-    return replace(rows, images=images.to(device), labels=labels.to(device))
+    images = torch.as_tensor(rows.images).to(device)
+    labels = torch.as_tensor(rows.labels).to(device)
+    return replace(rows, images=images, labels=labels)
 
 
 def stage(split: SplitReader, parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
@@ -47,54 +47,59 @@ def stage(split: SplitReader, parts: Iterator[Part], device: torch.device) -> It
     What has to be read, or copied to a GPU, is so in a thread while the part before is trained on,
     and copied on a stream of its own.
     """
-    if isinstance(split, KeptSplit) and (
-        device.type == "cpu" or isinstance(split.rows.images, torch.Tensor)
-    ):
-        return (_with_rows(part, to_device(_rows(part), device)) for part in parts)
-    return (
-        _copied(_ahead(parts), device)
-        if device.type == "cuda"
-        else (_with_rows(part, to_device(_rows(part), device)) for part in _ahead(parts))
-    )
+    if isinstance(split, KeptSplit):
+        on_gpu = isinstance(split.rows.images, torch.Tensor)
+        # Nothing to read and nothing to copy: a thread would only cost the CPU that trains.
+        if on_gpu or device.type == "cpu":
+            return _moved(parts, device)
+    ahead = _read_ahead(parts)
+    if device.type == "cuda":
+        return _copied(ahead, device)
+    return _moved(ahead, device)
+
+
+def _moved(parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
+    for part in parts:
+        yield _with_rows(part, to_device(_rows(part), device))
 
 
 def _copied(parts: Iterator[Part], device: torch.device) -> Iterator[Part]:
     """`parts` on a GPU; each copy is under way while the part before it is trained on."""
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates none
     under_way: deque[tuple[Part, torch.cuda.Event]] = deque()
 
     def arrived() -> Part:
         part, copied = under_way.popleft()
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
-        for tensor in (_rows(part).images, _rows(part).labels):
-            tensor.record_stream(
-                current
-            )  # its memory is not given away before training has read it
+        # Their memory belongs to the stream that copied: without this it would be given away while
+        # training still reads it.
+        _rows(part).images.record_stream(current)
+        _rows(part).labels.record_stream(current)
         return part
 
     for part in parts:
         rows = _rows(part)
         with torch.cuda.stream(stream):
-            images, labels = (
-                torch.as_tensor(v).pin_memory().to(device, non_blocking=True)
-                for v in (rows.images, rows.labels)
-            )
-            under_way.append(
-                (
-                    _with_rows(part, replace(rows, images=images, labels=labels)),
-                    stream.record_event(),
-                )
-            )
+            images = _to_gpu(torch.as_tensor(rows.images), device)
+            labels = _to_gpu(torch.as_tensor(rows.labels), device)
+            moved = _with_rows(part, replace(rows, images=images, labels=labels))
+            under_way.append((moved, stream.record_event()))
         if len(under_way) > 1:
             yield arrived()
     while under_way:
         yield arrived()
 
 
-def _ahead(parts: Iterator[Part]) -> Iterator[Part]:
+def _to_gpu(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # From pageable memory a copy blocks the CPU until it is done, whatever `non_blocking` says.
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _read_ahead(parts: Iterator[Part]) -> Iterator[Part]:
     """`parts` in their order, the next ones made in a thread meanwhile."""
     waiting: deque[Future[Part | None]] = deque()
+    # A single thread, for an iterator cannot be advanced by two at once.
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         try:
             while True:
@@ -105,6 +110,7 @@ def _ahead(parts: Iterator[Part]) -> Iterator[Part]:
                     return
                 yield part
         finally:
+            # An epoch that ends early must not wait for batches that nobody will train on.
             for future in waiting:
                 future.cancel()
 
@@ -114,4 +120,6 @@ def _rows(part: Batch | Rows) -> Rows:
 
 
 def _with_rows(part: Part, rows: Rows) -> Part:
-    return replace(cast(Any, part), rows=rows) if isinstance(part, Batch) else rows  # type: ignore[return-value]
+    if isinstance(part, Batch):
+        return replace(part, rows=rows)
+    return rows

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raysft.data.decoding import find_conflict
 from raysft.data.images import HEAD_BYTES, IMAGE_EXTENSIONS, fit, open_rgb, sniff_format, stored_rgb
+from raysft.data.names import readable
 from raysft.data.shards import (
     MANIFEST,
     ImageSpec,
@@ -32,7 +33,6 @@ from raysft.data.walk import (
     FileCounts,
     explain_not_image,
     is_skipped,
-    readable,
     walk_files,
 )
 from raysft.errors import DataError

@@ -12,15 +12,8 @@ from pathlib import Path
 
 from raysft.data.decoding import Decoding
 from raysft.data.images import Decoded, decode
-from raysft.data.walk import (
-    BROKEN_LINK,
-    HIDDEN,
-    FileCounts,
-    FolderEntry,
-    is_skipped,
-    list_images,
-    readable,
-)
+from raysft.data.names import readable
+from raysft.data.walk import BROKEN_LINK, HIDDEN, FileCounts, FolderEntry, is_skipped, list_images
 from raysft.errors import DataError, UserError
 
 STANDARD_INPUT = "-"

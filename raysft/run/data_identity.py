@@ -10,8 +10,8 @@ from typing import Any
 from raysft.data.colours import BLANK, COMPOSITED, CONVERTED
 from raysft.data.decoding import LEGACY_DECODING, Decoding, parse_decoding
 from raysft.data.images import describe_quirks
-from raysft.data.ingest import SplitSource
 from raysft.data.shards import Manifest
+from raysft.data.splits import SplitSource
 from raysft.errors import DataError
 from raysft.records.run import Run
 from raysft.storage import StoragePath

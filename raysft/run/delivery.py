@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from raysft.data.folders import describe_files
-from raysft.data.ingest import SplitName, SplitSource
+from raysft.data.layout import SplitName
 from raysft.data.preparation import Preparation
 from raysft.data.shards import Manifest
+from raysft.data.splits import SplitSource
 from raysft.job.spec import metric_mode
 from raysft.records.run import Run, TrialRecord, validation_metrics, versions
 from raysft.results.answers import per_class

@@ -18,17 +18,13 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysft.data.epochs import keep_or_stream
 from raysft.data.importer import describe_pixels, ensure_dataset
-from raysft.data.ingest import (
-    SplitName,
-    SplitSource,
-    default_image_size,
-    keep_or_stream,
-    read_split,
-    split_sources,
-)
+from raysft.data.ingest import read_split
+from raysft.data.layout import SplitName
 from raysft.data.shards import Manifest, read_manifest, verify_checksums
 from raysft.data.sources import describe_unreadable, outline_dataset
+from raysft.data.splits import NetworkInputs, SplitSource, default_image_size, split_sources
 from raysft.errors import ModelError, RaysftError, RunError, UserError, describe_error
 from raysft.job import Job
 from raysft.job.plan import Node, RunPlan, make_plan
@@ -132,8 +128,7 @@ def execute(
         plan.val_rows,
         job.data.limit,
         job.seed,
-        job.image_sizes(),
-        job.interpolations(),
+        NetworkInputs(job.image_sizes(), job.interpolations()),
     )
     note_missing(manifest, sources["val"], listener.note)
     how, why = keep_or_stream(

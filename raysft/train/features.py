@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysft.data.ingest import KeptSplit, Rows, rank_slice
+from raysft.data.epochs import KeptSplit, rank_slice
+from raysft.data.ingest import Rows
 from raysft.data.pixels import Preparer
 from raysft.data.staging import stage
 from raysft.train.team import Team

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from raysft.data.augment import augment, erase, mix
-from raysft.data.ingest import Batch, KeptSplit, Rows, SplitReader
+from raysft.data.epochs import Batch, KeptSplit, SplitReader
+from raysft.data.ingest import Rows
 from raysft.data.pixels import Preparer, scoring_batch_size
 from raysft.data.preparation import Preparation
 from raysft.data.staging import stage

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import torch
 
-from raysft.data.ingest import KeptSplit, SplitReader, open_reader
+from raysft.data.epochs import KeptSplit, SplitReader, open_reader
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.data.staging import keep_on_gpu

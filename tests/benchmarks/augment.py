@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from raysft.data.augment import augment
-from raysft.data.ingest import KeptSplit
+from raysft.data.epochs import KeptSplit
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.job.batches import batch_sizes

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.data.ingest import KeptSplit, StreamedSplit, read_split, split_sources
+from raysft.data.epochs import KeptSplit, StreamedSplit
+from raysft.data.ingest import read_split
+from raysft.data.splits import split_sources
 from raysft.job.batches import batch_sizes
 from tests.benchmarks import images
 from tests.benchmarks.compare import Figure, document, take_turns

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18
 
-from raysft.data.ingest import KeptSplit, Rows
+from raysft.data.epochs import KeptSplit
+from raysft.data.ingest import Rows
 from raysft.data.preparation import Preparation
 from raysft.job.recipe import Train
 from raysft.train.learner import Learner

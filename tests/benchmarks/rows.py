@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from raysft.cluster.local import local_ray, this_node
-from raysft.data.ingest import KeptSplit, StreamedSplit, read_split, split_sources
+from raysft.data.epochs import KeptSplit, StreamedSplit
+from raysft.data.ingest import read_split
+from raysft.data.splits import split_sources
 from tests.benchmarks import images
 from tests.benchmarks.augment import raysft_epoch as changed_epoch
 from tests.benchmarks.compare import Figure, document, take_turns

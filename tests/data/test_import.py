@@ -13,8 +13,9 @@ from raysft.data.decoding import LEGACY_DECODING
 from raysft.data.folders import Folders
 from raysft.data.images import open_rgb, read_size
 from raysft.data.importer import import_dataset
-from raysft.data.ingest import read_split, split_sources
+from raysft.data.ingest import read_split
 from raysft.data.shards import MANIFEST, iter_tables, read_manifest, unpack_rows, verify_checksums
+from raysft.data.splits import NetworkInputs, split_sources
 from raysft.errors import DataError
 from raysft.storage import read_json, write_json
 from tests.conftest import make_images
@@ -172,7 +173,9 @@ def test_values_of_a_data_set_of_mixed_sizes_stay_with_their_range(tmp_path):
         "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
     )
     assert manifest.image.encoding == "file"
-    rows = read_split(split_sources(tmp_path / "D", manifest, 2, None, 0, {8})["train"])
+    rows = read_split(
+        split_sources(tmp_path / "D", manifest, 2, None, 0, NetworkInputs({8}))["train"]
+    )
     assert set(rows.images.reshape(-1).tolist()) <= {0, 128, 255}
     assert 128 in rows.images
     other = import_dataset(

@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raysft.data.epochs import KeptSplit, StreamedSplit, keep_or_stream
 from raysft.data.images import fit
 from raysft.data.importer import import_dataset
-from raysft.data.ingest import (
-    KeptSplit,
-    StreamedSplit,
-    choose_resampling,
-    choose_rows,
-    keep_or_stream,
-    read_split,
-    split_sources,
-    stream_rows,
-)
+from raysft.data.ingest import read_split, stream_rows
 from raysft.data.shards import ImageSpec, read_manifest
+from raysft.data.splits import NetworkInputs, choose_resampling, choose_rows, split_sources
 from raysft.errors import DataError
 from raysft.job.batches import batch_sizes
 from tests.conftest import make_images
@@ -94,7 +87,7 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
         decoded.append((source.ids, {file.path for file in files}))
         return stream_rows(source, files, tasks)
 
-    monkeypatch.setattr("raysft.data.ingest.stream_rows", stream)
+    monkeypatch.setattr("raysft.data.epochs.stream_rows", stream)
     reader = StreamedSplit(source, window_bytes=25 * 8 * 8 * 3)
     whole = [list(reader.epoch(0, 1, batch_sizes(len(reader), 7), rank, 2)) for rank in range(2)]
     decoded.clear()
@@ -115,7 +108,7 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
 def test_shards_without_any_row_of_a_split_are_not_read(dataset, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "raysft.data.ingest.stream_rows",
+        "raysft.data.epochs.stream_rows",
         lambda source, files, tasks=2: (read.append(files), stream_rows(source, files, tasks))[1],
     )
     val = split_sources(dataset, read_manifest(dataset), val_rows=3, limit=12, seed=0)["val"]
@@ -145,7 +138,9 @@ def test_kept_and_streamed_rows_are_the_same_images(sources):
     ("image_size", "decoded"), [(6, 6), (12, 8)]
 )  # larger ones are made where they are needed
 def test_images_are_made_smaller_when_read(dataset, image_size, decoded):
-    sources = split_sources(dataset, read_manifest(dataset), 9, None, 0, {image_size})
+    sources = split_sources(
+        dataset, read_manifest(dataset), 9, None, 0, NetworkInputs({image_size})
+    )
     assert read_split(sources["val"]).images.shape == (9, decoded, decoded, 3)
 
 
@@ -160,7 +155,7 @@ def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolati
     manifest = read_manifest(tmp_path / "D")
     found = {}
     for name in (None, "bilinear", interpolation):
-        sources = split_sources(tmp_path / "D", manifest, 2, None, 0, {16}, {name})
+        sources = split_sources(tmp_path / "D", manifest, 2, None, 0, NetworkInputs({16}, {name}))
         assert {source.resampling for source in sources.values()} == {name or "bilinear"}
         found[name] = read_split(sources["test"]).images
     assert np.array_equal(found[None], found["bilinear"])
@@ -168,7 +163,9 @@ def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolati
     expected = fit(Image.open(tmp_path / "images/test/a/000.png"), 16, 16, interpolation)
     assert np.array_equal(found[interpolation][0], expected)
     with pytest.raises(DataError, match="differs between trials"):
-        split_sources(tmp_path / "D", manifest, 2, None, 0, {16}, {None, interpolation})
+        split_sources(
+            tmp_path / "D", manifest, 2, None, 0, NetworkInputs({16}, {None, interpolation})
+        )
 
 
 def test_no_interpolation_is_bilinear_where_mixed_sizes_are_decoded():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from raysft.data.ingest import KeptSplit, Rows, SplitSource, StreamedSplit
+from raysft.data.epochs import KeptSplit, StreamedSplit
+from raysft.data.ingest import Rows
 from raysft.data.shards import ImageSpec
+from raysft.data.splits import SplitSource
 from raysft.data.staging import keep_on_gpu, stage, to_device
 from raysft.job.batches import batch_sizes
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raysft.data.folders import Folders, describe_files
-from raysft.data.walk import FileCounts, list_images, readable
+from raysft.data.names import readable
+from raysft.data.walk import FileCounts, list_images
 from raysft.errors import DataError
 from tests.conftest import make_images
 

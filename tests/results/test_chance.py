@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from raysft.data.ingest import split_sources
 from raysft.data.preparation import Preparation
 from raysft.data.shards import read_manifest
+from raysft.data.splits import split_sources
 from raysft.display.results import result_lines
 from raysft.job.recipe import Train
 from raysft.job.spec import Model

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raysft.data.ingest import read_split, split_sources
+from raysft.data.ingest import read_split
 from raysft.data.preparation import Preparation
 from raysft.data.shards import (
     ImageSpec,
@@ -21,6 +21,7 @@ from raysft.data.shards import (
     write_manifest,
     write_shard,
 )
+from raysft.data.splits import split_sources
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.recipe import Train
@@ -67,7 +68,7 @@ def whole(tmp_path_factory) -> Path:
     run = Run.create(Job(storage=str(root / "runs")), "r")
     source = split_sources(root / "D", manifest, 6, None, 0)
     kept = {name: read_split(source[name]) for name in ("train", "val")}
-    from raysft.data.ingest import KeptSplit
+    from raysft.data.epochs import KeptSplit
 
     recipe = Recipe(
         Train(epochs=3, batch_size=8),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from raysft.data.ingest import KeptSplit, Rows
+from raysft.data.epochs import KeptSplit
+from raysft.data.ingest import Rows
 from raysft.data.preparation import Preparation
 from raysft.errors import Diverged
 from raysft.job.optimizers import NAMES

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from raysft.data.ingest import KeptSplit, Rows
+from raysft.data.epochs import KeptSplit
+from raysft.data.ingest import Rows
 from raysft.data.preparation import Preparation
 from raysft.errors import JobError
 from raysft.job.recipe import Train

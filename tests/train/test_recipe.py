@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from raysft.data.ingest import KeptSplit, Rows
+from raysft.data.epochs import KeptSplit
+from raysft.data.ingest import Rows
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.errors import TrialError
