@@ -1,137 +1,102 @@
-"""What a run hands back: results.json, and the card of the delivered model."""
+"""What a run hands back: the model with its card, predictions, results.json, the report."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from raysft.data.folders import describe_files
-from raysft.data.layout import SplitName
-from raysft.data.preparation import Preparation
-from raysft.data.shards import Manifest
-from raysft.data.splits import SplitSource
-from raysft.job.spec import metric_mode
+from raysft.errors import RaysftError
+from raysft.records.predictions import PREDICTIONS, write_predictions
 from raysft.records.run import Run, TrialRecord, validation_metrics, versions
 from raysft.results.answers import per_class
-from raysft.results.chance import doubt_of_test, doubts
-from raysft.results.model import ModelCard
+from raysft.results.model import ModelCard, deliver
 from raysft.results.readme import Known, model_readme
+from raysft.run.outcome import (
+    Scored,
+    build_results,
+    find_doubts,
+    measure_timing,
+    summarize_repeats,
+)
+from raysft.run.run_data import RunData
+from raysft.run.trials import RunTrials
+from raysft.storage import StoragePath, remove_folder
 from raysft.train.architecture import foreign_module
-from raysft.train.queue import Task
+from raysft.train.checkpoint_paths import checkpoint_path
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The best epoch of a run's best trial and its metrics on the test split."""
+class Delivery:
+    """The end of a run, when no trial trains any more; `begun`: when the run began."""
 
-    record: TrialRecord
-    best: dict[str, Any]
-    task: Task
-    scores: dict[str, float]
-    preparation: Preparation
-    judged: np.ndarray
-    """What was made of each test image; see `raysft.records.predictions`."""
+    def __init__(
+        self,
+        run: Run,
+        data: RunData,
+        trials: RunTrials,
+        note: Callable[[str], None],
+        begun: float,
+    ) -> None:
+        self.run, self.data, self.trials = run, data, trials
+        self.note, self.begun = note, begun
+        self.ranked = trials.ranked()
+        self.best_trial = self.ranked[0]
+        self.val_rows = data.sources["val"].class_rows
 
+    def best_epoch(self) -> dict[str, Any] | None:
+        """The epoch that is delivered; None where no trial has any."""
+        return self.best_trial.best(self.run.metric)
 
-def results_of_run(
-    run: Run,
-    board: Sequence[TrialRecord],
-    scored: Scored | None,
-    confirmed: dict[str, Any] | None,
-    timing: dict[str, Any],
-    val_rows: Sequence[int],
-) -> dict[str, Any]:
-    """What results.json holds; val_rows: validation images of each class."""
-    best = None
-    if scored is not None:
-        best = {
-            "trial": scored.record.trial,
-            "config": scored.record.config,
-            "epoch": scored.best["epoch"],
-            **validation_metrics(scored.best),
-            **scored.scores,
-            "model": str(run.folder / "model"),
-            "module": foreign_module(scored.task.model.name),
-        }
-        if confirmed is not None:
-            best["confirmed"] = confirmed
-    return {
-        "run": run.folder.name,
-        "status": "done" if best else "failed",
-        "metric": run.metric,
-        "mode": metric_mode(run.metric),
-        "best": best,
-        "trials": [record.row(run.metric) for record in board],
-        "doubts": doubts_of(run, board, val_rows, scored),
-        "timing": timing,
-    }
+    def checkpoint(self, epoch: dict[str, Any]) -> StoragePath:
+        """The checkpoint of an epoch of the best trial."""
+        folder = self.run.trial_folder(self.best_trial.trial) / "checkpoints"
+        return checkpoint_path(folder, epoch["epoch"])
 
+    def report_failure(self) -> None:
+        """Write down what became of a run that has no model."""
+        timing = self._timing(self.ranked)
+        results = build_results(self.run, self.ranked, None, None, timing, self.val_rows)
+        self.run.save_results(results)
+        self._write_report()
 
-def doubts_of(
-    run: Run, board: Sequence[TrialRecord], val_rows: Sequence[int], scored: Scored | None
-) -> list[str]:
-    """What speaks against the result of a run and its model; see `raysft.results.chance`."""
-    found = doubts([record.history for record in board if record.history], run.metric, val_rows)
-    if scored is None:
-        return found
-    test_rows = np.bincount(
-        scored.judged[:, 1].astype(np.int64)
-    ).tolist()  # the second column is the label
-    return found + doubt_of_test(scored.scores, test_rows)
+    def deliver(self, scored: Scored) -> dict[str, Any]:
+        """Write the model folder and all that is known of it; returns what results.json holds."""
+        run = self.run
+        write_predictions(run.folder / PREDICTIONS, scored.judged)
+        repeats = list(self.trials.repeats.values())
+        repeated = summarize_repeats(self.best_trial, repeats, run.metric, run.job.seed)
+        card = build_card(run, self.data, scored)
+        readme = build_readme(run, self.data, self.ranked, repeated, card, scored)
+        deliver(run.folder / "model", self.checkpoint(scored.best), card, readme)
+        for record in (*self.ranked[1:], *repeats):  # only the delivered trial is worth the disk
+            remove_folder(run.trial_folder(record.trial) / "checkpoints")
+        timing = self._timing([*self.ranked, *repeats])
+        results = build_results(run, self.ranked, scored, repeated, timing, self.val_rows)
+        run.save(timing=timing)
+        run.save_results(results)
+        self._write_report()
+        return results
 
+    def _timing(self, trials: Sequence[TrialRecord]) -> dict[str, Any]:
+        return measure_timing(trials, self.begun, self.trials.first_start, self.trials.last_end)
 
-def confirmation(
-    best: TrialRecord, repeats: Sequence[TrialRecord], metric: str, seed: int
-) -> dict[str, Any] | None:
-    """The metric of the best trial and of its repeats with other seeds: values, mean, standard
-    deviation.
-    """
-    found = [
-        (seed + i, epoch)
-        for i, record in enumerate([best, *repeats])
-        if (epoch := record.best(metric)) is not None
-        and (record is best or record.status == "finished")
-    ]
-    if not repeats:
-        return None
-    values = [epoch[metric] for _, epoch in found]
-    return {
-        "metric": metric,
-        "seeds": [s for s, _ in found],
-        "values": values,
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-    }
+    def _write_report(self) -> None:
+        """Write the report, which no run fails for: `raysft report` writes it again."""
+        # Charts and templates, which nothing else in a run needs, take a second to import.
+        from raysft.results.report import write_report
+
+        try:
+            write_report(self.run.folder)
+        except RaysftError as error:
+            self.note(f"no report: {error}")
 
 
-def timing_of(
-    board: Sequence[TrialRecord], begun: float, first_trial: float | None, last_trial: float
-) -> dict[str, Any]:
-    """Where the time of a run went, in seconds; images a second over all teams while trials were
-    trained.
-    """
-    epochs = [epoch for record in board for epoch in record.history]
-    busy = sum(e["train_seconds"] for e in epochs)
-    first = first_trial or last_trial
-    train_s = last_trial - first
-    return {
-        "total_s": round(time.time() - begun, 2),
-        "startup_s": round(first - begun, 2),
-        "train_s": round(train_s, 2),
-        "images_per_s": round(sum(e["images"] for e in epochs) / train_s, 1) if train_s else None,
-        "data_wait_fraction": round(sum(e["data_wait_seconds"] for e in epochs) / busy, 4)
-        if busy
-        else None,
-    }
-
-
-def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> ModelCard:
+def build_card(run: Run, data: RunData, scored: Scored) -> ModelCard:
     """The card of the delivered model."""
+    manifest, test = data.manifest, data.sources["test"]
+    prepared = scored.preparation
     provenance = {
         "run": run.folder.name,
         "trial": scored.record.trial,
@@ -146,58 +111,61 @@ def card_of(run: Run, manifest: Manifest, test: SplitSource, scored: Scored) -> 
     module = foreign_module(scored.task.model.name)
     if module is not None:
         provenance["code"] = {"module": module, "needs": "--trust-code"}
-    how = scored.preparation
     return ModelCard(
         scored.task.model.name,
         manifest.classes,
         test.height,
         test.width,
-        tuple(how.mean),
-        tuple(how.std),
+        tuple(prepared.mean),
+        tuple(prepared.std),
         {**validation_metrics(scored.best), **scored.scores},
         provenance,
-        how.image_size,
-        how.interpolation,
+        prepared.image_size,
+        prepared.interpolation,
         resampling=test.resampling,
         decoding=manifest.image.decoding,
     )
 
 
-def readme_of(
+def build_readme(
     run: Run,
-    manifest: Manifest,
-    sources: Mapping[SplitName, SplitSource],
-    board: Sequence[TrialRecord],
-    confirmed: dict[str, Any] | None,
+    data: RunData,
+    ranked: Sequence[TrialRecord],
+    repeated: dict[str, Any] | None,
     card: ModelCard,
     scored: Scored,
 ) -> str:
-    """The README.md of the delivered model."""
-    model, (_, label, predicted, *_) = scored.task.model, scored.judged.astype(np.int64).T
-    recall = {
-        row["class"]: row["recall"]
-        for row in per_class(label, predicted, manifest.classes)
-        if row["support"]
-    }
-    weights = next(
-        (
-            told
-            for told in run.info.get("weights", [])
-            if (told["name"], told["weights"]) == (model.name, model.weights)
-        ),
-        None,
-    )
+    """The README.md of the delivered model; ranked: all trials, from best to worst."""
+    sources, manifest = data.sources, data.manifest
+    rows = {str(name): len(source.ids) for name, source in sources.items()}
+    val_rows = sources["val"].class_rows
     known = Known(
         run.job,
         run.metric,
-        {name: len(source.ids) for name, source in sources.items()},
+        rows,
         sources["train"].class_rows,
         manifest.skipped,
-        [record.row(run.metric) for record in board],
-        weights,
-        confirmed,
-        recall,
+        [record.row(run.metric) for record in ranked],
+        _find_weights(run, scored),
+        repeated,
+        _recall(data, scored),
         (*manifest.notes, *describe_files(manifest.counts)),
-        doubts_of(run, board, sources["val"].class_rows, scored),
+        find_doubts(run, ranked, val_rows, scored),
     )
     return model_readme(card, known)
+
+
+def _find_weights(run: Run, scored: Scored) -> dict[str, Any] | None:
+    """What run.json says of the weights that the delivered network began with."""
+    model = scored.task.model
+    for loaded in run.info.get("weights", []):
+        if (loaded["name"], loaded["weights"]) == (model.name, model.weights):
+            return loaded
+    return None
+
+
+def _recall(data: RunData, scored: Scored) -> dict[str, float]:
+    """The recall of each class that has test images."""
+    _, label, predicted, *_ = scored.judged.astype(np.int64).T
+    classes = per_class(label, predicted, data.manifest.classes)
+    return {row["class"]: row["recall"] for row in classes if row["support"]}

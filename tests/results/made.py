@@ -19,7 +19,7 @@ from raysft.job.spec import Model
 from raysft.records.predictions import PREDICTIONS, write_predictions
 from raysft.records.run import Run, TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
-from raysft.run.delivery import Scored, confirmation, results_of_run, timing_of
+from raysft.run.outcome import Scored, build_results, measure_timing, summarize_repeats
 from raysft.storage import StoragePath, write_json
 from raysft.train.metrics import Sums, prefixed
 from raysft.train.queue import Task
@@ -168,9 +168,9 @@ def make_run(
             weights_sha256="a" * 64,
         )
         write_json(_folder(run.folder / "model") / CARD, asdict(card))
-    confirmed = confirmation(board[0], repeats, run.metric, 7) if repeats else None
-    timing = timing_of(board, 0.0, 2.0, 10.0) | {"total_s": 12.5}
-    run.save_results(results_of_run(run, board, scored, confirmed, timing, val_rows))
+    confirmed = summarize_repeats(board[0], repeats, run.metric, 7) if repeats else None
+    timing = measure_timing(board, 0.0, 2.0, 10.0) | {"total_s": 12.5}
+    run.save_results(build_results(run, board, scored, confirmed, timing, val_rows))
     run.save(status="done" if scored else "failed", timing=timing)
     return run
 

@@ -8,14 +8,18 @@ from scipy.stats import binomtest
 
 from raysft.data.preparation import Preparation
 from raysft.data.shards import read_manifest
+from raysft.data.sources import outline_dataset
 from raysft.data.splits import split_sources
 from raysft.display.results import result_lines
+from raysft.job.plan import Node, make_plan
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
 from raysft.records.run import TrialRecord
 from raysft.results.chance import at_chance, binomial_tail, doubt_of_test, doubts
 from raysft.results.report import write_report
-from raysft.run.delivery import Scored, card_of, readme_of, results_of_run
+from raysft.run.delivery import build_card, build_readme
+from raysft.run.outcome import Scored, build_results
+from raysft.run.run_data import RunData
 from raysft.storage import read_json, write_json
 from raysft.train.queue import Task
 from tests.results.made import config, make_run
@@ -212,9 +216,9 @@ def test_a_doubt_about_the_test_score_is_in_the_results_and_in_the_model_card(tm
         judged,
     )
     sources = split_sources(tmp_path / "D", manifest, 4, None, 0)
-    (doubt,) = results_of_run(run, [record], scored, None, {}, [10, 10])["doubts"]
+    plan = make_plan(run.job, outline_dataset(tmp_path / "D", manifest), [Node(1)])
+    data = RunData(plan, manifest, sources, in_memory=True)
+    (doubt,) = build_results(run, [record], scored, None, {}, [10, 10])["doubts"]
     assert doubt.startswith("the model has 20 of 40 test images right")
-    card = card_of(run, manifest, sources["test"], scored)
-    assert f"**Doubtful: {doubt}.**" in readme_of(
-        run, manifest, sources, [record], None, card, scored
-    )
+    card = build_card(run, data, scored)
+    assert f"**Doubtful: {doubt}.**" in build_readme(run, data, [record], None, card, scored)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +18,9 @@ from raysft.job.plan import Node
 from raysft.records.predictions import PREDICTIONS
 from raysft.records.run import Run, job_of
 from raysft.results.predict import Classifier
-from raysft.run import driver
+from raysft.run import slot_watch
 from raysft.run.driver import Workspace, execute
+from raysft.run.slot_watch import SlotWatch
 from raysft.storage import read_json
 from raysft.train import slots
 from raysft.train.queue import MAX_ATTEMPTS
@@ -115,38 +115,47 @@ def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
 
 
 def test_a_slot_of_which_no_process_starts_ends_the_run(go, monkeypatch):
-    monkeypatch.setattr(driver, "START_SECONDS", 0.0)
+    monkeypatch.setattr(slot_watch, "START_SECONDS", 0.0)
     with pytest.raises(
         RunError, match=r"slot 0: its worker group ended \(none of its processes has started"
     ):
         go()
 
 
-def test_a_person_s_own_longer_limit_for_the_start_is_kept(monkeypatch):
-    run, lost = driver._Conductor.__new__(driver._Conductor), []
-    run.job = SimpleNamespace(resources=SimpleNamespace(elastic=False))
-    run.slots = [SimpleNamespace(number=0, started=time.monotonic() - 200, is_alive=lambda: True)]
-    run.arrived, run._lose = set(), lambda slot, cause: lost.append(cause)
+def make_watch(slots: list, lost: list, notes: list) -> SlotWatch:
+    return SlotWatch(slots, "raysft.log", notes.append, lost.append)
+
+
+def test_own_longer_start_limit_is_kept(monkeypatch):
+    slow = SimpleNamespace(
+        number=0, error=None, started=time.monotonic() - 200, is_alive=lambda: True
+    )
+    other = SimpleNamespace(number=1, error=None, started=None, is_alive=lambda: True)
+    lost, notes = [], []
+    watch = make_watch([slow, other], lost, notes)
     monkeypatch.setattr(slots, "_GIVEN", {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"})
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    run._check_slots()
+    watch.check(lambda: None)
     assert not lost
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    run._check_slots()
-    assert "within 180 seconds" in lost[0]
+    watch.check(lambda: None)
+    assert lost == [0]
+    assert "within 180 seconds" in notes[0]
 
 
-def test_a_machine_that_breaks_in_a_run_that_has_trained_costs_its_slot_and_not_the_run():
-    run, listener, lost = driver._Conductor.__new__(driver._Conductor), Silent(), []
-    run.trained, run.unable, run.listener = True, Counter(), listener
-    run.slots = [SimpleNamespace(number=0), SimpleNamespace(number=1)]
-    run._lose = lambda slot, cause: lost.append((slot.number, cause))
+def test_machine_that_breaks_in_training_costs_its_slot():
+    lost, notes = [], []
+    watch = make_watch([SimpleNamespace(number=0), SimpleNamespace(number=1)], lost, notes)
+    watch.training_advanced()
     for _ in range(MAX_ATTEMPTS):
         assert not lost
-        run._cannot_work(1, "10.0.0.2", "ImportError: no CUDA")
-    assert lost == [(1, "(a worker on 10.0.0.2 cannot start: ImportError: no CUDA)")]
-    assert listener.notes == MAX_ATTEMPTS * [
-        "slot 1: a worker on 10.0.0.2 cannot start: ImportError: no CUDA"
+        watch.start_failed(1, "10.0.0.2", "ImportError: no CUDA")
+    assert lost == [1]
+    said = "slot 1: a worker on 10.0.0.2 cannot start: ImportError: no CUDA"
+    cause = "(a worker on 10.0.0.2 cannot start: ImportError: no CUDA)"
+    assert notes == [
+        *MAX_ATTEMPTS * [said],
+        f"slot 1 ended {cause}: its trials go to the other slots",
     ]
 
 
@@ -261,7 +270,7 @@ def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(
         model={"name": "crashing:network"}, resources={"workers": 2}, **same
     )
     assert (tmp_path / "crashed").exists()
-    assert any("taken up again" in note for note in listener.notes)
+    assert any("resuming from its last checkpoint" in note for note in listener.notes)
     assert [t["status"] for t in results["trials"]] == ["finished"]
     for one, two in zip(losses(alone), losses(both), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
@@ -427,7 +436,7 @@ def test_a_trial_that_diverges_ends_alone(go):
 
 def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks_at_once(go, tmp_path):
     space = {"train.batch_size": {"grid": [8, 16]}}
-    with pytest.raises(RunError, match=r"no trial came to an end.*boom on rank 1"):
+    with pytest.raises(RunError, match=r"no trial finished.*boom on rank 1"):
         go(
             search={"space": space},
             model={"name": "tests.networks:fails_on_rank_1"},
@@ -450,7 +459,7 @@ def test_memory_that_is_short_halves_the_micro_batch_and_a_target_ends_the_searc
         resources={"workers": 2},
     )
     assert any(
-        "out of memory; goes on from its last checkpoint with each batch in 2 parts" in note
+        "out of memory; resuming from its last checkpoint with each batch in 2 parts" in note
         for note in listener.notes
     )
     assert any("has reached search.target with val_accuracy" in note for note in listener.notes)

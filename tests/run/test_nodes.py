@@ -89,7 +89,7 @@ class Saboteur(Silent):
 
     def note(self, text):
         super().note(text)
-        if self.back and "taken up again" in text:
+        if self.back and "resuming" in text:
             self.hold.unlink(missing_ok=True)
 
 

@@ -10,7 +10,7 @@ from raysft.job import Job
 from raysft.job.load import validate_job
 from raysft.job.space import trial_settings
 from raysft.records.run import TrialRecord
-from raysft.run.delivery import confirmation
+from raysft.run.outcome import summarize_repeats
 from raysft.search.propose import searcher
 from raysft.search.space import check_configurations, configurations, known_configurations
 
@@ -281,11 +281,11 @@ def test_only_repeats_that_finished_count():
         record("t0-seed2", "failed", 0.1),
         record("t0-seed3", "stopped", 0.1),
     ]
-    found = confirmation(best, repeats, "val_accuracy", 0)
+    found = summarize_repeats(best, repeats, "val_accuracy", 0)
     assert (found["seeds"], found["values"], found["mean"]) == (
         [0, 1],
         [0.8, 0.6],
         pytest.approx(0.7),
     )
-    assert confirmation(best, repeats[1:], "val_accuracy", 0)["std"] == 0.0
-    assert confirmation(best, [], "val_accuracy", 0) is None
+    assert summarize_repeats(best, repeats[1:], "val_accuracy", 0)["std"] == 0.0
+    assert summarize_repeats(best, [], "val_accuracy", 0) is None

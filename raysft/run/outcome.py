@@ -1,0 +1,133 @@
+"""What a run came to: its results.json, what speaks against it, and where its time went."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raysft.data.preparation import Preparation
+from raysft.job.spec import metric_mode
+from raysft.records.run import Run, TrialRecord, validation_metrics
+from raysft.results.chance import doubt_of_test, doubts
+from raysft.train.architecture import foreign_module
+from raysft.train.queue import Task
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The best epoch of a run's best trial and its metrics on the test split."""
+
+    record: TrialRecord
+    best: dict[str, Any]
+    task: Task
+    scores: dict[str, float]
+    preparation: Preparation
+    judged: np.ndarray
+    """The predictions for each test image; see `raysft.records.predictions`."""
+
+
+def build_results(
+    run: Run,
+    trials: Sequence[TrialRecord],
+    scored: Scored | None,
+    repeated: dict[str, Any] | None,
+    timing: dict[str, Any],
+    val_rows: Sequence[int],
+) -> dict[str, Any]:
+    """A results.json; trials: from best to worst, val_rows: validation images of each class."""
+    best = None if scored is None else _describe_best(run, scored, repeated)
+    return {
+        "run": run.folder.name,
+        "status": "done" if best else "failed",
+        "metric": run.metric,
+        "mode": metric_mode(run.metric),
+        "best": best,
+        "trials": [record.row(run.metric) for record in trials],
+        "doubts": find_doubts(run, trials, val_rows, scored),
+        "timing": timing,
+    }
+
+
+def _describe_best(run: Run, scored: Scored, repeated: dict[str, Any] | None) -> dict[str, Any]:
+    """The best trial in a results.json, with the scores of its model."""
+    best = {
+        "trial": scored.record.trial,
+        "config": scored.record.config,
+        "epoch": scored.best["epoch"],
+        **validation_metrics(scored.best),
+        **scored.scores,
+        "model": str(run.folder / "model"),
+        "module": foreign_module(scored.task.model.name),
+    }
+    if repeated is not None:
+        best["confirmed"] = repeated
+    return best
+
+
+def find_doubts(
+    run: Run, trials: Sequence[TrialRecord], val_rows: Sequence[int], scored: Scored | None
+) -> list[str]:
+    """What speaks against the result of a run and its model; see `raysft.results.chance`.
+
+    val_rows: validation images of each class.
+    """
+    histories = [record.history for record in trials if record.history]
+    found = doubts(histories, run.metric, val_rows)
+    if scored is None:
+        return found
+    labels = scored.judged[:, 1]  # the second column of predictions
+    test_rows = np.bincount(labels.astype(np.int64)).tolist()
+    return found + doubt_of_test(scored.scores, test_rows)
+
+
+def summarize_repeats(
+    best: TrialRecord, repeats: Sequence[TrialRecord], metric: str, seed: int
+) -> dict[str, Any] | None:
+    """The metric of the best trial and of its repeats with other seeds; None without repeats."""
+    if not repeats:
+        return None
+    seeds: list[int] = []
+    values: list[float] = []
+    for offset, record in enumerate([best, *repeats]):
+        epoch = record.best(metric)
+        # A repeat that ended early says nothing about how good the recipe is.
+        if epoch is None or (record is not best and record.status != "finished"):
+            continue
+        seeds.append(seed + offset)
+        values.append(epoch[metric])
+    return {
+        "metric": metric,
+        "seeds": seeds,
+        "values": values,
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+    }
+
+
+def measure_timing(
+    trials: Sequence[TrialRecord], begun: float, first_start: float | None, last_end: float | None
+) -> dict[str, Any]:
+    """Where the time of a run went, in seconds; images a second over all teams while they trained.
+
+    begun: when the run began, by the clock.
+    """
+    end = begun if last_end is None else last_end
+    first = end if first_start is None else first_start
+    epochs = [epoch for record in trials for epoch in record.history]
+    train_s = end - first
+    images = sum(epoch["images"] for epoch in epochs)
+    busy = sum(epoch["train_seconds"] for epoch in epochs)
+    waited = sum(epoch["data_wait_seconds"] for epoch in epochs)
+    return {
+        "total_s": round(time.time() - begun, 2),
+        "startup_s": round(first - begun, 2),
+        "train_s": round(train_s, 2),
+        "images_per_s": round(images / train_s, 1) if train_s else None,
+        # Of what teams spent in training, not of the run: a team without a trial waits for none.
+        "data_wait_fraction": round(waited / busy, 4) if busy else None,
+    }

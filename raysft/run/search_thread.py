@@ -1,0 +1,48 @@
+"""The search of a run, in a thread beside the driver."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from raysft.job import Job
+from raysft.job.spec import Search
+from raysft.run.trials import RunTrials
+from raysft.search.propose import searcher
+from raysft.search.tuner import scheduler_of, search
+
+
+class SearchThread(threading.Thread):
+    """Puts trials into the queue and decides on them; `error` says why it ended, if it failed."""
+
+    def __init__(self, job: Job, trials: RunTrials, teams: int, queue: Any) -> None:
+        super().__init__(name="search", daemon=True)
+        self.job, self.trials, self.teams, self.queue = job, trials, teams, queue
+        self.known = trials.known()
+        self.proposals = searcher(job, trials.unfinished, trials.configs, trials.past())
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Ends when the last trial has ended, or was asked to."""
+        try:
+            if self.job.search is None:
+                self._put_all()
+            elif self.proposals.waiting:
+                self._search(self.job.search)
+        except BaseException as error:
+            self.error = error
+
+    def _put_all(self) -> None:
+        """A job without a search has one trial: there is nothing to decide."""
+        for number in self.proposals.waiting:
+            task = self.trials.task(number, self.trials.configs[number])
+            ray.get(self.queue.put.remote(replace(task, of_search=False)))
+
+    def _search(self, spec: Search) -> None:
+        epochs = self.job.train.epochs
+        scheduler = scheduler_of(spec, len(self.trials.names), epochs, self.teams, self.known)
+        names = self.trials.names
+        search(self.proposals, self.trials.task, names, self.queue, self.teams, scheduler)

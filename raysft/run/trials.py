@@ -1,0 +1,180 @@
+"""The trials of a run: their names, their configurations, and records that follow its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from raysft.job import Job
+from raysft.job.recipe import Train
+from raysft.job.space import trial_settings
+from raysft.job.spec import meets_target
+from raysft.records.run import Run, TrialRecord, leaderboard
+from raysft.search.propose import Past
+from raysft.search.schedulers import Known
+from raysft.search.space import Config, known_configurations
+from raysft.train.queue import Event, Task
+from raysft.train.setup import absolute
+
+# The event of an epoch carries two things for the driver that are no metrics.
+_NOT_METRICS = ("last", "before")
+# A search that changes these changes more than the size of a batch.
+_CHANGES_BATCHES = {"train.freeze", "train.head_epochs", "train.accumulate"}
+
+
+class RunTrials:
+    """The trials of a run by number and name, with the repeats of the best one."""
+
+    def __init__(self, job: Job, run: Run, count: int) -> None:
+        self.job, self.run, self.metric = job, run, run.metric
+        width = len(str(count - 1))
+        self.names = [f"t{i:0{width}d}" for i in range(count)]
+        self.configs: dict[int, Config] = known_configurations(job)  # others are proposed later
+        self.records: dict[str, TrialRecord] = {}
+        self.repeats: dict[str, TrialRecord] = {}
+        self.first_start: float | None = None
+        self.last_end: float | None = None
+        self._counted_until: dict[str, float] = {}
+        for number, name in enumerate(self.names):
+            self.records[name] = self._first_record(number, name)
+
+    def _first_record(self, number: int, name: str) -> TrialRecord:
+        known = self.run.known.get(name)
+        if known is None:
+            return TrialRecord(name, self.configs.get(number, {}))
+        self.configs[number] = known.config  # what it trained with, not what would be drawn now
+        return known
+
+    # --- what has been ---------------------------------------------------------------------------
+
+    @property
+    def all(self) -> list[TrialRecord]:
+        """All trials in their order, then the repeats."""
+        return [*self.records.values(), *self.repeats.values()]
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The numbers of the trials that have not ended."""
+        return [i for i, name in enumerate(self.names) if not self.records[name].ended]
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether no trial may train any more, repeats aside."""
+        return all(record.ended for record in self.records.values())
+
+    @property
+    def repeats_ended(self) -> bool:
+        """Whether no repeat may train any more."""
+        return all(record.ended for record in self.repeats.values())
+
+    @property
+    def failed(self) -> int:
+        """How many trials have failed."""
+        return sum(record.status == "failed" for record in self.records.values())
+
+    def ranked(self) -> list[TrialRecord]:
+        """The trials from best to worst."""
+        return leaderboard(list(self.records.values()), self.metric)
+
+    def past(self) -> list[Past]:
+        """The trials that ended in an earlier part of this run."""
+        ended = [record for record in self.records.values() if record.ended]
+        return [(record.config, record.status, record.history) for record in ended]
+
+    def known(self) -> Known:
+        """How far the trials of an earlier part of this run came, for the search's scheduler."""
+        ended = {}
+        going_on = {}
+        for number, name in enumerate(self.names):
+            record = self.records[name]
+            if record.status in ("finished", "stopped"):
+                ended[number] = record.history
+            elif not record.ended:
+                going_on[number] = list(record.history)
+        return Known(ended, going_on)
+
+    def has_met_target(self) -> bool:
+        """Whether a trial has reached search.target in any epoch."""
+        histories = [record.history for record in self.records.values()]
+        return any(self.meets_target(epoch) for history in histories for epoch in history)
+
+    def meets_target(self, epoch: Mapping[str, Any]) -> bool:
+        """Whether an epoch is as good as search.target; False without a target."""
+        target = self.job.search.target if self.job.search else None
+        return target is not None and meets_target(epoch[self.metric], target, self.metric)
+
+    # --- what is to be done ----------------------------------------------------------------------
+
+    def task(self, number: int, config: Config) -> Task:
+        """The task of a trial with its configuration."""
+        name = self.names[number]
+        settings = trial_settings(self.job, config)
+        folder = str(self.run.trial_folder(name))
+        model = absolute(settings.model)
+        return Task("train", name, folder, model, settings.train, self.job.seed, config)
+
+    def task_of_record(self, record: TrialRecord) -> Task:
+        """The task that a trial was trained by."""
+        return self.task(self.names.index(record.trial), record.config)
+
+    def add_repeats(self, best: TrialRecord, seeds: Iterable[int]) -> list[tuple[int, TrialRecord]]:
+        """Records of the best trial with other seeds, each with its seed."""
+        added = []
+        for seed in seeds:
+            name = f"{best.trial}-seed{seed}"
+            record = self.run.known.get(name) or TrialRecord(name, best.config)
+            self.repeats[name] = record
+            added.append((seed, record))
+        return added
+
+    # --- what happens ----------------------------------------------------------------------------
+
+    def find(self, trial: str) -> TrialRecord | None:
+        """The record of a trial or of a repeat."""
+        return self.records.get(trial) or self.repeats.get(trial)
+
+    def apply(self, record: TrialRecord, event: Event) -> None:
+        """Bring a record up to date with an event of its trial."""
+        if event.kind == "proposed":
+            record.config = event.payload["config"]
+        elif event.kind == "started":
+            self._start(record, event.at)
+        elif event.kind == "epoch":
+            epoch = {k: v for k, v in event.payload.items() if k not in _NOT_METRICS}
+            record.add(epoch, event.payload["before"])
+        elif event.kind not in ("progress", "halved"):
+            self._leave_team(record, event)
+        self._count_seconds(record, event.at)
+
+    def _start(self, record: TrialRecord, at: float) -> None:
+        self.first_start = self.first_start or at
+        record.status = "running"
+        record.started = record.started or at
+        self._counted_until[record.trial] = at
+
+    def _leave_team(self, record: TrialRecord, event: Event) -> None:
+        record.status = event.kind
+        record.error = event.payload.get("error")
+        record.trace = event.payload.get("trace")
+        record.host = event.payload.get("host")
+        self.last_end = event.at
+
+    def _count_seconds(self, record: TrialRecord, at: float) -> None:
+        """Add the time since the last event: a trial that waits, paused, costs nothing."""
+        until = self._counted_until.get(record.trial)
+        if until is None:
+            return
+        record.seconds += at - until
+        self._counted_until[record.trial] = at
+        if record.status != "running":
+            del self._counted_until[record.trial]
+
+
+def recipes_to_check(job: Job) -> tuple[Train, ...]:
+    """The recipes whose batches can be checked before any trial.
+
+    None where a search changes more than the size of a batch: then the trials say for themselves.
+    """
+    if job.search is not None and _CHANGES_BATCHES & set(job.search.space):
+        return ()
+    return tuple(job.train.model_copy(update={"batch_size": size}) for size in job.batch_sizes())
