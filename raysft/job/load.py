@@ -1,5 +1,6 @@
-"""Job file to `Job`: YAML, `--set` overrides, and every problem as one line that says where, what
-and what to do.
+"""Job file to `Job`: YAML, `--set` overrides, and every problem as one line for a person.
+
+Each line says where something is wrong, what it is and what to do.
 """
 
 from __future__ import annotations
@@ -7,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from raysft.errors import JobError, JobErrors
-from raysft.job.plain import NULLS, Plain, natural, options_of
-from raysft.job.problems import problems_of
+from raysft.job.plain import LETTERS, NULLS, PlainScalar, guess_value, union_members
+from raysft.job.problems import explain_errors
 from raysft.job.read import mapping, parse, read_yaml
 from raysft.job.space import search_problems
 from raysft.job.spec import Job
-from raysft.job.typed import annotation_at, typed
+from raysft.job.typed import annotation_at, read_scalars
+from raysft.job.values import Written
+
+_SPACE = "search.space."
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -37,30 +40,39 @@ def load_text(text: str, where: str) -> Job:
     return validate_job(mapping(text, where), where)
 
 
-def validate_job(tree: Mapping[str, Any], where: str) -> Job:
-    """The job of a parsed tree, whose plain scalars are read as their fields take them; raises
-    JobErrors.
+def validate_job(tree: Mapping[str, Written], where: str) -> Job:
+    """The job of a parsed tree; raises JobErrors.
+
+    Plain scalars are read as the fields take them that they are given to.
     """
     problems: list[JobError] = []
-    job = None
-    read = typed(tree)
+    job: Job | None = None
+    read = read_scalars(dict(tree))
     try:
         job = Job.model_validate(read)
     except ValidationError as error:
-        problems += [
-            JobError(": ".join(filter(None, [where, ".".join(map(_key, loc))])), what)
-            for loc, what in problems_of(error, Job, tree)
-        ]
-    search = read.get("search")
-    if isinstance(search, Mapping):
-        problems += [
-            JobError(f"{where}: search.{key}", what)
-            for key, what in search_problems(search, job or Job())
-        ]
+        for keys, text in explain_errors(error, Job, tree):
+            problems.append(JobError(_join(where, keys), text))
+    search = read.get("search") if isinstance(read, dict) else None
+    if isinstance(search, dict):
+        # A wrong key elsewhere must not hide those of the search: its values are then tried with
+        # the defaults of the other sections.
+        for key, text in search_problems(search, job or Job()):
+            problems.append(JobError(f"{where}: search.{key}", text))
     if problems:
         raise JobErrors(problems)
     assert job is not None  # no problem means that validation passed
     return job
+
+
+def _join(where: str, keys: Sequence[str]) -> str:
+    dotted = ".".join(_printable(key) for key in keys)
+    return f"{where}: {dotted}" if dotted else where
+
+
+def _printable(text: str) -> str:
+    """A text as part of one line, whatever it holds."""
+    return text if text.isprintable() else repr(text)
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -70,74 +82,74 @@ class _Dumper(yaml.SafeDumper):
     """YAML that every reader reads alike: text that could be something else is quoted."""
 
 
-_BREAKS = frozenset("\x85\u2028\u2029")  # of lines, beside those that everybody knows
+_LINE_BREAKS = frozenset("\x85\u2028\u2029")  # beside those that everybody knows
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    ambiguous = not isinstance(natural(text), str) or text in ("y", "Y", "n", "N")
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    ambiguous = not isinstance(guess_value(text), str) or text in LETTERS
     style = "'" if ambiguous else None
-    if _BREAKS & set(text):
-        style = (
-            '"'  # which escapes them; PyYAML writes others such that a reader folds them to a blank
-        )
+    if _LINE_BREAKS & set(text):
+        # Double quotes escape them; PyYAML writes others such that a reader folds them to a blank.
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Dumper.add_representer(str, _text)
+_Dumper.add_representer(str, _represent_text)
 
 
 def dump_job(job: Job) -> str:
     """The resolved job as YAML; `load_job` reads it back to an equal job."""
-    return yaml.dump(job.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    values = job.model_dump()
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 # --- overrides ---------------------------------------------------------------------------------
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Written], override: str) -> None:
     """Set a dotted key of `tree`, for example `train.optimizer.lr=1e-3`; raises JobError."""
-    where = f"--set {override if override.isprintable() else repr(override)}"
+    where = f"--set {_printable(override)}"
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise JobError(where, "is not KEY=VALUE", "for example --set train.epochs=2")
-    *parents, last = keys = _keys_of(dotted)
-    node = tree
-    for key in parents:
-        child = node.get(key)
-        child = natural(child.text) if isinstance(child, Plain) else child
-        child = {} if child is None else child
-        if not isinstance(child, dict):
-            raise JobError(where, f"{key!r} is {child!r} and has no keys of its own")
-        node[key] = child
-        node = child
-    node[last] = _given(text, annotation_at(keys), where)
+    keys = _split_key(dotted)
+    section = tree
+    for key in keys[:-1]:
+        section = _enter_section(section, key, where)
+    section[keys[-1]] = _parse_value(text, annotation_at(keys), where)
 
 
-def _key(key: str) -> str:
-    """A key as part of one line, whatever it is."""
-    return key if key.isprintable() else repr(key)
+def _enter_section(tree: dict[str, Written], key: str, where: str) -> dict[str, Written]:
+    """The section below a key, made where it is missing or null."""
+    inner = tree.get(key)
+    if isinstance(inner, PlainScalar):
+        inner = guess_value(inner.text)
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise JobError(where, f"{key!r} is {inner!r} and has no keys of its own")
+    tree[key] = inner
+    return inner
 
 
-def _given(text: str, annotation: Any, where: str) -> Any:
-    """The value of an override: where its field is text and nothing else, what is written, unless
-    in quotes.
-    """
-    if not set(options_of(annotation)) <= {str, NoneType} or text.strip() in NULLS:
+def _parse_value(text: str, annotation: object, where: str) -> Written:
+    """The value of an override; of a field that only takes text what is written."""
+    text_alone = set(union_members(annotation)) <= {str, NoneType}
+    stripped = text.strip()
+    if not text_alone or stripped in NULLS:
         return parse(text, where)
-    if text.strip()[:1] not in ("'", '"'):
-        return Plain(text.strip())
+    # A path such as `C:\data` or `a: b` is no YAML, and a shell has taken the quotes off already.
+    if stripped[:1] not in ("'", '"'):
+        return PlainScalar(stripped)
     try:
         value = parse(text, where)
     except JobError:
-        return Plain(text.strip())
-    return value if isinstance(value, str) else Plain(text.strip())
+        return PlainScalar(stripped)  # begins with a quotation mark, but is not in quotes
+    return value if isinstance(value, str) else PlainScalar(stripped)
 
 
-def _keys_of(dotted: str) -> list[str]:
+def _split_key(dotted: str) -> list[str]:
     """The keys on the way to a field; those of the search space hold dots themselves."""
-    space = "search.space."
-    return (
-        ["search", "space", dotted.removeprefix(space)]
-        if dotted.startswith(space)
-        else dotted.split(".")
-    )
+    if dotted.startswith(_SPACE):
+        return ["search", "space", dotted.removeprefix(_SPACE)]
+    return dotted.split(".")

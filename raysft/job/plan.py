@@ -1,6 +1,4 @@
-"""Job + data + cluster → RunPlan: what would run, on what, how often. Arithmetic only; nothing
-starts.
-"""
+"""Job + data + cluster → RunPlan: what would run, on what, how often. Nothing starts."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ class Outline:
     val_rows: int | None = None
     """Of a validation split of its own; None: it is taken from train."""
     notes: tuple[str, ...] = ()
-    """What a person has to know of how the data was read: what was taken for what, what was left
-    out.
-    """
+    """How the data was read, for a person: what was taken for what, what was left out."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,7 @@ class Node:
 class Slot:
     """One Ray Train worker group: `teams` times `workers` worker processes.
 
-    Where there is a `least`, it has one team, of `least` to `workers`, as many as there is room
-    for.
+    With a `least` it has one team, of `least` to `workers`, as many as there is room for.
     """
 
     teams: int
@@ -62,9 +57,7 @@ class RunPlan:
     classes: int
     trials: int
     stages: tuple[tuple[int, int], ...]
-    """(trials, epochs that each of them trains), one after the other; some may fail, or end early
-    in other ways.
-    """
+    """(trials, epochs that each of them trains), in this order, if none fails or ends early."""
     slots: tuple[Slot, ...]
     steps_per_epoch: int
     batch_per_worker: int
@@ -82,37 +75,75 @@ class RunPlan:
     @property
     def epochs_in_sequence(self) -> int:
         """Epochs that are trained one after the other."""
-        return sum(math.ceil(trials / self.teams) * each for trials, each in self.stages)
+        total = 0
+        for trials, epochs in self.stages:
+            rounds = math.ceil(trials / self.teams)  # in the last one some teams may have no trial
+            total += rounds * epochs
+        return total
 
 
 def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> RunPlan:
     """The plan of `job` on `nodes`; raises ResourceError or DataError where it cannot be done."""
-    limit = min(job.data.limit or outline.train_rows, outline.train_rows)
-    val, train = _val_and_train(limit, job.data.val_fraction, outline.val_rows)
+    val, train = _split_rows(job, outline)
+    _check_classes(job, outline, val, train)
+    trials = count_trials(job)
+    slots = make_slots(job.resources, nodes, trials)
+    _check_batches(job, outline, train)
+    sizes = batch_sizes(train, job.train.batch_size, job.resources.most_workers)
+    scheduler = job.search.scheduler if job.search else Scheduler(name="none")
+    teams = sum(slot.teams for slot in slots)
+    return RunPlan(
+        train_rows=train,
+        val_rows=val,
+        test_rows=outline.test_rows,
+        classes=len(outline.classes),
+        trials=trials,
+        stages=plan_stages(scheduler, trials, job.train.epochs, teams),
+        slots=slots,
+        steps_per_epoch=len(sizes),
+        # An elastic trial may come down to its fewest workers, whose shares are the largest.
+        batch_per_worker=math.ceil(max(sizes) / job.resources.least_workers),
+    )
+
+
+def _split_rows(job: Job, outline: Outline) -> tuple[int, int]:
+    """Rows of validation and train, as `raysft.data` will split them."""
+    rows = outline.train_rows
+    if job.data.limit is not None:
+        rows = min(job.data.limit, rows)
+    if outline.val_rows is not None:
+        return outline.val_rows, rows
+    val = max(1, round(rows * job.data.val_fraction))
+    return val, rows - val
+
+
+def _check_classes(job: Job, outline: Outline, val: int, train: int) -> None:
     classes = len(outline.classes)
     if classes < 2:
         raise DataError(
             outline.where, f"has a single class ({', '.join(outline.classes)})", "give at least two"
         )
-    held_out = (
-        val if outline.val_rows is None else classes
-    )  # a split of its own need not have every class
+    # A validation split of its own need not have every class; one that is taken from train has.
+    held_out = val if outline.val_rows is None else classes
     if train + held_out < 2 * classes or train < classes:
         raise DataError(
             outline.where,
             f"{train} training and {val} validation images for {classes} classes",
             "give at least one for training and one for validation in each class",
         )
+    # Among five classes every answer is one of the best five.
     if job.search is not None and "top5" in job.search.metric and classes <= 5:
         raise DataError(
             outline.where,
             f"has {classes} classes, too few for search.metric {job.search.metric}",
             "choose another metric",
         )
-    trials = count_trials(job)
-    slots = make_slots(job.resources, nodes, trials)
+
+
+def _check_batches(job: Job, outline: Outline, train: int) -> None:
+    """Refuse a batch size that any trial may have, and that leaves a worker without an image."""
+    workers = job.resources.most_workers
     for size in job.batch_sizes():
-        workers = job.resources.most_workers
         if fewest_rows(train, size, workers) < 1:
             smallest = min(batch_sizes(train, size, workers))
             raise DataError(
@@ -120,30 +151,6 @@ def make_plan(job: Job, outline: Outline, nodes: Sequence[Node]) -> RunPlan:
                 f"a batch of {smallest} images for {workers} workers",
                 "lower resources.workers or raise train.batch_size",
             )
-    sizes = batch_sizes(train, job.train.batch_size, job.resources.most_workers)
-    scheduler = job.search.scheduler if job.search else Scheduler(name="none")
-    stages = plan_stages(scheduler, trials, job.train.epochs, sum(slot.teams for slot in slots))
-    return RunPlan(
-        train,
-        val,
-        outline.test_rows,
-        classes,
-        trials,
-        stages,
-        slots,
-        len(sizes),
-        math.ceil(max(sizes) / job.resources.least_workers),
-    )
-
-
-def _val_and_train(limit: int, val_fraction: float, val_rows: int | None) -> tuple[int, int]:
-    """Rows of validation and train: a split of its own, or a fraction of the `limit` training
-    rows.
-    """
-    if val_rows is not None:
-        return val_rows, limit
-    val = max(1, round(limit * val_fraction))
-    return val, limit - val
 
 
 def make_slots(resources: Resources, nodes: Sequence[Node], trials: int) -> tuple[Slot, ...]:
@@ -154,42 +161,59 @@ def make_slots(resources: Resources, nodes: Sequence[Node], trials: int) -> tupl
     teams have a slot each, as many as there is room for at their full size, and at least one.
     Raises ResourceError when not one team fits.
     """
-    on_node, most = [_fitting(resources, node) for node in nodes], resources.most_workers
-    if sum(on_node) < resources.least_workers:
+    most = resources.most_workers
+    fitting = [_workers_that_fit(resources, node) for node in nodes]
+    if sum(fitting) < resources.least_workers:
         raise ResourceError(
             "resources.workers", _shortage(resources, nodes), "lower it, or use a larger cluster"
         )
     if resources.elastic:
-        return (Slot(1, most, resources.least_workers),) * max(1, min(trials, sum(on_node) // most))
-    teams_on_node = [n // most for n in on_node]
+        # At least one, which waits for its full size while it trains with what there is.
+        count = max(1, min(trials, sum(fitting) // most))
+        return (Slot(1, most, resources.least_workers),) * count
+    teams_on_node = [workers // most for workers in fitting]
     if not any(teams_on_node):
-        return (Slot(min(sum(on_node) // most, trials), most),)
+        return (Slot(min(sum(fitting) // most, trials), most),)
     slots: list[Slot] = []
-    for teams in sorted(filter(None, teams_on_node), reverse=True):
-        teams = min(teams, trials - sum(s.teams for s in slots))
+    left = trials
+    # The largest nodes first: fewer slots, and so fewer processes that start, for the same teams.
+    for teams in sorted(teams_on_node, reverse=True):
+        teams = min(teams, left)
         if teams:
             slots.append(Slot(teams, most))
+            left -= teams
     return tuple(slots)
 
 
-def _fitting(resources: Resources, node: Node) -> int:
+def _workers_that_fit(resources: Resources, node: Node) -> int:
     by_cpu = int(node.cpus // resources.cpus_per_worker)
-    if not resources.gpus_per_worker:
-        return by_cpu
     share = resources.gpus_per_worker
-    return min(by_cpu, int(node.gpus) * int(1 / share + 1e-9))
+    if not share:
+        return by_cpu
+    # Shares are of one GPU each: two of 0.6 need two. 1 / 0.1 is a little less than 10 in floats.
+    workers_a_gpu = int(1 / share + 1e-9)
+    return min(by_cpu, int(node.gpus) * workers_a_gpu)
 
 
 def _shortage(resources: Resources, nodes: Sequence[Node]) -> str:
-    cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
-    need_cpus = resources.least_workers * resources.cpus_per_worker
-    need_gpus = resources.least_workers * resources.gpus_per_worker
-    needs = (("CPU", need_cpus, cpus), ("GPU", need_gpus, gpus))
-    short = [f"{need:g} {kind}{'s' * (need != 1)}" for kind, need, have in needs if need > have]
-    asked = (
-        " and ".join(short) or f"{need_cpus:g} CPUs and {need_gpus:g} GPUs on nodes of that size"
-    )
+    workers = resources.least_workers
+    cpus = sum(node.cpus for node in nodes)
+    gpus = sum(node.gpus for node in nodes)
+    need_cpus = workers * resources.cpus_per_worker
+    need_gpus = workers * resources.gpus_per_worker
+    short = []
+    if need_cpus > cpus:
+        short.append(_count_text(need_cpus, "CPU"))
+    if need_gpus > gpus:
+        short.append(_count_text(need_gpus, "GPU"))
+    # Enough in total, but no worker fits on the rest of any one node.
+    if not short:
+        short = [f"{need_cpus:g} CPUs and {need_gpus:g} GPUs on nodes of that size"]
     return (
-        f"a trial of {resources.least_workers} workers needs {asked}, "
+        f"a trial of {workers} workers needs {' and '.join(short)}, "
         f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
     )
+
+
+def _count_text(count: float, unit: str) -> str:
+    return f"{count:g} {unit}" if count == 1 else f"{count:g} {unit}s"

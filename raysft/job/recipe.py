@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from raysft.job.optimizers import NAMES, OPTIMIZERS, WITHOUT_DECAY, wrong_argument
+from raysft.job.optimizers import NAMES, OPTIMIZERS, WITHOUT_DECAY, ArgumentKind, wrong_argument
 from raysft.job.section import Section
 
 OptimizerName = Literal[
@@ -25,39 +26,48 @@ OptimizerName = Literal[
     "rprop",
 ]
 
+ArgumentValue: TypeAlias = float | bool | list[float]
+"""What an argument of an optimizer can be."""
 
-_EVERY = re.compile(r"epoch|[1-9]\d{0,8} steps?|(?:[1-9]\d{0,5}(?:\.\d+)?|0\.\d*[1-9]\d*) minutes?")
+# Epochs, steps and minutes that are 0 or have a sign match none of this.
+_CHECKPOINT_EVERY = re.compile(
+    r"epoch|[1-9]\d{0,8} steps?|(?:[1-9]\d{0,5}(?:\.\d+)?|0\.\d*[1-9]\d*) minutes?"
+)
+
+# torch's own default for sgd is 0, with which nearly nobody fine-tunes.
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
 
-_JSON_TYPES: dict[str, dict[str, Any]] = {
+_JSON_TYPES: dict[ArgumentKind, dict[str, JsonValue]] = {
     "number": {"type": "number"},
     "bool": {"type": "boolean"},
     "pair": {"type": "array", "items": {"type": ["number", "null"]}, "minItems": 2, "maxItems": 2},
 }
 
 
-def _with_arguments(schema: dict[str, Any]) -> None:
+def _add_arguments(schema: dict[str, JsonValue]) -> None:
     """Add to the optimizer's JSON Schema what the classes of torch.optim take."""
-    takers: dict[str, dict[str, str]] = {}
-    for name, (_, arguments) in OPTIMIZERS.items():
-        for argument, kind in arguments.items():
+    takers: dict[str, dict[str, ArgumentKind]] = {}
+    for name, optimizer in OPTIMIZERS.items():
+        for argument, kind in optimizer.arguments.items():
             takers.setdefault(argument, {})[name] = kind
+    properties = schema["properties"]
+    assert isinstance(properties, dict)
     for argument, kinds in takers.items():
-        forms = [_JSON_TYPES[kind] for kind in dict.fromkeys(kinds.values())]
+        # One argument may be a number to one optimizer and a pair to another: eps is.
+        forms: list[JsonValue] = [dict(_JSON_TYPES[kind]) for kind in dict.fromkeys(kinds.values())]
         form = forms[0] if len(forms) == 1 else {"anyOf": forms}
-        schema["properties"].setdefault(
-            argument, {**form, "description": f"Argument of {', '.join(kinds)}."}
-        )
+        assert isinstance(form, dict)
+        described = {**form, "description": f"Argument of {', '.join(kinds)}."}
+        properties.setdefault(argument, described)
     schema["additionalProperties"] = False
 
 
 class Optimizer(Section):
-    """The optimizer, with the arguments that torch.optim gives it (momentum, nesterov, betas, eps,
-    ...).
-    """
+    """The optimizer, with the arguments that torch.optim gives it (momentum, betas, eps, ...)."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=_with_arguments)
+    # Extra keys are allowed here and checked below: each optimizer has arguments of its own.
+    model_config = ConfigDict(extra="allow", json_schema_extra=_add_arguments)
 
     name: OptimizerName = "sgd"
     """sgd | adam | adamw | rmsprop | any other of torch.optim; its own arguments (betas, eps, ...)
@@ -75,41 +85,49 @@ class Optimizer(Section):
     """Whether weight decay also holds for biases and the scales of normalisation layers."""
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, ArgumentValue]:
         """What torch's class is called with, besides the parameters."""
-        own = {**(self.model_extra or {}), "momentum": self.momentum, "nesterov": self.nesterov}
-        decay = {} if self.name in WITHOUT_DECAY else {"weight_decay": self.weight_decay}
-        return {"lr": self.lr, **decay} | {k: v for k, v in own.items() if v is not None}
+        found: dict[str, ArgumentValue] = {"lr": self.lr}
+        if self.name not in WITHOUT_DECAY:
+            found["weight_decay"] = self.weight_decay
+        found.update(self._own_arguments())
+        return found
+
+    def _own_arguments(self) -> Iterator[tuple[str, ArgumentValue]]:
+        """The arguments that not every optimizer has, null ones left to torch's defaults."""
+        given = {**(self.model_extra or {}), "momentum": self.momentum, "nesterov": self.nesterov}
+        for argument, value in given.items():
+            if value is not None:
+                yield argument, value
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_by_name(cls, given: Any) -> Any:
+    def _defaults_by_name(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
         name = given.get("name", "sgd")
         if not isinstance(name, str) or name not in NAMES:
             return given
-        filled = {"lr": OPTIMIZERS[name][0]} | given
+        filled = {"lr": OPTIMIZERS[name].default_lr} | given
         if name in DEFAULT_MOMENTUM and filled.get("momentum") is None:
             filled["momentum"] = DEFAULT_MOMENTUM[name]
         return filled
 
     @model_validator(mode="after")
     def _arguments_exist(self) -> Optimizer:
-        given = {**(self.model_extra or {}), "momentum": self.momentum, "nesterov": self.nesterov}
-        for argument, value in given.items():
-            if (
-                value is not None
-                and (wrong := wrong_argument(self.name, argument, value)) is not None
-            ):
+        own = dict(self._own_arguments())
+        for argument, value in own.items():
+            wrong = wrong_argument(self.name, argument, value)
+            if wrong is not None:
                 raise ValueError(wrong)
         if self.weight_decay and self.name in WITHOUT_DECAY:
             raise ValueError(f"{self.name} has no weight_decay")
+        # The rest torch refuses too, but only when the workers have started.
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum greater than 0")
-        if self.nesterov and (self.model_extra or {}).get("dampening"):
+        if self.nesterov and own.get("dampening"):
             raise ValueError("nesterov needs a dampening of 0")
-        if {"foreach", "fused"} <= {k for k, v in (self.model_extra or {}).items() if v}:
+        if own.get("foreach") and own.get("fused"):
             raise ValueError("foreach and fused exclude each other")
         return self
 
@@ -166,15 +184,14 @@ class Augment(Section):
     """
 
     @property
-    def active(self) -> dict[str, Any]:
-        """The changes that are not off: whatever a field says but false, 0, null and none."""
+    def active(self) -> dict[str, bool | float | str]:
+        """The changes that are not off."""
+        # Whatever a field says but false, 0, null and none: a field that is added later counts too.
         return {name: value for name, value in self if value and value != "none"}
 
     @property
     def is_random(self) -> bool:
-        """Whether training images differ from one epoch to the next: a field makes them so unless
-        it is off.
-        """
+        """Whether training images differ from one epoch to the next."""
         return bool(self.active)
 
 
@@ -224,8 +241,8 @@ class Train(Section):
 
     @field_validator("checkpoint_every")
     @classmethod
-    def _known_rhythm(cls, value: str) -> str:
-        if not _EVERY.fullmatch(value):
+    def _known_interval(cls, value: str) -> str:
+        if not _CHECKPOINT_EVERY.fullmatch(value):
             raise ValueError("give epoch, N steps or N minutes, for example 200 steps")
         return value
 
@@ -233,24 +250,31 @@ class Train(Section):
     def checkpoint_steps(self) -> int | None:
         """Steps from one checkpoint inside an epoch to the next; None: not by steps."""
         number, _, unit = self.checkpoint_every.partition(" ")
-        return int(number) if unit.startswith("step") else None
+        if not unit.startswith("step"):
+            return None
+        return int(number)
 
     @property
     def checkpoint_seconds(self) -> float | None:
         """Seconds from one checkpoint inside an epoch to the next; None: not by the clock."""
         number, _, unit = self.checkpoint_every.partition(" ")
-        return 60 * float(number) if unit.startswith("minute") else None
+        if not unit.startswith("minute"):
+            return None
+        return 60 * float(number)
 
     @field_validator("freeze", mode="before")
     @classmethod
-    def _one_prefix(cls, value: Any) -> Any:
+    def _one_prefix(cls, value: object) -> object:
+        # `freeze: true` or `freeze: 3` mean something to other programs; pydantic's message would
+        # only list types.
         if isinstance(value, (bool, int, float)):
             raise ValueError(
                 "must be none (nothing is frozen), backbone, or a list of prefixes of tensor "
-                "names, "
-                "such as [layer1]"
+                "names, such as [layer1]"
             )
-        return [value] if isinstance(value, str) and value not in ("none", "backbone") else value
+        if isinstance(value, str) and value not in ("none", "backbone"):
+            return [value]
+        return value
 
     @model_validator(mode="after")
     def _epochs_fit(self) -> Train:
@@ -267,15 +291,12 @@ class Train(Section):
             raise ValueError(
                 "freeze: backbone trains the head alone in every epoch; leave head_epochs at 0"
             )
-        if (
-            self.head_epochs
-            and self.optimizer.name == "sgd"
-            and self.optimizer.arguments.get("fused")
-        ):
+        # torch's fused SGD fails where some tensors get their first gradient later than others.
+        fused = self.optimizer.name == "sgd" and self.optimizer.arguments.get("fused")
+        if self.head_epochs and fused:
             raise ValueError(
                 "optimizer.fused: torch's fused sgd cannot begin with the head alone; leave it "
-                "out or "
-                "head_epochs at 0"
+                "out or head_epochs at 0"
             )
         if self.accumulate > self.batch_size:
             raise ValueError(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from raysft.job.ranges import check_range, is_range, values_to_check
 from raysft.job.recipe import Train
-from raysft.job.section import Section, no_switch
+from raysft.job.section import Section, refuse_switch
+from raysft.job.values import Config, Space, SpaceValue
 
 MetricName = Literal[
     "val_accuracy",
@@ -24,7 +25,7 @@ MetricName = Literal[
 
 METRICS: tuple[str, ...] = get_args(MetricName)
 
-DEFAULT_OPTIMIZERS = ["sgd", "adamw", "rmsprop"]  # each with its usual range of learning rates
+DEFAULT_OPTIMIZERS = ("sgd", "adamw", "rmsprop")  # each with its usual range of learning rates
 
 Count = Annotated[int, Field(ge=1)]
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -46,7 +47,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
         raise ValueError(
             'must be white, black, grey or "#rrggbb" (in quotes: # begins a comment in YAML)'
         )
-    red, green, blue = (int(text[at : at + 2], 16) for at in (1, 3, 5))
+    red, green, blue = bytes.fromhex(text[1:])
     return red, green, blue
 
 
@@ -106,11 +107,9 @@ class Data(Section):
         if self.source != "imagefolder" and self.test_path is not None:
             raise ValueError("test_path belongs to source imagefolder")
         if self.source != "imagefolder" and self.background != "white":
-            hint = (
-                "; a data set of shards was given its own when it was imported"
-                if self.source == "shards"
-                else ""
-            )
+            hint = ""
+            if self.source == "shards":
+                hint = "; a data set of shards was given its own when it was imported"
             raise ValueError(f"background belongs to source imagefolder{hint}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be greater than 0 in every channel")
@@ -139,13 +138,15 @@ class Model(Section):
 
     @field_validator("weights", mode="before")
     @classmethod
-    def _null_is_none(cls, value: Any) -> Any:
+    def _null_is_none(cls, value: object) -> object:
+        # Everywhere else in a job file null says "nothing", and so it does here.
         return "none" if value is None else value
 
     @field_validator("weights")
     @classmethod
-    def _some_weights(cls, value: str) -> str:
-        return no_switch(value, "write none for no weights, DEFAULT for the library's") or value
+    def _no_switch(cls, value: str) -> str:
+        refuse_switch(value, "write none for no weights, DEFAULT for the library's")
+        return value
 
 
 class Scheduler(Section):
@@ -165,6 +166,10 @@ class Scheduler(Section):
     """
 
 
+def _default_space() -> dict[str, SpaceValue]:
+    return {"optimizer": list(DEFAULT_OPTIMIZERS)}
+
+
 class Search(Section):
     """The search over recipes."""
 
@@ -178,11 +183,11 @@ class Search(Section):
     """
     target: float | None = None
     """Stop the whole search when a trial's metric reaches this; null: never."""
-    space: dict[str, Any] = Field(default_factory=lambda: {"optimizer": DEFAULT_OPTIMIZERS})
+    space: dict[str, SpaceValue] = Field(default_factory=_default_space)
     """Dotted train.* and model.* keys, a range each; optimizer (or a section): a list of
     alternatives with ranges.
     """
-    start_with: list[dict[str, Any]] = Field(default_factory=list)
+    start_with: list[dict[str, SpaceValue]] = Field(default_factory=list)
     """Known configurations to try first, each with keys as in `space` and a value for each."""
     max_failures: int | None = Field(None, ge=0)
     """End the run when more trials than this have failed (not those that diverged); null: never."""
@@ -194,20 +199,26 @@ class Search(Section):
     """Which trials end early, decided at every epoch."""
 
     @model_validator(mode="after")
-    def _grids_are_tried_in_full(self) -> Search:
-        held = [
-            v
-            for value in self.space.values()
-            for option in (value if isinstance(value, list) else [value])
-            for v in (
-                option.values() if isinstance(option, dict) and not is_range(option) else [option]
-            )
-        ]
-        if self.algorithm == "tpe" and any(is_range(v) and "grid" in v for v in held):
+    def _no_grid_with_tpe(self) -> Search:
+        if self.algorithm == "tpe" and any(_is_grid(value) for value in _held_values(self.space)):
             raise ValueError(
                 "tpe proposes values and does not try a grid in full; give {choice: [...]} instead"
             )
         return self
+
+
+def _held_values(space: Space) -> Iterator[JsonValue]:
+    """Every value of a space, also those inside of alternatives, as it is written."""
+    for value in space.values():
+        for option in value if isinstance(value, list) else [value]:
+            if isinstance(option, dict) and not is_range(option):
+                yield from option.values()
+            else:
+                yield option
+
+
+def _is_grid(value: JsonValue) -> bool:
+    return isinstance(value, dict) and "grid" in value
 
 
 class Resources(Section):
@@ -228,8 +239,12 @@ class Resources(Section):
 
     @field_validator("workers", mode="before")
     @classmethod
-    def _one_or_two_numbers(cls, value: Any) -> Any:
-        least, most = value if isinstance(value, list) and len(value) == 2 else (value, value)
+    def _one_or_two_numbers(cls, value: object) -> object:
+        # Checked before pydantic does, which would name each member of the union in turn.
+        least = most = value
+        if isinstance(value, list) and len(value) == 2:
+            least, most = value
+        # `type`, not isinstance: true is an int to Python.
         if type(least) is not int or type(most) is not int or not 1 <= least <= most:
             raise ValueError("must be a whole number of at least 1, or two of them, [LEAST, MOST]")
         return value
@@ -240,13 +255,13 @@ class Resources(Section):
         if value > 1:
             raise ValueError(
                 "must be at most 1: a worker trains on one GPU, and others would be reserved and "
-                "stand "
-                "idle; raise resources.workers to use more"
+                "stand idle; raise resources.workers to use more"
             )
         return value
 
     @model_validator(mode="after")
     def _one_gpu_each(self) -> Resources:
+        # NCCL refuses two ranks of one group on the same device.
         if 0 < self.gpus_per_worker < 1 and self.most_workers > 1:
             raise ValueError(
                 "workers of one trial cannot share a GPU: set gpus_per_worker to 1, or workers to 1"
@@ -270,7 +285,7 @@ class Resources(Section):
 
 
 class Cluster(Section):
-    """How the job uses a cluster; of no account on one machine."""
+    """How the job uses a cluster; has no effect on one machine."""
 
     scale_up_minutes: float = Field(15, ge=0, le=24 * 60)
     """How long to wait for nodes that an autoscaler starts, where those there are too few for one
@@ -283,8 +298,9 @@ class Cluster(Section):
 
 
 class Tracking(Section):
-    """Where the curves of a run go besides its own directory; keys and passwords come from the
-    environment alone.
+    """Where the curves of a run go besides its own directory.
+
+    Keys and passwords come from the environment alone.
     """
 
     tensorboard: bool = True
@@ -302,8 +318,8 @@ class Tracking(Section):
 
     @field_validator("wandb")
     @classmethod
-    def _a_project(cls, project: str | None) -> str | None:
-        return no_switch(project, "give the name of a project, or null for none")
+    def _no_switch(cls, project: str | None) -> str | None:
+        return refuse_switch(project, "give the name of a project, or null for none")
 
     @field_validator("mlflow")
     @classmethod
@@ -320,8 +336,7 @@ class Tracking(Section):
             raise ValueError(
                 "has a user or a password in it, which would be stored with the run; set "
                 "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, in the "
-                "environment instead"
+                "MLFLOW_TRACKING_PASSWORD, in the environment instead"
             )
         return address
 
@@ -362,67 +377,65 @@ class Job(Section):
         if smallest < workers:
             raise ValueError(
                 f"train.batch_size is {smallest}, less than one image for each of the {workers} "
-                "workers "
-                "of resources.workers"
+                "workers of resources.workers"
             )
         if smallest // workers < self.train.accumulate:
             raise ValueError(
                 f"train.accumulate is {self.train.accumulate}, more than the images of a "
-                "worker's share "
-                f"of a batch of {smallest}"
+                f"worker's share of a batch of {smallest}"
             )
         return self
 
     @property
     def one_model(self) -> bool:
         """Whether all trials train the same network, with the same weights."""
-        space = self.search.space if self.search else {}
-        return not any(key == "model" or key.startswith("model.") for key in space)
+        searched = self.search.space if self.search else {}
+        return not any(key == "model" or key.startswith("model.") for key in searched)
 
     def batch_sizes(self) -> list[int]:
-        """The batch sizes that trials may have: that of the job, or the ends or all values of its
-        range.
-        """
-        searched = (self.search.space if self.search else {}).get("train.batch_size")
-        if (
-            not isinstance(searched, dict)
-            or not is_range(searched)
-            or check_range(searched) is not None
-        ):
-            return [self.train.batch_size]
+        """The batch sizes that trials may have, of a range the two ends or all values."""
+        own = [self.train.batch_size]
+        searched = self.search.space.get("train.batch_size") if self.search else None
+        # A range in a wrong form is refused by the check of the space, which comes later.
+        if searched is None or check_range(searched) is not None:
+            return own
+        if not is_range(searched):
+            return own
         sizes = [v for v in values_to_check(searched) if isinstance(v, int)]
-        return sizes or [self.train.batch_size]
+        return sizes or own
 
     def image_sizes(self) -> set[int | None]:
         """Every model.image_size that trials may have; None stands for that of the data."""
-        space, known = (self.search.space, self.search.start_with) if self.search else ({}, [])
-        given: list[Any] = [
-            option.get("image_size") for config in (space, *known) for option in _models(config)
-        ]
-        given += [
-            config["model.image_size"] for config in (space, *known) if "model.image_size" in config
-        ]
-        if not {"model", "model.image_size"} & set(space):
-            given.append(self.model.image_size)
-        return {v for g in given for v in values_to_check(g) if v is None or isinstance(v, int)}
+        sizes = self._model_values("image_size", self.model.image_size)
+        return {size for size in sizes if size is None or isinstance(size, int)}
 
     def interpolations(self) -> set[str | None]:
         """Every model.interpolation that trials may have; None where it is left to the weights."""
-        space, known = (self.search.space, self.search.start_with) if self.search else ({}, [])
-        key = "interpolation"
-        given: list[Any] = [
-            option.get(key) for config in (space, *known) for option in _models(config)
-        ]
-        given += [config[f"model.{key}"] for config in (space, *known) if f"model.{key}" in config]
-        if not {"model", f"model.{key}"} & set(space):
-            given.append(self.model.interpolation)
-        return {v for g in given for v in values_to_check(g) if v is None or isinstance(v, str)}
+        methods = self._model_values("interpolation", self.model.interpolation)
+        return {method for method in methods if method is None or isinstance(method, str)}
+
+    def _model_values(self, field: str, own: JsonValue) -> list[JsonValue]:
+        """The values that a field of `model` may have in any trial; `own` is the job's."""
+        space: Space = self.search.space if self.search else {}
+        known = self.search.start_with if self.search else []
+        key = f"model.{field}"
+        values: list[JsonValue] = []
+        for config in (space, *known):
+            # A section takes the place of the job's whole: a field that it leaves out is null.
+            for section in _model_sections(config):
+                values += values_to_check(section.get(field))
+            if key in config:
+                values += values_to_check(config[key])
+        if "model" not in space and key not in space:
+            values.append(own)
+        return values
 
 
-def _models(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _model_sections(config: Space) -> list[Config]:
     """The networks that a space or a configuration names as whole sections."""
     named = config.get("model", [])
-    return [m for m in (named if isinstance(named, list) else [named]) if isinstance(m, dict)]
+    options = named if isinstance(named, list) else [named]
+    return [option for option in options if isinstance(option, dict)]
 
 
 def metric_mode(metric: str) -> Literal["min", "max"]:
@@ -435,9 +448,15 @@ def meets_target(value: float, target: float, metric: str) -> bool:
     return value <= target if metric_mode(metric) == "min" else value >= target
 
 
-def sort_key(metrics: Mapping[str, Any], metric: str) -> tuple[float, ...]:
-    """A key that sorts epochs from best to worst: by the metric, the lower validation loss where it
-    is equal.
-    """
-    value = metrics[metric]
-    return (-value if metric_mode(metric) == "max" else value, metrics["val_loss"])
+def sort_key(metrics: Mapping[str, object], metric: str) -> tuple[float, float]:
+    """A key that sorts epochs from best to worst."""
+    value = _number(metrics, metric)
+    # Accuracies of small validation splits are often equal; the loss then says which is surer.
+    return (value if metric_mode(metric) == "min" else -value, _number(metrics, "val_loss"))
+
+
+def _number(metrics: Mapping[str, object], name: str) -> float:
+    value = metrics[name]
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r} and no number")
+    return value

@@ -1,108 +1,123 @@
-"""A job file's tree with every plain scalar as the kind of value that its field takes."""
+"""A job file's tree with every plain scalar read as the kind of value that its field takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import TypeAlias, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
+from raysft.job.describe import section_in
 from raysft.job.optimizers import OPTIMIZERS
-from raysft.job.plain import Plain, as_field, options_of
+from raysft.job.plain import PlainScalar, read_as, union_members
 from raysft.job.ranges import LISTED, is_range
 from raysft.job.recipe import Optimizer
 from raysft.job.space import SECTIONS, TrialSettings, job_key
 from raysft.job.spec import Job, Search
+from raysft.job.values import Written
+
+Annotation: TypeAlias = object
+"""A field's type as pydantic keeps it; there is no common class of such objects."""
+
+UNKNOWN: Annotation = object
+"""Stands for the type of a key that is not a field: its scalars are read as they look."""
 
 _ARGUMENTS = {argument for _, arguments in OPTIMIZERS.values() for argument in arguments}
-_ARGUMENT = (
-    bool | float | list[float | None] | None
-)  # which of these, the optimizer's own check tells
+# Which of these an argument takes depends on the optimizer, whose own check says so.
+_ARGUMENT: Annotation = bool | float | list[float | None] | None
+
+_INTERVAL_ENDS: dict[str, Annotation] = {
+    "int": list[int],
+    "uniform": list[float],
+    "loguniform": list[float],
+}
 
 
-def typed(node: Any, annotation: Any = Job) -> Any:
-    """A copy of `node` without any `Plain`, read as the value of a field with `annotation`."""
-    options = options_of(annotation)
-    if isinstance(node, Plain):
-        return as_field(node, options)
-    if isinstance(node, list):
-        item = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
-        return [typed(each, item) for each in node]
-    if isinstance(node, dict):
-        section = next(
-            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None
-        )
-        return {key: _field(section, key, value) for key, value in node.items()}
-    return node
+def read_scalars(tree: Written, annotation: Annotation = Job) -> JsonValue:
+    """A copy of `tree`, each `PlainScalar` read as the value of its field."""
+    if isinstance(tree, PlainScalar):
+        return read_as(tree, union_members(annotation))
+    if isinstance(tree, list):
+        item = _item_annotation(annotation)
+        return [read_scalars(each, item) for each in tree]
+    if isinstance(tree, dict):
+        section = section_in(annotation)
+        return {key: _read_field(section, key, value) for key, value in tree.items()}
+    return tree
 
 
-def annotation_at(keys: list[str]) -> Any:
-    """The annotation of the field of a job that dotted keys lead to; Any where there is none."""
-    annotation: Any = Job
+def annotation_at(keys: list[str]) -> Annotation:
+    """The annotation of the field of a job that keys lead to; UNKNOWN where there is none."""
+    return _annotation_below(Job, keys)
+
+
+def _annotation_below(annotation: Annotation, keys: list[str]) -> Annotation:
     for key in keys:
-        section = next(
-            (o for o in options_of(annotation) if isinstance(o, type) and issubclass(o, BaseModel)),
-            None,
-        )
-        annotation = _annotation(section, key)
+        annotation = _field_annotation(section_in(annotation), key)
     return annotation
 
 
-def _annotation(section: type[BaseModel] | None, key: str) -> Any:
+def _item_annotation(annotation: Annotation) -> Annotation:
+    for member in union_members(annotation):
+        if get_origin(member) is list:
+            return get_args(member)[0]
+    return UNKNOWN
+
+
+def _field_annotation(section: type[BaseModel] | None, key: str) -> Annotation:
     field = section.model_fields.get(key) if section is not None else None
     if field is not None:
         return field.annotation
-    return _ARGUMENT if section is Optimizer and key in _ARGUMENTS else Any
+    return _ARGUMENT if section is Optimizer and key in _ARGUMENTS else UNKNOWN
 
 
-def _field(section: type[BaseModel] | None, key: str, value: Any) -> Any:
+def _read_field(section: type[BaseModel] | None, key: str, value: Written) -> JsonValue:
+    # The two fields whose keys are names of other fields.
     if section is Search and key == "space" and isinstance(value, dict):
-        return {name: _searched(name, ranges) for name, ranges in value.items()}
+        return {name: _read_searched(name, ranges) for name, ranges in value.items()}
     if section is Search and key == "start_with" and isinstance(value, list):
-        return [_configuration(config) for config in value]
-    return typed(value, _annotation(section, key))
+        return [_read_config(config) for config in value]
+    return read_scalars(value, _field_annotation(section, key))
 
 
 # --- the search --------------------------------------------------------------------------------
 
 
-def _recipe_annotation(key: str) -> Any:
+def _searched_annotation(key: str) -> Annotation:
     """The annotation of a dotted key of a search space."""
-    annotation: Any = TrialSettings
-    for part in job_key(key).split("."):
-        annotation = _annotation(annotation if isinstance(annotation, type) else None, part)
-    return annotation
+    return _annotation_below(TrialSettings, job_key(key).split("."))
 
 
-def _searched(key: str, value: Any) -> Any:
-    """The value of a key of a search space: a range, or a list of alternatives that may hold
-    ranges.
-    """
+def _read_searched(key: str, value: Written) -> JsonValue:
+    """The value of a key of a search space: a range, or a list of alternatives."""
     if key in SECTIONS and isinstance(value, list):
-        return [_alternative(SECTIONS[key], option) for option in value]
-    return _range(value, _recipe_annotation(key))
+        return [_read_alternative(SECTIONS[key], option) for option in value]
+    return _read_range(value, _searched_annotation(key))
 
 
-def _alternative(section: type[BaseModel], option: Any) -> Any:
-    if isinstance(option, Plain):
-        return as_field(option, [str])
+def _read_alternative(section: type[BaseModel], option: Written) -> JsonValue:
+    if isinstance(option, PlainScalar):
+        return read_as(option, [str])  # the name of an optimizer, without keys of its own
     if not isinstance(option, dict):
-        return typed(option, section)
-    return {key: _range(value, _annotation(section, key)) for key, value in option.items()}
-
-
-def _range(value: Any, annotation: Any) -> Any:
-    """A range with its ends or its values as the field takes them; a constant likewise."""
-    if not is_range(value):
-        return typed(value, annotation)
-    kinds: Mapping[str, Any] = {"int": list[int], "uniform": list[float], "loguniform": list[float]}
+        return read_scalars(option, section)
     return {
-        kind: typed(held, list[annotation] if kind in LISTED else kinds.get(kind, Any))
-        for kind, held in value.items()
+        key: _read_range(value, _field_annotation(section, key)) for key, value in option.items()
     }
 
 
-def _configuration(config: Any) -> Any:
+def _read_range(value: Written, annotation: Annotation) -> JsonValue:
+    """A range with its ends or its values as the field takes them; a constant likewise."""
+    if not isinstance(value, dict) or not is_range(value):
+        return read_scalars(value, annotation)
+    read: dict[str, JsonValue] = {}
+    for kind, held in value.items():
+        if kind in LISTED and isinstance(held, list):
+            read[kind] = [read_scalars(each, annotation) for each in held]
+        else:
+            read[kind] = read_scalars(held, _INTERVAL_ENDS.get(kind, UNKNOWN))
+    return read
+
+
+def _read_config(config: Written) -> JsonValue:
     if not isinstance(config, dict):
-        return typed(config, Any)
-    return {key: typed(value, _recipe_annotation(key)) for key, value in config.items()}
+        return read_scalars(config, UNKNOWN)
+    return {key: read_scalars(value, _searched_annotation(key)) for key, value in config.items()}

@@ -59,7 +59,7 @@ class ByOptuna(InOrder):
         assert job.search is not None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna, self.goal, self.job = optuna, job.search.metric, job
-        self.space = with_usual_ranges(job.search.space)
+        self.space: Mapping[str, Any] = with_usual_ranges(job.search.space)
         seed = job.seed + len(past)  # a run taken up again must not draw the same once more
         # Trials run side by side: a penalty on what is being tried keeps them apart.
         sampler = optuna.samplers.TPESampler(

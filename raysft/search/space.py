@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from raysft.errors import JobError
 from raysft.job import Job
 from raysft.job.ranges import is_range
-from raysft.job.space import count_trials, recipe_problems, trial_settings, with_usual_ranges
+from raysft.job.space import count_trials, settings_problems, trial_settings, with_usual_ranges
 
 Config = dict[str, Any]
 Draw = Callable[[str, dict[str, Any]], Any]
@@ -56,7 +56,7 @@ def check_configurations(job: Job) -> None:
         try:
             recipe = trial_settings(job, config)
         except ValidationError:
-            wrong = "; ".join(recipe_problems(job, config))
+            wrong = "; ".join(settings_problems(job, config))
             raise JobError(
                 "search.space",
                 f"trial {number} would be {config}: {wrong}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ def build_optimizer(
     )
     if has_fused and not arguments.get("foreach"):
         arguments = {"fused": True} | arguments
-    return kind([dict(group) for group in groups], **arguments)
+    make: Callable[..., torch.optim.Optimizer] = kind  # each class has arguments of its own
+    return make([dict(group) for group in groups], **arguments)
 
 
 def parameter_groups(net: nn.Module, spec: Optimizer, layer_decay: float) -> list[dict[str, Any]]:
