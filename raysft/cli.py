@@ -258,13 +258,14 @@ def report(
     """Write the report of a run: one HTML file with its figures, charts and worst mistakes,
     readable offline.
     """
-    from raysft.records.run import find_run
-    from raysft.results.report import figures, write_report
+    from raysft.records.reading import find_run
+    from raysft.results.figures import read_figures
+    from raysft.results.report import write_report
     from raysft.storage import storage_path
 
     folder = find_run(run)
     if as_json:
-        _output().json(figures(folder))
+        _output().json(read_figures(folder))
     else:
         _output().line(str(write_report(folder, storage_path(out) if out else None)))
 

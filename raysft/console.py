@@ -27,6 +27,7 @@ from rich.text import Text
 
 from raysft.data.names import readable
 from raysft.errors import RaysftError
+from raysft.records.documents import ProgressDocument
 from raysft.wording import config_text, count_text
 
 WIDTH_WITHOUT_TERMINAL = 120
@@ -192,7 +193,7 @@ class Watcher:
             f"{record.seconds:.1f} s  {config_text(record.config)}"
         )
 
-    def status(self, document: dict[str, Any], records: Sequence[Any]) -> None:
+    def status(self, document: ProgressDocument, records: Sequence[Any]) -> None:
         """Nothing: the bar has told it."""
 
     def _advance(self, what: str, done: float, total: int) -> None:

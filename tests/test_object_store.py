@@ -14,8 +14,10 @@ from raysft.data.importer import import_dataset
 from raysft.data.shards import read_manifest, verify_checksums
 from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
-from raysft.records.owner import beating, heard_ago
-from raysft.records.run import INFO, Run, results_of
+from raysft.records.documents import INFO
+from raysft.records.owner import heartbeat, seconds_since_sign
+from raysft.records.reading import read_results
+from raysft.records.run import Run
 from raysft.results.predict import Classifier
 from raysft.results.report import write_report
 from raysft.storage import (
@@ -92,12 +94,12 @@ def test_a_file_that_is_replaced_again_and_again_is_never_read_in_part(s3):
 
 def test_a_run_gives_signs_of_life_that_are_dated_by_the_store(s3):
     folder = storage_path(f"{s3}/run/r")
-    assert heard_ago(folder, INFO, exact=True) is None
-    with beating(folder):
-        heard = heard_ago(folder, INFO, exact=True)
+    assert seconds_since_sign(folder, INFO, exact=True) is None
+    with heartbeat(folder):
+        heard = seconds_since_sign(folder, INFO, exact=True)
         assert heard is not None
         assert heard < 10
-    assert heard_ago(folder, INFO) is None
+    assert seconds_since_sign(folder, INFO) is None
     assert list(folder.iterdir()) == []
 
 
@@ -162,7 +164,7 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     call("data", "import", "imagefolder", "images", "--out", f"{s3}/run/D")
     call("submit", "j.yaml", "--name", "r")
     run = f"{s3}/run/runs/r"
-    results = results_of(run)
+    results = read_results(run)
     assert len(results["trials"]) == 2
     scores = Classifier(storage_path(run), trust_code=True).evaluate(
         storage_path(f"{s3}/run/D"), "test"

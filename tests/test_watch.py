@@ -22,7 +22,8 @@ from raysft.console import Output
 from raysft.display.watch import changes, curve_text, headline, picture
 from raysft.job import Job
 from raysft.job.plan import RunPlan, Slot
-from raysft.records.run import Run, TrialRecord
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
 from raysft.run.progress import Progress
 from raysft.train.queue import Event
 

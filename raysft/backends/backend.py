@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,13 +50,13 @@ class Backend(Protocol):
     def runs(self, storage: str) -> list[dict[str, Any]]:
         """All runs that are known, oldest first; `storage` is a folder of this machine."""
 
-    def status(self, run: str) -> dict[str, Any]:
+    def status(self, run: str) -> Mapping[str, Any]:
         """How far a run is, with its trials."""
 
-    def watch(self, run: str) -> Iterator[dict[str, Any]]:
+    def watch(self, run: str) -> Iterator[Mapping[str, Any]]:
         """The status of a run again and again, until it has ended."""
 
-    def results(self, run: str) -> dict[str, Any]:
+    def results(self, run: str) -> Mapping[str, Any]:
         """The results.json of a run."""
 
     def logs(self, run: str, follow: bool) -> None:

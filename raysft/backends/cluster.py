@@ -22,7 +22,7 @@ from raysft.display.results import show_outcome
 from raysft.entrypoints.doctor import Finding
 from raysft.errors import JobErrors, UserError
 from raysft.job import Job, dump_job, load_job, load_text
-from raysft.records.relocation import places_of, refuse_storage, with_places
+from raysft.records.relocation import parse_places, refuse_storage, with_places
 from raysft.records.run import Run, new_name, with_workers
 
 REFRESH_SECONDS = 1.0
@@ -72,7 +72,7 @@ class ClusterBackend:
 
         run: its name, or its directory there, which a cluster needs that does not know the run.
         """
-        places = places_of(overrides)
+        places = parse_places(overrides)
         name = run.rstrip("/").rpartition("/")[2]
         attempts = self._cluster.attempts(name)
         is_folder = "/" in run

@@ -21,22 +21,19 @@ from raysft.errors import RunError, UserError
 from raysft.gc_pause import gc_paused
 from raysft.job import Job, load_job
 from raysft.job.plan import Node, Outline, RunPlan, make_plan
-from raysft.records.owner import Owner, heard_ago
-from raysft.records.relocation import absolute, places_of, refuse_storage
-from raysft.records.run import (
-    GOING_ON,
+from raysft.records.documents import (
     INFO,
-    LOG,
-    Run,
-    all_runs,
-    find_run,
-    is_alive,
-    is_going_on,
-    read_json,
-    results_of,
-    standing,
-    status_of,
+    ResultsDocument,
+    RunDocument,
+    StatusDocument,
+    TrialDocument,
 )
+from raysft.records.liveness import is_alive, is_going_on, run_status
+from raysft.records.owner import Owner, seconds_since_sign
+from raysft.records.reading import find_run, list_runs, read_results, read_run_document, read_status
+from raysft.records.relocation import absolute_places, parse_places, refuse_storage
+from raysft.records.run import LOG, Run
+from raysft.records.trial import GOING_ON
 from raysft.run.preflight import outline_of
 from raysft.storage import StoragePath, storage_path
 
@@ -109,9 +106,9 @@ class LocalBackend:
     ) -> None:
         """Resume a run of this machine: finished trials stay, others continue from checkpoints."""
         _refuse_detach(detach)
-        places = places_of(overrides)
+        places = parse_places(overrides)
         refuse_storage(places)
-        reopened = Run.reopen(find_run(run), workers, absolute(places))
+        reopened = Run.reopen(find_run(run), workers, absolute_places(places))
         for note in reopened.notes:
             self._output.line(note)
         self._run_to_the_end(_LocalPlan.make(reopened.job), reopened)
@@ -133,7 +130,7 @@ class LocalBackend:
             raise
         show_outcome(results, folder, self._output)
 
-    def _execute(self, planned: _LocalPlan, run: Run) -> dict[str, Any]:
+    def _execute(self, planned: _LocalPlan, run: Run) -> ResultsDocument:
         self._output.send_others_to(run.log)
         with Watcher(self._output, run.metric) as watcher:
             from raysft.data.importer import download_source
@@ -155,20 +152,20 @@ class LocalBackend:
 
     def runs(self, storage: str) -> list[dict[str, Any]]:
         """The runs whose directories are in `storage`, oldest first."""
-        return [{key: info.get(key) for key in self.run_columns} for info in all_runs(storage)]
+        return [{key: info.get(key) for key in self.run_columns} for info in list_runs(storage)]
 
-    def status(self, run: str) -> dict[str, Any]:
+    def status(self, run: str) -> StatusDocument:
         """How far a run is, by its directory."""
-        return status_of(run)
+        return read_status(run)
 
-    def watch(self, run: str) -> Iterator[dict[str, Any]]:
+    def watch(self, run: str) -> Iterator[StatusDocument]:
         """What the directory of a run holds, again and again until it has ended."""
         folder = find_run(run)
         pause = REFRESH_SECONDS if isinstance(folder, Path) else REMOTE_REFRESH_SECONDS
         # Trials that have ended are not read again: a search may have hundreds of them.
-        ended: dict[str, dict[str, Any]] = {}
+        ended: dict[str, TrialDocument] = {}
         while True:
-            document = status_of(str(folder), ended)
+            document = read_status(str(folder), ended)
             for trial in document["trials"]:
                 if trial["status"] not in GOING_ON:
                     ended[trial["trial"]] = trial
@@ -177,9 +174,9 @@ class LocalBackend:
                 return
             _wait_for_news(folder, document["status"], pause)
 
-    def results(self, run: str) -> dict[str, Any]:
+    def results(self, run: str) -> ResultsDocument:
         """The results.json of a run."""
-        return results_of(run)
+        return read_results(run)
 
     def logs(self, run: str, follow: bool) -> None:
         """What Ray and the libraries printed during a run; `follow` goes on until it has ended."""
@@ -194,7 +191,7 @@ class LocalBackend:
         with log.open(encoding="utf-8", errors="replace") as file:
             while True:
                 # Asked before reading: what a run writes last is still read.
-                running = is_alive(folder, read_json(folder / INFO))
+                running = is_alive(folder, read_run_document(folder))
                 for line in file:
                     self._output.line(line.rstrip("\n"))
                 if not follow or not running:
@@ -206,9 +203,9 @@ class LocalBackend:
     def stop(self, run: str) -> None:
         """Stop a run of this machine from another terminal; it can be resumed."""
         folder = find_run(run)
-        info = read_json(folder / INFO)
+        info = read_run_document(folder)
         if not is_alive(folder, info):
-            status = standing(folder, info)
+            status = run_status(folder, info)
             if is_going_on(info) and status != "lost":
                 raise UserError(
                     run,
@@ -269,9 +266,9 @@ def _refuse_detach(detach: bool) -> None:
         )
 
 
-def _owner_on_this_machine(run: str, folder: StoragePath, info: dict[str, Any]) -> Owner:
+def _owner_on_this_machine(run: str, folder: StoragePath, info: RunDocument) -> Owner:
     """The process of a run that is going on; raises UserError where it cannot be signalled."""
-    owner = Owner.of(info)
+    owner = Owner.from_document(info)
     if owner is None:
         raise UserError(
             run,
@@ -280,9 +277,10 @@ def _owner_on_this_machine(run: str, folder: StoragePath, info: dict[str, Any]) 
             "look at that process, and end it yourself",
         )
     if not owner.is_here:
+        silent = seconds_since_sign(folder, INFO) or 0
         raise UserError(
             run,
-            f"runs elsewhere, as {owner}, last heard from {heard_ago(folder, INFO) or 0:.0f} s ago",
+            f"runs elsewhere, as {owner}, last heard from {silent:.0f} s ago",
             "call `raysft stop` on that machine, in that container",
         )
     return owner
@@ -290,7 +288,7 @@ def _owner_on_this_machine(run: str, folder: StoragePath, info: dict[str, Any]) 
 
 def _wait_for_end(run: str, folder: StoragePath, owner: Owner) -> None:
     deadline = time.monotonic() + STOP_SECONDS
-    while is_alive(folder, read_json(folder / INFO)):
+    while is_alive(folder, read_run_document(folder)):
         if time.monotonic() > deadline:
             raise RunError(
                 run, f"has not ended within {STOP_SECONDS:g} seconds", f"end {owner} yourself"
@@ -304,7 +302,7 @@ def _wait_for_news(folder: StoragePath, status: str, seconds: float) -> None:
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(min(0.2, left))
         # On an object store every look costs a request.
-        if isinstance(folder, Path) and read_json(folder / INFO)["status"] != status:
+        if isinstance(folder, Path) and read_run_document(folder)["status"] != status:
             return
 
 

@@ -23,7 +23,8 @@ from raysft.errors import (
     RunError,
     UserError,
 )
-from raysft.records.run import TrialRecord
+from raysft.records.documents import ProgressDocument
+from raysft.records.trial import TrialRecord
 
 # the record separator: no log line of anyone else begins with it. str.splitlines splits there!
 MARK = "\x1eraysft "
@@ -97,7 +98,7 @@ class Reporter:
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
-    def status(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+    def status(self, document: ProgressDocument, records: Sequence[TrialRecord]) -> None:
         """Where the run stands, and of its trials what is new: those that have begun, the epochs
         they have trained.
 

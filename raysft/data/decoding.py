@@ -10,9 +10,9 @@ dark image and a bright one the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from raysft.data.names import readable
 
@@ -25,6 +25,14 @@ MAX_STRETCH = 8  # times the range of most images: three of the eight bits that 
 TYPICAL_SHARE = 0.95
 MIN_TO_COMPARE = 5  # images
 MAX_NAMES = 3
+
+
+class StoredDecoding(TypedDict):
+    """A `Decoding` as JSON holds it."""
+
+    background: list[int] | None
+    ranges: dict[str, list[float]]
+    profiles: bool
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Decoding:
     profiles: bool = True
     """Whether colours are converted from the image's own profile to sRGB."""
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> StoredDecoding:
         """As JSON holds it."""
         return {
             "background": None if self.background is None else list(self.background),
@@ -54,7 +62,7 @@ class Decoding:
 LEGACY_DECODING = Decoding(background=None, profiles=False)
 
 
-def parse_decoding(stored: dict[str, Any] | None) -> Decoding:
+def parse_decoding(stored: Mapping[str, Any] | None) -> Decoding:
     """What dataset.json or model.json says; one of before says nothing. Raises KeyError, TypeError
     or ValueError.
     """

@@ -26,9 +26,10 @@ from raysft.data.preparation import Preparation
 from raysft.data.shards import MANIFEST, read_manifest
 from raysft.deploy.graph import WholeModel
 from raysft.errors import DataError, ModelError, RunError, UserError, describe_error
-from raysft.records.relocation import located
-from raysft.records.run import INFO, versions
-from raysft.records.run import read_json as read_info
+from raysft.records.documents import INFO
+from raysft.records.reading import read_run_document
+from raysft.records.relocation import locate
+from raysft.records.run import versions
 from raysft.results.model import WEIGHTS, ModelCard, model_folder
 from raysft.results.predict import Classifier, batch_of, image_count, labelled_images
 from raysft.storage import (
@@ -181,8 +182,8 @@ def _likely_data(folder: StoragePath, card: ModelCard) -> Iterator[StoragePath]:
     if "data" not in card.provenance:
         return
     info = folder.parent / INFO
-    if info.is_file() and "data" in (stored := read_info(info)):
-        yield located(folder.parent, stored, stored["data"]["path"])
+    if info.is_file() and "data" in (stored := read_run_document(folder.parent)):
+        yield locate(folder.parent, stored, stored["data"]["path"])
     named = card.provenance["job"]["data"]
     if named["source"] == "shards":
         yield storage_path(named["path"])

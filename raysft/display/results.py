@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -11,7 +12,7 @@ from raysft.wording import config_text, count_text, metric_text, score_text
 
 
 def show_outcome(
-    results: dict[str, Any], folder: str, output: Output, run: str | None = None
+    results: Mapping[str, Any], folder: str, output: Output, run: str | None = None
 ) -> None:
     """The leaderboard, the outcome, where its report is, and the commands a person will want next.
 
@@ -32,7 +33,7 @@ def show_outcome(
         output.line(f"  raysft {command}")
 
 
-def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
+def leaderboard_table(results: Mapping[str, Any], most: int = 10) -> Table:
     """The best trials of a results.json."""
     metrics = list(dict.fromkeys([results["metric"], "val_accuracy", "val_loss"]))
     table = PlainTable()
@@ -60,7 +61,7 @@ def leaderboard_table(results: dict[str, Any], most: int = 10) -> Table:
     return table
 
 
-def result_lines(results: dict[str, Any]) -> list[str]:
+def result_lines(results: Mapping[str, Any]) -> list[str]:
     """The outcome under the leaderboard."""
     best, timing = results["best"], results["timing"]
     hidden = len(results["trials"]) - 10

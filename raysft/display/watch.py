@@ -21,10 +21,11 @@ from rich.text import Text
 from raysft import interrupts
 from raysft.console import Output, PlainTable, without_controls
 from raysft.job.spec import sort_key
-from raysft.records.run import GOING_ON, is_going_on
+from raysft.records.liveness import is_going_on
+from raysft.records.trial import GOING_ON
 from raysft.wording import config_text, count_text, metric_text, score_text
 
-Document = dict[str, Any]
+Document = Mapping[str, Any]
 
 SILENT_SECONDS = 60.0
 BLOCKS = "▁▂▃▄▅▆▇█"

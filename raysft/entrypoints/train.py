@@ -29,7 +29,7 @@ from raysft.display.plan import plan_lines
 from raysft.errors import RaysftError, ResourceError, RunError, UserError
 from raysft.job import Job, dump_job, load_job
 from raysft.job.plan import Node, Outline, RunPlan, make_plan
-from raysft.records.relocation import places_of
+from raysft.records.relocation import parse_places
 from raysft.run.preflight import outline_of
 from raysft.storage import storage_path
 from raysft.wording import count_text
@@ -98,12 +98,14 @@ def _check_versions() -> None:
 
 def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
     """The job of a run that is resumed, from the file that was sent or from the run's folder."""
-    from raysft.records.run import INFO, job_of, read_json, with_workers
+    from raysft.records.documents import INFO
+    from raysft.records.reading import read_job, read_run_document
+    from raysft.records.run import with_workers
 
     folder = storage_path(job_file)
     if not (folder / INFO).is_file():
         return load_job(job_file)
-    job = job_of(folder, read_json(folder / INFO)).model_copy(
+    job = read_job(folder, read_run_document(folder)).model_copy(
         update={"storage": str(folder.parent)}
     )
     return with_workers(job, workers)
@@ -247,5 +249,5 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     given = _arguments()
     sys.exit(
-        main(given.job_file, given.name, given.resume, places_of(given.overrides), given.workers)
+        main(given.job_file, given.name, given.resume, parse_places(given.overrides), given.workers)
     )

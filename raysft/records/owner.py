@@ -15,14 +15,14 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from raysft.records.documents import OwnerDocument, RunFacts
 from raysft.storage import StoragePath, modified_at, remove_file, storage_time, touch
 
 HEARTBEAT = "alive"
@@ -48,20 +48,26 @@ class Owner:
     """
 
     @classmethod
-    def this(cls) -> Owner:
-        """The process that asks."""
+    def current(cls) -> Owner:
+        """This process."""
         return cls(*_machine(), os.getpid(), _began(os.getpid()) or 0.0)
 
     @classmethod
-    def of(cls, info: Mapping[str, Any]) -> Owner | None:
+    def from_document(cls, info: RunFacts) -> Owner | None:
         """The owner in a run.json; None where an older raysft has written it."""
         with suppress(KeyError, TypeError):
             return cls(**info["owner"])
         return None
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> OwnerDocument:
         """As run.json has it."""
-        return asdict(self)
+        return {
+            "host": self.host,
+            "boot": self.boot,
+            "namespace": self.namespace,
+            "pid": self.pid,
+            "began": self.began,
+        }
 
     @property
     def is_here(self) -> bool:
@@ -71,7 +77,7 @@ class Owner:
         return (self.host, self.boot, self.namespace) == _machine()
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether it is still there; to be asked only where it `is_here`."""
         return _began(self.pid) == self.began and not _is_dead(self.pid)
 
@@ -85,7 +91,7 @@ class Owner:
             suppress(OSError),
             _held(self.pid) as send,
         ):  # from here on its number is not given to another
-            if self.lives:
+            if self.is_alive:
                 send(number)
                 return True
         return False
@@ -95,7 +101,7 @@ class Owner:
 
 
 @contextmanager
-def _held(pid: int) -> Iterator[Any]:
+def _held(pid: int) -> Iterator[Callable[[int], None]]:
     """A way to signal one process that cannot reach a later one of the same number, where the
     system has one.
     """
@@ -142,7 +148,7 @@ def _is_dead(pid: int) -> bool:
 # --- from elsewhere ----------------------------------------------------------------------------
 
 
-def heard_ago(folder: StoragePath, record: str, exact: bool = False) -> float | None:
+def seconds_since_sign(folder: StoragePath, record: str, exact: bool = False) -> float | None:
     """Seconds since the owner of a run gave its last sign of life; None where it never did.
 
     record: the file of the folder that the owner writes first; that counts, too.
@@ -155,7 +161,7 @@ def heard_ago(folder: StoragePath, record: str, exact: bool = False) -> float | 
 
 
 @contextmanager
-def beating(folder: StoragePath) -> Iterator[None]:
+def heartbeat(folder: StoragePath) -> Iterator[None]:
     """Give signs of life in the folder of a run while this lasts."""
     over = threading.Event()
     pause = BEAT_SECONDS if isinstance(folder, Path) else REMOTE_BEAT_SECONDS

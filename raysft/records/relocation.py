@@ -9,18 +9,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.load import validate_job
+from raysft.records.documents import RunFacts
 from raysft.storage import StoragePath, sha256, storage_path
 
 FILES = ("data.path", "data.test_path", "model.weights")
 PLACES = (*FILES, "storage")
 
 
-def places_of(overrides: Sequence[str]) -> dict[str, str]:
+def parse_places(overrides: Sequence[str]) -> dict[str, str]:
     """The places that `raysft resume --set KEY=VALUE` gives; raises UserError for what a run cannot
     change any more.
     """
@@ -52,7 +52,7 @@ def refuse_storage(places: Mapping[str, str]) -> None:
         )
 
 
-def absolute(places: Mapping[str, str]) -> dict[str, str]:
+def absolute_places(places: Mapping[str, str]) -> dict[str, str]:
     """The same places, wherever they are read from later."""
     return {
         key: value if "://" in value else str(Path(value).expanduser().resolve())
@@ -88,9 +88,7 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find_files(
-    job: Job, folder: StoragePath, info: Mapping[str, Any], given: Mapping[str, str]
-) -> Found:
+def find_files(job: Job, folder: StoragePath, info: RunFacts, given: Mapping[str, str]) -> Found:
     """Look for the files that a run in `folder` with this run.json needs.
 
     given: the places that a person has said. Raises UserError for what is not there, with how to
@@ -149,7 +147,7 @@ def is_file_name(key: str, value: str) -> bool:
     return key != "model.weights" or "/" in value or Path(value).suffix != ""
 
 
-def beside(folder: StoragePath, info: Mapping[str, Any], value: str) -> Iterator[Path]:
+def beside(folder: StoragePath, info: RunFacts, value: str) -> Iterator[Path]:
     """Where a file may be that the run with this run.json has known as `value`, the likeliest
     first.
 
@@ -165,7 +163,7 @@ def beside(folder: StoragePath, info: Mapping[str, Any], value: str) -> Iterator
         yield parent / old.name
 
 
-def located(folder: StoragePath, info: Mapping[str, Any], value: str) -> StoragePath:
+def locate(folder: StoragePath, info: RunFacts, value: str) -> StoragePath:
     """Where something is that the run.json of a run in `folder` calls `value`; that itself, where
     it is not found.
     """
@@ -182,7 +180,7 @@ def weights_sha256(job: Job) -> str | None:
     return sha256(file) if is_file_name("model.weights", value) and file.is_file() else None
 
 
-def _check_weights(value: str, info: Mapping[str, Any]) -> None:
+def _check_weights(value: str, info: RunFacts) -> None:
     """Raise UserError where a weights file is not the one that the run began with, as far as that
     is known.
     """

@@ -5,18 +5,25 @@ the worst mistakes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from raysft.records.predictions import COLUMNS, Columns
+from raysft.records.predictions import Columns
+from raysft.results.document import (
+    AnswerFigures,
+    Bin,
+    Calibration,
+    ClassFigures,
+    ConfusedPair,
+    Mistake,
+)
 
 BINS = 15  # of the calibration error, as in raysft.train.metrics, which imports torch
 MATRIX_CLASSES = 30
 MOST_PAIRS, MOST_MISTAKES = 20, 24
 
 
-def judged(rows: Columns, classes: Sequence[str]) -> dict[str, Any]:
+def judged(rows: Columns, classes: Sequence[str]) -> AnswerFigures:
     """The figures of the test images; `confusion` is None for more than 30 classes."""
     label, predicted = rows["label"], rows["predicted"]
     wrong = label != predicted
@@ -37,7 +44,7 @@ def judged(rows: Columns, classes: Sequence[str]) -> dict[str, Any]:
 
 def per_class(
     label: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[ClassFigures]:
     """Precision, recall, F1 and support of every class, 0 where there is nothing to divide by.
 
     scikit-learn has the same figures, but its import would take longer than the whole report.
@@ -64,7 +71,7 @@ def confusion(label: np.ndarray, predicted: np.ndarray, n: int) -> list[list[int
     return np.bincount(label * n + predicted, minlength=n * n).reshape(n, n).tolist()
 
 
-def confused(label: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> list[dict[str, Any]]:
+def confused(label: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> list[ConfusedPair]:
     """The pairs of classes with the most mistakes: numbers of the classes, images, share of the
     images of the class.
 
@@ -83,7 +90,7 @@ def confused(label: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> l
     ]
 
 
-def calibration(probability: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+def calibration(probability: np.ndarray, right: np.ndarray) -> Calibration:
     """Accuracy and mean probability in 15 bins of the probability, and their mean distance weighted
     by images.
 
@@ -94,7 +101,7 @@ def calibration(probability: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     images = np.bincount(at, minlength=BINS)
     hits = np.bincount(at, right, minlength=BINS)
     trust = np.bincount(at, probability.astype(np.float64), minlength=BINS)
-    bins = [
+    bins: list[Bin] = [
         {
             "low": i / BINS,
             "high": (i + 1) / BINS,
@@ -107,11 +114,20 @@ def calibration(probability: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     return {"bins": bins, "error": float(np.abs(trust - hits).sum() / len(probability))}
 
 
-def worst(rows: Columns, wrong: np.ndarray) -> list[dict[str, Any]]:
+def worst(rows: Columns, wrong: np.ndarray) -> list[Mistake]:
     """The mistakes made with the most certainty, which mislabelled images are among, the most
     certain first.
     """
     at = np.flatnonzero(wrong)
     lead = rows["probability"][at] - rows["label_probability"][at]
     first = at[np.lexsort((rows["id"][at], -lead))][:MOST_MISTAKES]
-    return [{name: rows[name][i].item() for name in COLUMNS} for i in first]
+    return [
+        {
+            "id": int(rows["id"][i]),
+            "label": int(rows["label"][i]),
+            "predicted": int(rows["predicted"][i]),
+            "probability": float(rows["probability"][i]),
+            "label_probability": float(rows["label_probability"][i]),
+        }
+        for i in first
+    ]

@@ -5,12 +5,14 @@ result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from raysft.records.documents import EpochMetrics, HeldOutScores
+from raysft.records.trial import metric_value
 
 SURE = 0.05  # the probability of taking chance for learning, over all trials together
 
-History = Sequence[dict[str, Any]]  # the metrics of the epochs of a trial
+History = Sequence[EpochMetrics]  # the metrics of the epochs of a trial
 
 
 def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int]) -> list[str]:
@@ -55,7 +57,7 @@ def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int])
     return found
 
 
-def doubt_of_test(scores: Mapping[str, float], class_rows: Sequence[int]) -> list[str]:
+def doubt_of_test(scores: HeldOutScores, class_rows: Sequence[int]) -> list[str]:
     """What speaks against a model that its test score is at chance: one sentence, or none.
 
     scores: test_accuracy and test_balanced_accuracy. class_rows: test images of each class.
@@ -144,8 +146,12 @@ def _same(histories: Sequence[History], metric: str) -> float | None:
     where it differs.
     """
     values = [
-        epoch[metric] for history in histories for epoch in history if _known(epoch.get(metric))
+        metric_value(epoch, metric)
+        for history in histories
+        for epoch in history
+        if epoch.get(metric) is not None
     ]
+    values = [value for value in values if math.isfinite(value)]
     if len(histories) < 2 or not values or max(values) - min(values) > 1e-9:
         return None
     return float(values[0])

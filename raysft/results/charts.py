@@ -8,13 +8,15 @@ drawn again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raysft.job.spec import metric_mode
+from raysft.records.trial import metric_value
+from raysft.results.document import Bin, Figures, TrialFigures
 from raysft.wording import metric_text
 
-Spec = dict[str, Any]
+Spec = dict[str, object]
 
 EPOCHS = "epochs"  # the data that the curves share
 MOST_POINTS = 3000  # of learning curves, over all trials
@@ -68,7 +70,7 @@ CONFIG: Spec = {
 }
 
 
-def charts(figures: dict[str, Any]) -> dict[str, Spec]:
+def charts(figures: Figures) -> dict[str, Spec]:
     """The specifications of a run's charts by the id of the element that each is drawn into."""
     found = curve_charts(figures)
     if figures["search"] is not None:
@@ -86,7 +88,7 @@ def charts(figures: dict[str, Any]) -> dict[str, Spec]:
 # --- learning curves ---------------------------------------------------------------------------
 
 
-def curve_charts(figures: dict[str, Any]) -> dict[str, Spec]:
+def curve_charts(figures: Figures) -> dict[str, Spec]:
     """The metric, and both losses, over the epochs of every trial; they draw the values of
     `epoch_values`.
     """
@@ -101,7 +103,7 @@ def curve_charts(figures: dict[str, Any]) -> dict[str, Spec]:
     return {name: curves(values, key) for name, key in names.items()} if values else {}
 
 
-def epoch_values(figures: dict[str, Any]) -> list[dict[str, Any]]:
+def epoch_values(figures: Figures) -> list[dict[str, Any]]:
     """What curves show of each epoch, once for all of them; `best` is there in those of the best
     trial alone.
     """
@@ -112,7 +114,7 @@ def epoch_values(figures: dict[str, Any]) -> list[dict[str, Any]]:
             "trial": trial["trial"],
             "optimizer": trial["optimizer"],
             "epoch": epoch["epoch"],
-            **{key: _rounded(epoch[key]) for key in keys},
+            **{key: _rounded(metric_value(epoch, key)) for key in keys},
             **({"best": True} if trial is shown[0] else {}),
         }
         for trial in shown
@@ -120,9 +122,9 @@ def epoch_values(figures: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def trials_with_curves(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def trials_with_curves(trials: Sequence[TrialFigures]) -> list[TrialFigures]:
     """The best of the trials that have epochs, as many as charts have room for, at least one."""
-    shown: list[dict[str, Any]] = []
+    shown: list[TrialFigures] = []
     points = 0
     for trial in trials:
         points += len(trial["history"])
@@ -212,7 +214,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 # --- the search --------------------------------------------------------------------------------
 
 
-def scored_trials(figures: dict[str, Any]) -> list[dict[str, Any]]:
+def scored_trials(figures: Figures) -> list[dict[str, Any]]:
     """What charts of a search show of each trial with an epoch, the best of them, in the order of
     the leaderboard.
     """
@@ -225,7 +227,7 @@ def scored_trials(figures: dict[str, Any]) -> list[dict[str, Any]]:
             "number": numbers[trial["trial"]],
             "optimizer": trial["optimizer"],
             "lr": trial["lr"],
-            "value": _rounded(trial[figures["metric"]]),
+            "value": _rounded(metric_value(trial, figures["metric"])),
             "epochs": trial["epochs"],
             "ended": ENDS.get(trial["status"], trial["status"]),
             "best": i == 0,
@@ -315,30 +317,29 @@ def progress(values: list[dict[str, Any]], metric: str) -> Spec:
         "scale": {"zero": False, "nice": False, "padding": 12},
         "axis": {"format": "d", "tickMinStep": 1},
     }
-    y = {"type": "quantitative", "title": title, "scale": {"zero": False, "padding": 12}}
+    y: Spec = {"type": "quantitative", "title": title, "scale": {"zero": False, "padding": 12}}
+    values_of_trials: Spec = {
+        "y": {"field": "value", **y},
+        "tooltip": [
+            _tip("trial"),
+            _tip("value", title, ".4f"),
+            _tip("so_far", "best so far", ".4f"),
+        ],
+    }
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5},
+            "encoding": {"y": {"field": "so_far", **y}},
+        },
+        {
+            "mark": {"type": "point", "size": 50, "strokeWidth": 2, "color": "var(--soft)"},
+            "encoding": values_of_trials,
+        },
+    ]
     return _chart(
         f"{title} of the trials in their order, and the best so far",
         line,
-        {
-            "encoding": {"x": x},
-            "layer": [
-                {
-                    "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5},
-                    "encoding": {"y": {"field": "so_far", **y}},
-                },
-                {
-                    "mark": {"type": "point", "size": 50, "strokeWidth": 2, "color": "var(--soft)"},
-                    "encoding": {
-                        "y": {"field": "value", **y},
-                        "tooltip": [
-                            _tip("trial"),
-                            _tip("value", title, ".4f"),
-                            _tip("so_far", "best so far", ".4f"),
-                        ],
-                    },
-                },
-            ],
-        },
+        {"encoding": {"x": x}, "layer": layers},
         height=300,
     )
 
@@ -346,13 +347,15 @@ def progress(values: list[dict[str, Any]], metric: str) -> Spec:
 # --- calibration -------------------------------------------------------------------------------
 
 
-def reliability(bins: list[dict[str, Any]]) -> Spec:
+def reliability(bins: list[Bin]) -> Spec:
     """Accuracy in bins of the probability, beside the diagonal of perfect calibration."""
-    shown = [
-        {**b, "probability": _rounded(b["probability"]), "accuracy": _rounded(b["accuracy"])}
-        for b in bins
-        if b["images"]
-    ]
+    shown: list[Bin] = []
+    for each in bins:
+        probability, accuracy = each["probability"], each["accuracy"]
+        # A bin without images has neither, and no bar.
+        if probability is not None and accuracy is not None:
+            rounded: Bin = {**each, "probability": _rounded(probability)}
+            shown.append({**rounded, "accuracy": _rounded(accuracy)})
     ends = {"scale": {"domain": [0, 1]}, "type": "quantitative"}
     diagonal = {
         "data": {"values": [{"at": 0}, {"at": 1}]},
@@ -386,7 +389,7 @@ def reliability(bins: list[dict[str, Any]]) -> Spec:
     )
 
 
-def certainty(bins: list[dict[str, Any]]) -> Spec:
+def certainty(bins: list[Bin]) -> Spec:
     """How many images are in each bin of the probability."""
     return _chart(
         "Images in 15 bins of the probability of the predicted class",
@@ -424,7 +427,7 @@ def certainty(bins: list[dict[str, Any]]) -> Spec:
 
 
 def _chart(
-    description: str, data: list[dict[str, Any]] | Spec, rest: Spec, height: int = HEIGHT
+    description: str, data: Sequence[Mapping[str, object]] | Spec, rest: Spec, height: int = HEIGHT
 ) -> Spec:
     """A chart as wide as its place on the page, of values of its own or of named data."""
     return {
@@ -432,13 +435,13 @@ def _chart(
         "width": "container",
         "height": height,
         "autosize": {"type": "fit-x", "contains": "padding"},
-        "data": data if isinstance(data, dict) else {"values": data},
+        "data": data if isinstance(data, Mapping) else {"values": data},
         **rest,
     }
 
 
 def _tip(field: str, title: str | None = None, format: str | None = None) -> Spec:
-    tip = {"field": field, "title": title or field}
+    tip: Spec = {"field": field, "title": title or field}
     return tip if format is None else {**tip, "type": "quantitative", "format": format}
 
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from raysft.data.folders import describe_files
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.space import trial_settings
 from raysft.job.spec import sort_key
+from raysft.records.documents import (
+    DataDocument,
+    ResultsDocument,
+    RunDocument,
+    Timing,
+    TrialDocument,
+    TrialRow,
+)
 from raysft.records.predictions import PREDICTIONS, read_predictions
-from raysft.records.relocation import located
-from raysft.records.run import INFO, RESULTS, job_of, read_json, read_trials
+from raysft.records.reading import read_job, read_results, read_run_document, read_trials
+from raysft.records.relocation import locate
 from raysft.results.answers import judged
+from raysft.results.document import (
+    AnswerFigures,
+    DataFigures,
+    Figures,
+    HostFigures,
+    ProvenanceFigures,
+    SearchFigures,
+    TrialFigures,
+)
 from raysft.results.model import CARD, read_card
 from raysft.results.thumbnails import Images
 from raysft.storage import StoragePath
@@ -20,31 +37,24 @@ from raysft.storage import StoragePath
 ENDED_EARLY = ("stopped", "diverged", "failed")
 
 
-def figures(folder: StoragePath) -> dict[str, Any]:
-    """Everything the report of a run tells but the images; raises UserError where the run has no
+def read_figures(folder: StoragePath) -> Figures:
+    """Everything the report of a run shows but the images; raises UserError where the run has no
     results yet.
     """
-    return gather(folder)[0]
+    return gather_figures(folder)[0]
 
 
-def gather(folder: StoragePath) -> tuple[dict[str, Any], Images | None]:
+def gather_figures(folder: StoragePath) -> tuple[Figures, Images | None]:
     """The figures of a run, and the images of its data set where they can be reached."""
-    info = read_json(folder / INFO)
-    if not (folder / RESULTS).is_file():
-        raise UserError(
-            str(folder), f"has no results: its status is {info['status']}", "see `raysft status`"
-        )
-    results, job = read_json(folder / RESULTS), job_of(folder, info)
-    records = {record["trial"]: record for record in read_trials(folder)}
-    trials = [
-        _trial(row, records.get(row["trial"], {}), job, results["metric"])
-        for row in results["trials"]
-    ]
-    data, images = _data(
-        info["data"] | {"path": str(located(folder, info, info["data"]["path"]))}, job
-    )
+    results = read_results(str(folder))
+    info = read_run_document(folder)
+    job = read_job(folder, info)
+    trials = _trials(results, read_trials(folder), job)
+    # The data set may have been moved together with the run.
+    path = str(locate(folder, info, info["data"]["path"]))
+    data, images = _data({**info["data"], "path": path}, job)
     test, no_test = _test(folder, data["classes"])
-    return {
+    figures: Figures = {
         "run": results["run"],
         "status": results["status"],
         "metric": results["metric"],
@@ -63,40 +73,52 @@ def gather(folder: StoragePath) -> tuple[dict[str, Any], Images | None]:
         "hosts": _hosts(trials),
         "cost": _cost(job, results["timing"]),
         "provenance": _provenance(folder, info, results),
-    }, images
+    }
+    return figures, images
 
 
-def _trial(row: dict[str, Any], record: dict[str, Any], job: Job, metric: str) -> dict[str, Any]:
-    """A row of the leaderboard with its epochs, what it was trained with, and the epoch that
-    counts.
-    """
-    history = record.get("history", [])
-    recipe = trial_settings(job, row["config"])
-    best = min(history, key=lambda m: sort_key(m, metric))["epoch"] if history else None
-    return row | {
-        "optimizer": recipe.train.optimizer.name,
-        "lr": recipe.train.optimizer.lr,
-        "model": recipe.model.name,
+def _trials(
+    results: ResultsDocument, records: Sequence[TrialDocument], job: Job
+) -> list[TrialFigures]:
+    """The rows of the leaderboard in their order, each with what its trial.json adds."""
+    known = {record["trial"]: record for record in records}
+    metric = results["metric"]
+    return [_trial(row, known.get(row["trial"]), job, metric) for row in results["trials"]]
+
+
+def _trial(row: TrialRow, record: TrialDocument | None, job: Job, metric: str) -> TrialFigures:
+    """A row of the leaderboard; a trial that never started has no record."""
+    history = [] if record is None else record["history"]
+    settings = trial_settings(job, row["config"])
+    best_epoch = None
+    if history:
+        best_epoch = min(history, key=lambda epoch: sort_key(epoch, metric))["epoch"]
+    return {
+        **row,
+        "optimizer": settings.train.optimizer.name,
+        "lr": settings.train.optimizer.lr,
+        "model": settings.model.name,
         "history": history,
-        "best_epoch": best,
-        "trace": record.get("trace"),
+        "best_epoch": best_epoch,
+        "trace": None if record is None else record.get("trace"),
     }
 
 
-def _search(job: Job, trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """How the job searched; `by_rate` says whether its trials differ in their learning rates."""
+def _search(job: Job, trials: Sequence[TrialFigures]) -> SearchFigures | None:
+    """How the job searched."""
     if job.search is None:
         return None
+    rates = {trial["lr"] for trial in trials if trial["history"]}
     return {
         "algorithm": job.search.algorithm,
         "scheduler": job.search.scheduler.name,
         "target": job.search.target,
-        "by_rate": len({trial["lr"] for trial in trials if trial["history"]}) > 1,
+        "by_rate": len(rates) > 1,
         "ended_early": sum(trial["status"] in ENDED_EARLY for trial in trials),
     }
 
 
-def _test(folder: StoragePath, classes: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+def _test(folder: StoragePath, classes: Sequence[str]) -> tuple[AnswerFigures | None, str | None]:
     """(figures of the test images, None), or (None, why there are none)."""
     file = folder / PREDICTIONS
     if not file.is_file():
@@ -104,9 +126,10 @@ def _test(folder: StoragePath, classes: list[str]) -> tuple[dict[str, Any] | Non
     return judged(read_predictions(file, len(classes)), classes), None
 
 
-def _data(known: dict[str, Any], job: Job) -> tuple[dict[str, Any], Images | None]:
+def _data(known: DataDocument, job: Job) -> tuple[DataFigures, Images | None]:
     """What is known of the data, of its images too where they can be reached."""
-    data = known | {
+    figures: DataFigures = {
+        **known,
         "source": job.data.source,
         "limit": job.data.limit,
         "skipped": None,
@@ -116,51 +139,57 @@ def _data(known: dict[str, Any], job: Job) -> tuple[dict[str, Any], Images | Non
     }
     try:
         images = Images(known)
-        data["counts"] = {split: images.counts(split) for split in images.manifest.splits}
+        counts = {split: images.counts(split) for split in images.manifest.splits}
     except UserError as error:
-        return data | {"unreached": str(error)}, None
-    manifest = images.manifest
-    return data | {
-        "skipped": manifest.skipped,
-        "notes": [*manifest.notes, *describe_files(manifest.counts)],
-    }, images
+        # A report is for years, data sets come and go: it is written without pictures then.
+        figures["unreached"] = str(error)
+        return figures, None
+    figures["counts"] = counts
+    figures["skipped"] = images.manifest.skipped
+    figures["notes"] = [*images.manifest.notes, *describe_files(images.manifest.counts)]
+    return figures, images
 
 
-def _hosts(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the trials that ended on each host took: trials, epochs, images, and seconds by what
-    they were spent on.
-    """
-    hosts: dict[str, dict[str, Any]] = {}
+def _hosts(trials: Sequence[TrialFigures]) -> list[HostFigures]:
+    """What the trials that ended on each host took, in the order of the hosts' names."""
+    hosts: dict[str, HostFigures] = {}
     for trial in trials:
         if not trial["history"]:
             continue
-        host = hosts.setdefault(
-            trial["host"] or "unknown",
-            {
-                "trials": 0,
-                "epochs": 0,
-                "images": 0,
-                "seconds": 0.0,
-                "train_seconds": 0.0,
-                "data_wait_seconds": 0.0,
-            },
-        )
+        # Runs of an older raysft did not write down where a trial ended.
+        name = trial["host"] or "unknown"
+        host = hosts.setdefault(name, _no_work(name))
         host["trials"] += 1
         host["epochs"] += len(trial["history"])
-        for key in ("images", "seconds", "train_seconds", "data_wait_seconds"):
-            host[key] += sum(epoch[key] for epoch in trial["history"])
-    return [{"host": name, **host} for name, host in sorted(hosts.items())]
+        for epoch in trial["history"]:
+            host["images"] += epoch["images"]
+            host["seconds"] += epoch["seconds"]
+            host["train_seconds"] += epoch["train_seconds"]
+            host["data_wait_seconds"] += epoch["data_wait_seconds"]
+    return [host for _, host in sorted(hosts.items())]
 
 
-def _cost(job: Job, timing: dict[str, Any]) -> float | None:
+def _no_work(host: str) -> HostFigures:
+    return {
+        "host": host,
+        "trials": 0,
+        "epochs": 0,
+        "images": 0,
+        "seconds": 0.0,
+        "train_seconds": 0.0,
+        "data_wait_seconds": 0.0,
+    }
+
+
+def _cost(job: Job, timing: Timing) -> float | None:
     """What the cluster has cost for the time of the run, where its price is known."""
     price = job.cluster.price_per_hour
     return None if price is None else price * timing["total_s"] / 3600
 
 
 def _provenance(
-    folder: StoragePath, info: dict[str, Any], results: dict[str, Any]
-) -> dict[str, Any]:
+    folder: StoragePath, info: RunDocument, results: ResultsDocument
+) -> ProvenanceFigures:
     """Where the model came from."""
     delivered = results["best"] is not None and (folder / "model" / CARD).is_file()
     return {

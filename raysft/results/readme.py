@@ -19,6 +19,7 @@ from raysft.data.decoding import Decoding, describe_ranges, hex_colour
 from raysft.job import Job
 from raysft.job.recipe import Augment, Schedule, Train
 from raysft.job.space import TrialSettings, trial_settings
+from raysft.records.documents import Confirmation, LoadedWeights, TrialRow
 from raysft.results.model import ModelCard
 from raysft.train.architecture import TIMM, foreign_module, is_torchvision, network_call
 
@@ -45,11 +46,11 @@ class Known:
     """Training images of each class."""
     skipped: int
     """Unreadable images that were left out."""
-    trials: Sequence[Mapping[str, Any]]
+    trials: Sequence[TrialRow]
     """As in results.json."""
-    weights: Mapping[str, Any] | None = None
+    weights: LoadedWeights | None = None
     """Which tensors of the network came from pretrained weights, as in run.json."""
-    confirmed: Mapping[str, Any] | None = None
+    confirmed: Confirmation | None = None
     """The metric over repeats with other seeds, as in results.json."""
     recall: Mapping[str, float] | None = None
     """Share of the test images of each class that were classified right."""
@@ -335,7 +336,7 @@ def _training(card: ModelCard, known: Known, recipe: TrialSettings) -> list[str]
     return [*lines, f"- {_search(card, known)}"]
 
 
-def _weights(recipe: TrialSettings, told: Mapping[str, Any] | None) -> str:
+def _weights(recipe: TrialSettings, told: LoadedWeights | None) -> str:
     if recipe.model.weights == "none":
         return "drawn at random"
     of = f" of {told['total']}" if told is not None and "total" in told else ""

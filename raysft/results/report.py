@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from importlib.metadata import version
@@ -21,6 +20,8 @@ from markupsafe import Markup
 from raysft.data.importer import cache_folder
 from raysft.errors import StorageFull, UserError
 from raysft.job.space import SECTIONS
+from raysft.records.documents import Timing
+from raysft.records.trial import metric_value
 from raysft.results.charts import (
     CONFIG,
     EPOCHS,
@@ -29,12 +30,11 @@ from raysft.results.charts import (
     epoch_values,
     trials_with_curves,
 )
-from raysft.results.figures import figures, gather
+from raysft.results.document import Figures
+from raysft.results.figures import gather_figures
 from raysft.results.thumbnails import Images, Thumbnail
 from raysft.storage import StoragePath, is_disk_full, read_json, write_json, write_text
 from raysft.wording import config_text, count_text, metric_text, score_text
-
-__all__ = ["REPORT", "figures", "write_report"]
 
 REPORT = "report.html"
 MOST_ROWS = 500  # of a table
@@ -47,7 +47,7 @@ def write_report(folder: StoragePath, out: StoragePath | None = None) -> Storage
     A run whose every trial failed has a report too. Raises UserError where the run has no results
     yet or the file cannot be written, StorageFull.
     """
-    document, images = gather(folder)
+    document, images = gather_figures(folder)
     target = out or folder / REPORT
     text = page(document, images)
     try:
@@ -61,7 +61,7 @@ def write_report(folder: StoragePath, out: StoragePath | None = None) -> Storage
     return target
 
 
-def page(document: dict[str, Any], images: Images | None) -> str:
+def page(document: Figures, images: Images | None) -> str:
     """The HTML of a report with the figures `document`."""
     library, program, style = chart_library(), _part("report.js"), _part("report.css")
     environment = Environment(
@@ -103,7 +103,7 @@ def page(document: dict[str, Any], images: Images | None) -> str:
 # --- words -------------------------------------------------------------------------------------
 
 
-def in_three_lines(document: dict[str, Any]) -> list[tuple[str, str]]:
+def in_three_lines(document: Figures) -> list[tuple[str, str]]:
     """What was asked, what came out, and what it took."""
     return [
         ("Asked", _asked(document)),
@@ -112,7 +112,7 @@ def in_three_lines(document: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _asked(document: dict[str, Any]) -> str:
+def _asked(document: Figures) -> str:
     job, data, trials = document["job"], document["data"], document["trials"]
     space = job["search"]["space"] if job["search"] else {}
     network = f"{job['model']['name']} (weights {job['model']['weights']})"
@@ -133,7 +133,7 @@ def _asked(document: dict[str, Any]) -> str:
     )
 
 
-def _came_out(document: dict[str, Any]) -> str:
+def _came_out(document: Figures) -> str:
     best, metric = document["best"], document["metric"]
     if best is None:
         first = document["trials"][0]
@@ -148,12 +148,12 @@ def _came_out(document: dict[str, Any]) -> str:
     return (
         f"{best['trial']} ({config_text(best['config'])}), epoch {best['epoch']}: "
         f"{_metric(metric)} "
-        f"{best[metric]:.4f}{spread}; test accuracy {best['test_accuracy']:.4f} on "
+        f"{metric_value(best, metric):.4f}{spread}; test accuracy {best['test_accuracy']:.4f} on "
         f"{document['data']['rows']['test']:,} images that no trial has seen."
     )
 
 
-def _took(document: dict[str, Any]) -> str:
+def _took(document: Figures) -> str:
     timing, search = document["timing"], document["search"]
     parts = [f"{span(timing['total_s'])}, {span(timing['startup_s'])} of it to start"]
     if timing["images_per_s"]:
@@ -188,7 +188,7 @@ def moment(stamp: str) -> str:
 # --- rows --------------------------------------------------------------------------------------
 
 
-def _shares(timing: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _shares(timing: Timing) -> list[dict[str, Any]]:
     """Where the time of a run went: name, seconds, and where its part of the whole begins and how
     wide it is, in %.
     """
@@ -207,7 +207,7 @@ def _shares(timing: Mapping[str, Any]) -> list[dict[str, Any]]:
     return shares
 
 
-def _epoch_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _epoch_rows(document: Figures) -> list[dict[str, Any]]:
     """Epochs of trials, the best trial first, as many as a page can hold."""
     rows = [
         {"trial": trial["trial"], "best": epoch["epoch"] == trial["best_epoch"], **epoch}
@@ -231,7 +231,7 @@ def heat(images: int, total: int, right: bool) -> str:
 # --- pictures ----------------------------------------------------------------------------------
 
 
-def _pictures(document: dict[str, Any], images: Images | None) -> dict[str, Any]:
+def _pictures(document: Figures, images: Images | None) -> dict[str, Any]:
     """Thumbnails of the worst mistakes by row id and of samples by class, or why there are none."""
     none: dict[str, Any] = {"worst": {}, "samples": {}}
     if images is None:

@@ -8,7 +8,6 @@ import base64
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +16,7 @@ from raysft.data.decoding import Decoding
 from raysft.data.images import stored_rgb
 from raysft.data.shards import Manifest, ShardFile, read_manifest, read_table, unpack_rows
 from raysft.errors import DataError
+from raysft.records.documents import DataDocument
 from raysft.storage import StoragePath, storage_path
 
 PIXELS = 96
@@ -71,7 +71,7 @@ class _Shard:
 class Images:
     """The images of the data set that a run was trained on."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
+    def __init__(self, data: DataDocument) -> None:
         """data: what run.json says of it. Raises DataError or UserError where it is not there, or
         another by now.
         """

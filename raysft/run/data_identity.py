@@ -5,7 +5,6 @@ began with.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from raysft.data.colours import BLANK, COMPOSITED, CONVERTED
 from raysft.data.decoding import LEGACY_DECODING, Decoding, parse_decoding
@@ -13,6 +12,7 @@ from raysft.data.images import describe_quirks
 from raysft.data.shards import Manifest
 from raysft.data.splits import SplitSource
 from raysft.errors import DataError
+from raysft.records.documents import DataIdentity
 from raysft.records.run import Run
 from raysft.storage import StoragePath
 
@@ -21,8 +21,8 @@ DECIDED = frozenset(
 )  # of `raysft.data.images.QUIRKS`: what `Decoding` decides
 
 
-def identity(manifest: Manifest) -> dict[str, Any]:
-    """What of a data set must be the same when a run is taken up again."""
+def identity(manifest: Manifest) -> DataIdentity:
+    """What of a data set must be the same when a run is resumed."""
     return {
         "fingerprint": manifest.fingerprint,
         "classes": list(manifest.classes),

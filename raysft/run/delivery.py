@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from raysft.data.folders import describe_files
 from raysft.errors import RaysftError
+from raysft.records.documents import (
+    Confirmation,
+    EpochMetrics,
+    LoadedWeights,
+    ResultsDocument,
+    Timing,
+)
 from raysft.records.predictions import PREDICTIONS, write_predictions
-from raysft.records.run import Run, TrialRecord, validation_metrics, versions
+from raysft.records.run import Run, versions
+from raysft.records.trial import TrialRecord, metric_value, validation_metrics
 from raysft.results.answers import per_class
 from raysft.results.model import ModelCard, deliver
 from raysft.results.readme import Known, model_readme
@@ -45,11 +52,11 @@ class Delivery:
         self.best_trial = self.ranked[0]
         self.val_rows = data.sources["val"].class_rows
 
-    def best_epoch(self) -> dict[str, Any] | None:
+    def best_epoch(self) -> EpochMetrics | None:
         """The epoch that is delivered; None where no trial has any."""
         return self.best_trial.best(self.run.metric)
 
-    def checkpoint(self, epoch: dict[str, Any]) -> StoragePath:
+    def checkpoint(self, epoch: EpochMetrics) -> StoragePath:
         """The checkpoint of an epoch of the best trial."""
         folder = self.run.trial_folder(self.best_trial.trial) / "checkpoints"
         return checkpoint_path(folder, epoch["epoch"])
@@ -61,7 +68,7 @@ class Delivery:
         self.run.save_results(results)
         self._write_report()
 
-    def deliver(self, scored: Scored) -> dict[str, Any]:
+    def deliver(self, scored: Scored) -> ResultsDocument:
         """Write the model folder and all that is known of it; returns what results.json holds."""
         run = self.run
         write_predictions(run.folder / PREDICTIONS, scored.judged)
@@ -79,7 +86,7 @@ class Delivery:
         self._write_report()
         return results
 
-    def _timing(self, trials: Sequence[TrialRecord]) -> dict[str, Any]:
+    def _timing(self, trials: Sequence[TrialRecord]) -> Timing:
         return measure_timing(trials, self.begun, self.trials.first_start, self.trials.last_end)
 
     def _write_report(self) -> None:
@@ -111,6 +118,11 @@ def build_card(run: Run, data: RunData, scored: Scored) -> ModelCard:
     module = foreign_module(scored.task.model.name)
     if module is not None:
         provenance["code"] = {"module": module, "needs": "--trust-code"}
+    scores = {
+        name: metric_value(table, name)
+        for table in (validation_metrics(scored.best), scored.scores)
+        for name in table
+    }
     return ModelCard(
         scored.task.model.name,
         manifest.classes,
@@ -118,7 +130,7 @@ def build_card(run: Run, data: RunData, scored: Scored) -> ModelCard:
         test.width,
         tuple(prepared.mean),
         tuple(prepared.std),
-        {**validation_metrics(scored.best), **scored.scores},
+        scores,
         provenance,
         prepared.image_size,
         prepared.interpolation,
@@ -131,7 +143,7 @@ def build_readme(
     run: Run,
     data: RunData,
     ranked: Sequence[TrialRecord],
-    repeated: dict[str, Any] | None,
+    repeated: Confirmation | None,
     card: ModelCard,
     scored: Scored,
 ) -> str:
@@ -155,7 +167,7 @@ def build_readme(
     return model_readme(card, known)
 
 
-def _find_weights(run: Run, scored: Scored) -> dict[str, Any] | None:
+def _find_weights(run: Run, scored: Scored) -> LoadedWeights | None:
     """What run.json says of the weights that the delivered network began with."""
     model = scored.task.model
     for loaded in run.info.get("weights", []):

@@ -22,7 +22,9 @@ from raysft.job.space import trial_settings
 from raysft.job.spec import Model
 from raysft.ray_calls import first_result
 from raysft.ray_shortcuts import recount_nodes, start_coordinator
-from raysft.records.run import Run, TrialRecord
+from raysft.records.documents import EpochMetrics, ResultsDocument
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord, held_out_scores, metric_value
 from raysft.run.delivery import Delivery
 from raysft.run.listener import Listener
 from raysft.run.observers import Observers
@@ -59,7 +61,7 @@ def execute(
     listener: Listener,
     workspace: Workspace,
     wait_for_end: bool,
-) -> dict[str, Any]:
+) -> ResultsDocument:
     """Run a job on the Ray this process is connected to; returns what results.json holds.
 
     `wait_for_end` leaves Ray without any worker of the run; not needed where this process ends. A
@@ -210,7 +212,8 @@ class RunDriver:
         if event.kind == "refused":
             raise event.payload["error"]
         if event.kind == "built":
-            self.observers.weights_loaded(event.payload)
+            report: Any = event.payload
+            self.observers.weights_loaded(report)
         elif event.kind == "arrived":
             self.slots.process_started(event.payload["slot"])
         elif event.kind == "unable":
@@ -221,20 +224,20 @@ class RunDriver:
     def _trial_event(self, record: TrialRecord, event: Event) -> None:
         self.trials.apply(record, event)
         if event.kind == "epoch" and record.trial in self.trials.records:
-            self._check_target(record, event.payload)
+            self._check_target(record, record.history[-1])
         self.observers.trial_event(record, event)
         if event.kind == "failed":
             self._check_failures(record)
 
-    def _check_target(self, record: TrialRecord, epoch: dict[str, Any]) -> None:
+    def _check_target(self, record: TrialRecord, epoch: EpochMetrics) -> None:
         """End the search when a trial is as good as the job wants it."""
         if self.target_met or not self.trials.meets_target(epoch):
             return
         self.target_met = True
         metric = self.run.metric
+        value = metric_value(epoch, metric)
         self.observers.note(
-            f"{record.trial} has reached search.target with {metric} {epoch[metric]:.4f}: the "
-            "search ends"
+            f"{record.trial} has reached search.target with {metric} {value:.4f}: the search ends"
         )
         ray.get(self.queue.finish_search.remote())
 
@@ -272,7 +275,7 @@ class RunDriver:
             self._read_events(POLL_SECONDS)
             self._check_slots()
 
-    def deliver(self, begun: float) -> dict[str, Any]:
+    def deliver(self, begun: float) -> ResultsDocument:
         """Score the best epoch of the best trial once on the test split, and make the model folder
         of it; returns what results.json holds.
         """
@@ -285,7 +288,7 @@ class RunDriver:
             raise RunError("run", what, f"see {self.run.log}")
         return delivery.deliver(self._score(delivery.best_trial, best, delivery.checkpoint(best)))
 
-    def _score(self, record: TrialRecord, best: dict[str, Any], checkpoint: StoragePath) -> Scored:
+    def _score(self, record: TrialRecord, best: EpochMetrics, checkpoint: StoragePath) -> Scored:
         trained = self.trials.task_of_record(record)
         folder = str(checkpoint)
         task = replace(trained, kind="score", trial=SCORE, folder=folder, of_search=False)
@@ -299,7 +302,7 @@ class RunDriver:
                     raise RunError("test score", event.payload["error"], f"see {self.run.log}")
                 if event.kind == "scored":
                     found = event.payload
-                    scores = {f"test_{name}": value for name, value in found["scores"].items()}
+                    scores = held_out_scores(found["scores"])
                     how = found["preparation"]
                     return Scored(record, best, trained, scores, how, found["judged"])
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysft.records.run import TrialRecord, leaderboard
+from raysft.records.trial import TrialRecord, leaderboard, metric_value
 
 STATUSES = ("pending", "running", "paused", "finished", "stopped", "diverged", "failed")
 
@@ -48,7 +48,7 @@ class Gauges:
             self._set(
                 "best_metric",
                 "The metric of the search in the best epoch so far.",
-                best[self.metric],
+                metric_value(best, self.metric),
                 metric=self.metric,
             )
         teams = [team for team in document["teams"] if team["images_per_s"] is not None]

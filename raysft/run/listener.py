@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from raysft.records.run import TrialRecord
+from raysft.records.documents import ProgressDocument
+from raysft.records.trial import TrialRecord
 
 
 class Listener(Protocol):
@@ -23,7 +24,7 @@ class Listener(Protocol):
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         """A trial finished, was stopped by the search, or failed."""
 
-    def status(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+    def status(self, document: ProgressDocument, records: Sequence[TrialRecord]) -> None:
         """What the run is doing, once a second; see raysft.run.progress."""
 
 
@@ -42,5 +43,5 @@ class SilentListener:
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         """Nothing."""
 
-    def status(self, document: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+    def status(self, document: ProgressDocument, records: Sequence[TrialRecord]) -> None:
         """Nothing."""

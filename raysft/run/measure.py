@@ -10,7 +10,9 @@ from typing import Any
 from raysft.job import Job
 from raysft.job.plan import Node, RunPlan
 from raysft.job.spec import Tracking
-from raysft.records.run import Run, read_trials
+from raysft.records.documents import ProgressDocument
+from raysft.records.reading import read_trials
+from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
 from raysft.storage import StoragePath
 
@@ -44,7 +46,7 @@ class _Silent:
     def progress(self, what: str, done: int, total: int) -> None: ...
     def epochs(self, done: float, total: int, records: Sequence[Any]) -> None: ...
     def trial_ended(self, record: Any, ended: int, total: int) -> None: ...
-    def status(self, document: dict[str, Any], records: Sequence[Any]) -> None: ...
+    def status(self, document: ProgressDocument, records: Sequence[Any]) -> None: ...
 
 
 def measure(

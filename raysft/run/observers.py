@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from raysft.job.plan import RunPlan
-from raysft.records.run import Run, TrialRecord
+from raysft.records.documents import LoadedWeights
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
 from raysft.run.gauges import Gauges
 from raysft.run.listener import Listener
 from raysft.run.progress import Progress
@@ -32,7 +33,7 @@ class Observers:
         self.listener, self.tracking = listener, tracking
         self.progress = Progress(run.job, plan, run.known.values())
         self.gauges = Gauges(run.folder.name, run.metric)
-        self._weights: dict[str, dict[str, Any]] = {}
+        self._weights: dict[str, LoadedWeights] = {}
         self._last_status = 0.0
         self._last_saved = 0.0
 
@@ -64,7 +65,7 @@ class Observers:
             ended = sum(other.ended for other in records)
             self.listener.trial_ended(record, ended, len(records))
 
-    def weights_loaded(self, report: dict[str, Any]) -> None:
+    def weights_loaded(self, report: LoadedWeights) -> None:
         """Say once for each network what came from its weights, and keep it in run.json."""
         name = f"{report['name']} {report['weights']}"
         if name in self._weights:
@@ -104,7 +105,7 @@ def describe_event(record: TrialRecord, event: Event) -> str | None:
     return None
 
 
-def describe_weights(report: dict[str, Any]) -> str:
+def describe_weights(report: LoadedWeights) -> str:
     """How much of a network came from its weights, in one line."""
     source = f" ({report['source']})" if report["source"] else ""
     new = f"; new {first_of(report['new'])}" if report["new"] else ""

@@ -6,13 +6,21 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from raysft.data.preparation import Preparation
 from raysft.job.spec import metric_mode
-from raysft.records.run import Run, TrialRecord, validation_metrics
+from raysft.records.documents import (
+    BestDocument,
+    Confirmation,
+    EpochMetrics,
+    HeldOutScores,
+    ResultsDocument,
+    Timing,
+)
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord, metric_value, validation_metrics
 from raysft.results.chance import doubt_of_test, doubts
 from raysft.train.architecture import foreign_module
 from raysft.train.queue import Task
@@ -23,9 +31,9 @@ class Scored:
     """The best epoch of a run's best trial and its metrics on the test split."""
 
     record: TrialRecord
-    best: dict[str, Any]
+    best: EpochMetrics
     task: Task
-    scores: dict[str, float]
+    scores: HeldOutScores
     preparation: Preparation
     judged: np.ndarray
     """The predictions for each test image; see `raysft.records.predictions`."""
@@ -35,10 +43,10 @@ def build_results(
     run: Run,
     trials: Sequence[TrialRecord],
     scored: Scored | None,
-    repeated: dict[str, Any] | None,
-    timing: dict[str, Any],
+    repeated: Confirmation | None,
+    timing: Timing,
     val_rows: Sequence[int],
-) -> dict[str, Any]:
+) -> ResultsDocument:
     """A results.json; trials: from best to worst, val_rows: validation images of each class."""
     best = None if scored is None else _describe_best(run, scored, repeated)
     return {
@@ -53,9 +61,9 @@ def build_results(
     }
 
 
-def _describe_best(run: Run, scored: Scored, repeated: dict[str, Any] | None) -> dict[str, Any]:
+def _describe_best(run: Run, scored: Scored, repeated: Confirmation | None) -> BestDocument:
     """The best trial in a results.json, with the scores of its model."""
-    best = {
+    best: BestDocument = {
         "trial": scored.record.trial,
         "config": scored.record.config,
         "epoch": scored.best["epoch"],
@@ -87,7 +95,7 @@ def find_doubts(
 
 def summarize_repeats(
     best: TrialRecord, repeats: Sequence[TrialRecord], metric: str, seed: int
-) -> dict[str, Any] | None:
+) -> Confirmation | None:
     """The metric of the best trial and of its repeats with other seeds; None without repeats."""
     if not repeats:
         return None
@@ -99,7 +107,7 @@ def summarize_repeats(
         if epoch is None or (record is not best and record.status != "finished"):
             continue
         seeds.append(seed + offset)
-        values.append(epoch[metric])
+        values.append(metric_value(epoch, metric))
     return {
         "metric": metric,
         "seeds": seeds,
@@ -111,7 +119,7 @@ def summarize_repeats(
 
 def measure_timing(
     trials: Sequence[TrialRecord], begun: float, first_start: float | None, last_end: float | None
-) -> dict[str, Any]:
+) -> Timing:
     """Where the time of a run went, in seconds; images a second over all teams while they trained.
 
     begun: when the run began, by the clock.

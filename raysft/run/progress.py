@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from raysft.job import Job
 from raysft.job.plan import RunPlan
-from raysft.records.run import TrialRecord
+from raysft.records.documents import ProgressDocument, TeamProgress
+from raysft.records.trial import TrialRecord
 from raysft.train.queue import Event
 
 
@@ -35,6 +35,20 @@ class TeamState:
         """Begin something else, of which no figures are known yet."""
         self.doing, self.trial = doing, trial
         self.step = self.steps = self.images_per_s = self.data_wait = self.gpu = None
+
+    def document(self) -> TeamProgress:
+        """As progress.json has it."""
+        return {
+            "slot": self.slot,
+            "team": self.team,
+            "doing": self.doing,
+            "trial": self.trial,
+            "step": self.step,
+            "steps": self.steps,
+            "images_per_s": self.images_per_s,
+            "data_wait": self.data_wait,
+            "gpu": self.gpu,
+        }
 
 
 class Progress:
@@ -105,7 +119,7 @@ class Progress:
 
     def document(
         self, records: Sequence[TrialRecord], repeats: Sequence[TrialRecord]
-    ) -> dict[str, Any]:
+    ) -> ProgressDocument:
         """Where the run stands; `repeats` are those of the best trial with other seeds."""
         now = time.time()
         done, total = self.done(records), self.total
@@ -120,7 +134,7 @@ class Progress:
             "left_s": round(left / rate, 1) if rate > 0 else None,
             "may_end_early": self.may_end_early,
             "inside": inside,
-            "teams": [asdict(team) for team in self.teams.values()],
+            "teams": [team.document() for team in self.teams.values()],
         }
 
     def _trained(self, record: TrialRecord) -> float:

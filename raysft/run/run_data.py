@@ -15,6 +15,7 @@ from raysft.data.shards import Manifest, read_manifest, verify_checksums
 from raysft.data.sources import describe_unreadable, outline_dataset
 from raysft.data.splits import NetworkInputs, SplitSource, split_sources
 from raysft.job.plan import Node, RunPlan, make_plan
+from raysft.records.documents import DataDocument
 from raysft.records.run import Run
 from raysft.run.data_identity import compare, identity, note_missing
 from raysft.run.listener import Listener
@@ -65,7 +66,7 @@ def open_data(
     room = ray.cluster_resources().get("object_store_memory", 0)
     how, why = keep_or_stream(sources, job.data.budget_gb, room)
     listener.note(f"data {how}: {why}")
-    rows = {name: len(source.ids) for name, source in sources.items()}
-    data = {**identity(manifest), "path": str(folder), "rows": rows, "read": how}
+    rows = {str(name): len(source.ids) for name, source in sources.items()}
+    data: DataDocument = {**identity(manifest), "path": str(folder), "rows": rows, "read": how}
     run.save(status="running", trials=plan.trials, data=data)
     return RunData(plan, manifest, sources, how == "kept")

@@ -9,7 +9,8 @@ from raysft.job import Job
 from raysft.job.recipe import Train
 from raysft.job.space import trial_settings
 from raysft.job.spec import meets_target
-from raysft.records.run import Run, TrialRecord, leaderboard
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord, leaderboard
 from raysft.search.propose import Past
 from raysft.search.schedulers import Known
 from raysft.search.space import Config, known_configurations
@@ -140,7 +141,7 @@ class RunTrials:
         elif event.kind == "started":
             self._start(record, event.at)
         elif event.kind == "epoch":
-            epoch = {k: v for k, v in event.payload.items() if k not in _NOT_METRICS}
+            epoch: Any = {k: v for k, v in event.payload.items() if k not in _NOT_METRICS}
             record.add(epoch, event.payload["before"])
         elif event.kind not in ("progress", "halved"):
             self._leave_team(record, event)

@@ -21,8 +21,8 @@ Decision = Literal["go on", "pause", "stop"]
 class Known:
     """What trials of an earlier part of this run came to: epochs by the number of the trial."""
 
-    ended: Mapping[int, Sequence[dict[str, Any]]] = field(default_factory=dict)
-    going_on: Mapping[int, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    ended: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    going_on: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -85,10 +85,10 @@ class Median(Scheduler):
         if metrics is not None:
             self._tell(number, [dict(metrics)])
 
-    def _tell(self, number: int, history: Sequence[dict[str, Any]]) -> None:
+    def _tell(self, number: int, history: Sequence[Mapping[str, Any]]) -> None:
         """Epochs that were judged when they were trained: the rule must not judge them again."""
         for epoch in history:
-            self.rule.on_trial_complete(_NO_TUNE, _trial(number), epoch)
+            self.rule.on_trial_complete(_NO_TUNE, _trial(number), dict(epoch))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raysft.job import Job
-from raysft.records.run import TrialRecord
+from raysft.records.trial import TrialRecord
 from raysft.storage import StoragePath
 from raysft.tracking.artifacts import delivered
 from raysft.tracking.tracker import Close, News

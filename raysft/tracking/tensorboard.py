@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raysft.job import Job
-from raysft.records.run import TrialRecord
+from raysft.records.trial import TrialRecord
 from raysft.storage import StoragePath, put_file
 from raysft.tracking.tracker import Close, News
 from raysft.tracking.values import metrics_of, searched_of

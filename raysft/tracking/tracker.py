@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from raysft.records.run import TrialRecord
+from raysft.records.documents import ResultsDocument
+from raysft.records.trial import TrialRecord
 
 Ending = Literal["finished", "killed", "failed"]
 
@@ -33,7 +34,7 @@ class Close:
     """How a run ended: with its results, or without."""
 
     ending: Ending
-    results: dict[str, Any] | None = None
+    results: ResultsDocument | None = None
 
 
 class Tracker(Protocol):

@@ -19,7 +19,9 @@ from typing import Any
 from raysft import interrupts
 from raysft.errors import describe_error
 from raysft.job import Job
-from raysft.records.run import Run, TrialRecord
+from raysft.records.documents import ResultsDocument
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
 from raysft.storage import StoragePath, is_disk_full, read_json, write_json
 from raysft.tracking.tracker import Close, News, Tracker
 
@@ -138,7 +140,7 @@ class Tracking:
 
     def __init__(self, job: Job, run: Run, note: Callable[[str], None], scratch: Path) -> None:
         self.job, self.run, self.note = job, run, note
-        self.results: dict[str, Any] | None = None
+        self.results: ResultsDocument | None = None
         self.heard: dict[str, dict[int, float]] = {}
         self.begun = False
         self.threads = self._threads(_trackers_of(job, run, scratch))
@@ -180,7 +182,7 @@ class Tracking:
             self._tell(record)
         self._begin()
 
-    def delivered(self, results: dict[str, Any]) -> None:
+    def delivered(self, results: ResultsDocument) -> None:
         """The run has its model: what results.json holds."""
         self.results = results
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from raysft.job import Job
 from raysft.job.space import job_key, trial_settings
-from raysft.records.run import TrialRecord
+from raysft.records.trial import TrialRecord
 
 
 def metrics_of(epoch: Mapping[str, Any]) -> dict[str, float]:

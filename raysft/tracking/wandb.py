@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysft.job import Job
-from raysft.records.run import TrialRecord
+from raysft.records.trial import TrialRecord
 from raysft.storage import StoragePath, put_file
 from raysft.tracking.artifacts import delivered
 from raysft.tracking.tracker import Close, News
@@ -64,7 +64,7 @@ class Wandb:
     def close(self, close: Close) -> None:
         for trial in list(self._runs):
             self._end(trial, INTERRUPTED if close.ending == "killed" else 1)
-        if close.results is not None:
+        if close.results is not None and close.results["best"] is not None:
             self._deliver(close.results["best"])
         self._copy()
         # its helper process ends here: the process of a run may end without a farewell

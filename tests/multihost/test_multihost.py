@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysft.records.run import read_trials
+from raysft.records.reading import read_trials
 from raysft.storage import storage_path
 from tests.multihost.hosts import NETWORK, Network, missing
 

@@ -18,8 +18,11 @@ from raysft.console import Output
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.records import owner
-from raysft.records.owner import HEARTBEAT, SILENT_SECONDS, Owner, beating
-from raysft.records.run import INFO, Run, TrialRecord, all_runs, status_of
+from raysft.records.documents import INFO
+from raysft.records.owner import HEARTBEAT, SILENT_SECONDS, Owner, heartbeat
+from raysft.records.reading import list_runs, read_status
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
 from raysft.storage import read_json, write_json
 
 
@@ -54,12 +57,12 @@ def last_heard(run: Run, seconds: float) -> None:
 
 
 def test_a_process_is_known_by_more_than_its_number(stranger):
-    here = Owner.this()
+    here = Owner.current()
     assert here.is_here
-    assert here.lives
+    assert here.is_alive
     later = Owner(here.host, here.boot, here.namespace, stranger.pid, here.began)
     assert later.is_here
-    assert not later.lives
+    assert not later.is_alive
     assert not later.signal(signal.SIGKILL)
     assert stranger.poll() is None
 
@@ -87,19 +90,19 @@ def test_a_run_is_stopped_where_its_process_is_surely_its_own(run, stranger, cap
 )
 def test_a_run_of_another_machine_or_container_lives_until_it_is_silent(run, elsewhere, capfd):
     owned_by(run, pid=os.getpid(), **elsewhere)
-    assert status_of(str(run.folder))["status"] == "running"
-    with pytest.raises(UserError, match=r"was running 0 s ago, as process .* call again in 120 s"):
+    assert read_status(str(run.folder))["status"] == "running"
+    with pytest.raises(UserError, match=r"was running 0 s ago, as process .* try again in 120 s"):
         Run.reopen(run.folder)
     with pytest.raises(UserError, match="runs elsewhere, as process"):
         LocalBackend(Output()).stop(str(run.folder))
 
     last_heard(run, SILENT_SECONDS + 5)
-    assert status_of(str(run.folder))["status"] == "lost"
-    assert [info["status"] for info in all_runs(str(run.folder.parent))] == ["lost"]
+    assert read_status(str(run.folder))["status"] == "lost"
+    assert [info["status"] for info in list_runs(str(run.folder.parent))] == ["lost"]
     LocalBackend(Output()).stop(str(run.folder))
     assert "is not running: lost" in capfd.readouterr().out
     with Run.reopen(run.folder).recorded():
-        assert Owner.of(read_json(run.folder / INFO)) == Owner.this()
+        assert Owner.from_document(read_json(run.folder / INFO)) == Owner.current()
 
 
 def test_a_run_that_another_has_resumed_meanwhile_is_left_to_it(run):
@@ -115,12 +118,12 @@ def test_a_run_that_another_has_resumed_meanwhile_is_left_to_it(run):
 
 def test_a_run_gives_signs_of_life_until_it_ends(run, monkeypatch):
     monkeypatch.setattr(owner, "BEAT_SECONDS", 0.01)
-    with beating(run.folder):
+    with heartbeat(run.folder):
         last_heard(run, 1000)
         until = time.monotonic() + 10
-        while owner.heard_ago(run.folder, INFO) > 100 and time.monotonic() < until:
+        while owner.seconds_since_sign(run.folder, INFO) > 100 and time.monotonic() < until:
             time.sleep(0.01)
-        assert owner.heard_ago(run.folder, INFO, exact=True) < 10
+        assert owner.seconds_since_sign(run.folder, INFO, exact=True) < 10
     assert not (run.folder / HEARTBEAT).exists()
 
 
@@ -138,11 +141,11 @@ def test_the_run_of_an_older_raysft_on_another_host_is_running_as_far_as_is_know
     info = read_json(run.folder / INFO)
     del info["owner"]
     write_json(run.folder / INFO, info | {"status": "running", "host": "elsewhere"})
-    assert status_of(str(run.folder))["status"] == "running"
+    assert read_status(str(run.folder))["status"] == "running"
     with pytest.raises(UserError, match="seems to be running on elsewhere"):
         LocalBackend(Output()).stop(str(run.folder))
     write_json(run.folder / INFO, info | {"status": "running", "pid": 2**22})
-    assert status_of(str(run.folder))["status"] == "lost"
+    assert read_status(str(run.folder))["status"] == "lost"
 
 
 def test_resuming_in_vain_leaves_the_run(tmp_path):
@@ -175,7 +178,7 @@ def test_who_reads_a_log_of_ray_is_left_alone(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs Linux")
 def test_a_process_that_is_dead_and_not_waited_for_does_not_live():
     process = subprocess.Popen([sys.executable, "-c", ""])
-    here, began = Owner.this(), owner._began(process.pid)
+    here, began = Owner.current(), owner._began(process.pid)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert not Owner(here.host, here.boot, here.namespace, process.pid, began or 0.0).lives
+    assert not Owner(here.host, here.boot, here.namespace, process.pid, began or 0.0).is_alive
     process.wait()

@@ -8,9 +8,12 @@ import pytest
 
 from raysft.errors import UserError
 from raysft.job import Job
-from raysft.records.relocation import places_of
-from raysft.records.run import INFO, Run, TrialRecord, job_of
-from raysft.results.figures import figures
+from raysft.records.documents import INFO
+from raysft.records.reading import read_job, read_run_document
+from raysft.records.relocation import parse_places
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
+from raysft.results.figures import read_figures
 from raysft.storage import read_json, write_json
 from tests.results.made import make_run
 
@@ -45,7 +48,7 @@ def test_what_lies_from_the_run_as_it_did_is_found(tmp_path):
     )
     run.save(status="stopped")
     again = read_json(run.folder / INFO)
-    assert job_of(run.folder, again).data.path == str(tmp_path / "new/data/photos")
+    assert read_job(run.folder, again).data.path == str(tmp_path / "new/data/photos")
     (tmp_path / "new").rename(tmp_path / "newer")
     assert Run.reopen(tmp_path / "newer/runs/r").job.data.path == str(
         tmp_path / "newer/data/photos"
@@ -69,7 +72,7 @@ def test_a_path_of_the_folder_that_the_run_began_in_is_found_from_any_other(tmp_
 @pytest.mark.parametrize("where", ["runs/r/photos", "runs/photos", "photos"])
 def test_a_run_of_an_older_raysft_has_its_data_near_it(tmp_path, where):
     folder = begun(tmp_path / "old", model={"name": "resnet18"})
-    info = read_json(folder / INFO)
+    info = read_run_document(folder)
     write_json(
         folder / INFO, {key: value for key, value in info.items() if key not in ("folder", "cwd")}
     )
@@ -107,16 +110,16 @@ def test_other_weights_than_the_run_began_with_are_refused(tmp_path):
 
 
 def test_only_places_can_be_set_and_only_where_the_job_has_one(tmp_path):
-    assert places_of(["data.path=a b=c", "storage=s3://b"]) == {
+    assert parse_places(["data.path=a b=c", "storage=s3://b"]) == {
         "data.path": "a b=c",
         "storage": "s3://b",
     }
     with pytest.raises(
         UserError, match="cannot be changed in a run that has begun, only where it finds its files"
     ):
-        places_of(["train.epochs=3"])
+        parse_places(["train.epochs=3"])
     with pytest.raises(UserError, match="is not KEY=VALUE"):
-        places_of(["data.path"])
+        parse_places(["data.path"])
     folder = begun(tmp_path, data={"source": "digits"}, model={"name": "resnet18"})
     for given in ({"data.path": str(tmp_path)}, {"model.weights": str(tmp_path / "w.pth")}):
         with pytest.raises(
@@ -128,4 +131,4 @@ def test_only_places_can_be_set_and_only_where_the_job_has_one(tmp_path):
 def test_the_report_of_a_moved_run_finds_its_images(tmp_path):
     make_run(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
-    assert figures(tmp_path / "new/runs/r")["data"]["unreached"] is None
+    assert read_figures(tmp_path / "new/runs/r")["data"]["unreached"] is None

@@ -1,6 +1,6 @@
 """The record of a trial, epoch by epoch."""
 
-from raysft.records.run import TrialRecord
+from raysft.records.trial import TrialRecord
 
 
 def epoch(number: int, attempt: int = 1) -> dict:

@@ -17,7 +17,8 @@ from raysft.job import Job
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
 from raysft.records.predictions import PREDICTIONS, write_predictions
-from raysft.records.run import Run, TrialRecord, leaderboard
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
 from raysft.run.outcome import Scored, build_results, measure_timing, summarize_repeats
 from raysft.storage import StoragePath, write_json

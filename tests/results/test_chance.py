@@ -14,7 +14,7 @@ from raysft.display.results import result_lines
 from raysft.job.plan import Node, make_plan
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
-from raysft.records.run import TrialRecord
+from raysft.records.trial import TrialRecord
 from raysft.results.chance import at_chance, binomial_tail, doubt_of_test, doubts
 from raysft.results.report import write_report
 from raysft.run.delivery import build_card, build_readme

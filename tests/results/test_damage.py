@@ -26,7 +26,9 @@ from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.recipe import Train
 from raysft.records.predictions import PREDICTIONS, read_predictions, write_predictions
-from raysft.records.run import Run, TrialRecord, all_runs, results_of, status_of
+from raysft.records.reading import list_runs, read_results, read_status
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
 from raysft.results.model import ModelCard, deliver
 from raysft.results.predict import Classifier
 from raysft.train.checkpoint import load_checkpoint, newest_sound
@@ -129,9 +131,9 @@ def use(root: Path) -> dict:
                 for name, part in rows.items()
             },
         ),
-        "status": status_of(str(run)),
-        "results": results_of(str(run)),
-        "list": all_runs(str(root / "runs")),
+        "status": read_status(str(run)),
+        "results": read_results(str(run)),
+        "list": list_runs(str(root / "runs")),
         "job": reopened.job.model_dump(),
         "known": {k: vars(v) for k, v in reopened.known.items()},
         "predictions": classifier.predict([str(root / "image.png")]),

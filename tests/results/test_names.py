@@ -31,7 +31,8 @@ from raysft.display.dataset import show_data
 from raysft.display.predictions import show_predicted, show_scores
 from raysft.display.watch import picture
 from raysft.errors import DataError
-from raysft.records.run import TrialRecord, results_of
+from raysft.records.reading import read_results
+from raysft.records.trial import TrialRecord
 from raysft.results.image_files import Given
 from raysft.results.model import read_card
 from raysft.results.predict import Classifier, by_class
@@ -257,7 +258,7 @@ def test_results_of_a_run_hold_the_names(tmp_path):
         "t0", {"model": {"name": "[red]\n\x1b"}}, "finished", some_records()[1].history, 0.0, 1.0
     )
     run = make_run(tmp_path, NAMES, [record], rows=2 * len(NAMES))
-    assert results_of(str(run.folder))["best"]["config"] == record.config
+    assert read_results(str(run.folder))["best"]["config"] == record.config
     assert read_json(run.folder / "run.json")["data"]["classes"] == list(NAMES)
 
 

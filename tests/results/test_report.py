@@ -31,11 +31,13 @@ from raysft.data.shards import (
 from raysft.data.walk import FileCounts
 from raysft.errors import DataError, UserError
 from raysft.job import Job
-from raysft.records.run import Run, TrialRecord
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
 from raysft.results import answers as judged
 from raysft.results.charts import log_ticks
+from raysft.results.figures import read_figures
 from raysft.results.predict import by_class
-from raysft.results.report import figures, span, write_report
+from raysft.results.report import span, write_report
 from raysft.results.thumbnails import Images
 from raysft.storage import read_json
 from raysft.train import metrics
@@ -140,7 +142,7 @@ def page(made) -> Page:
 
 
 def test_figures_of_trials_are_those_of_the_runs_files(made):
-    found, results = figures(made.folder), read_json(made.folder / "results.json")
+    found, results = read_figures(made.folder), read_json(made.folder / "results.json")
     for key in ("run", "status", "metric", "mode", "best", "timing"):
         assert found[key] == results[key]
     assert [t["trial"] for t in found["trials"]] == ["t1", "t2", "t0", "t3"]
@@ -162,7 +164,7 @@ def test_figures_of_trials_are_those_of_the_runs_files(made):
 
 
 def test_figures_of_the_test_images_are_those_of_the_libraries_and_of_the_score(made):
-    found, best = figures(made.folder)["test"], read_json(made.folder / "results.json")["best"]
+    found, best = read_figures(made.folder)["test"], read_json(made.folder / "results.json")["best"]
     rows = pq.read_table(made.folder / "test_predictions.parquet").to_pydict()
     expected = by_class(np.array(rows["label"]), np.array(rows["predicted"]), CLASSES)
     assert found["confusion"] == expected["confusion"]
@@ -191,11 +193,11 @@ def test_the_surest_mistakes_come_first(made):
         (r for r in rows if r["label"] != r["predicted"]),
         key=lambda r: r["label_probability"] - r["probability"],
     )
-    assert figures(made.folder)["test"]["worst"] == wrong
+    assert read_figures(made.folder)["test"]["worst"] == wrong
 
 
 def test_the_tables_of_the_page_show_the_figures(made, page):
-    found = figures(made.folder)
+    found = read_figures(made.folder)
     board = page.tables["leaderboard"][0]
     assert board[0] == [
         "place",
@@ -292,7 +294,7 @@ def test_the_charts_show_the_figures(made, page):
             for v in page.parts["datasets"]["epochs"]
         ] == [
             (t["trial"], e["epoch"], pytest.approx(e[key], rel=1e-5), t["trial"] == "t1")
-            for t in figures(made.folder)["trials"]
+            for t in read_figures(made.folder)["trials"]
             for e in t["history"]
         ]
     assert [(v["lr"], v["value"], v["ended"]) for v in page.values("rates")] == [
@@ -305,7 +307,7 @@ def test_the_charts_show_the_figures(made, page):
         ("t1", 0.9),
         ("t2", 0.9),
     ]
-    bins = figures(made.folder)["test"]["calibration"]["bins"]
+    bins = read_figures(made.folder)["test"]["calibration"]["bins"]
     assert [v["images"] for v in page.values("certainty")] == [b["images"] for b in bins]
     assert [v["accuracy"] for v in page.values("reliability")] == pytest.approx(
         [b["accuracy"] for b in bins if b["images"]], rel=1e-5
@@ -319,7 +321,7 @@ def test_pictures_are_those_of_the_rows(made, page):
     for file in manifest.splits["test"].files:
         ids, images, _ = unpack_rows(read_table(data, file), manifest.image)
         pixels |= dict(zip(ids.tolist(), images, strict=True))
-    worst = [mistake["id"] for mistake in figures(made.folder)["test"]["worst"]]
+    worst = [mistake["id"] for mistake in read_figures(made.folder)["test"]["worst"]]
     shown = [p for p in page.pictures if p["section"] == "mistakes"]
     assert [p["alt"] for p in shown] == [f"test image {row}" for row in worst]
     for row, picture in zip(worst, shown, strict=True):
@@ -473,7 +475,7 @@ def test_predictions_that_are_none_are_told(tmp_path, damage):
     with pytest.raises(
         UserError, match=r"predictions.parquet: (cannot be read|does not hold predictions of 3 cla)"
     ):
-        figures(run.folder)
+        read_figures(run.folder)
 
 
 # --- only text, small, and quick ---------------------------------------------------------------
@@ -513,7 +515,7 @@ def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_pat
     page = report_of(run)
     assert time.monotonic() - begun < 10
     assert (run.folder / "report.html").stat().st_size < 3_000_000
-    found = figures(run.folder)["test"]
+    found = read_figures(run.folder)["test"]
     assert found["confusion"] is None
     assert len(page.tables["confusion"][0]) == 1 + 20
     assert [int(row[2]) for row in page.tables["confusion"][0][1:]] == [
@@ -556,7 +558,7 @@ def test_the_command_writes_it_where_it_is_told_or_prints_the_figures(made, tmp_
     done = call("--out", tmp_path / "out.html")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out.html'}\n")
     assert (tmp_path / "out.html").read_text() == write_report(made.folder).read_text()
-    assert json.loads(call("--json").stdout) == json.loads(json.dumps(figures(made.folder)))
+    assert json.loads(call("--json").stdout) == json.loads(json.dumps(read_figures(made.folder)))
     refused = call("--out", tmp_path / "nowhere/out.html")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith(

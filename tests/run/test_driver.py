@@ -16,7 +16,8 @@ from raysft.errors import DataError, JobError, ModelError, RunError, StorageFull
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.records.predictions import PREDICTIONS
-from raysft.records.run import Run, job_of
+from raysft.records.reading import read_job
+from raysft.records.run import Run
 from raysft.results.predict import Classifier
 from raysft.run import slot_watch
 from raysft.run.driver import Workspace, execute
@@ -414,7 +415,7 @@ def test_a_run_that_was_moved_with_its_data_goes_on_and_is_reported(go, images, 
         )
         again.save(status="done")
     assert results["status"] == "done"
-    assert job_of(again.folder, read_json(again.folder / "run.json")).data.path == str(
+    assert read_job(again.folder, read_json(again.folder / "run.json")).data.path == str(
         tmp_path / "moved/photos"
     )
 

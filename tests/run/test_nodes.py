@@ -17,7 +17,8 @@ from ray.cluster_utils import Cluster
 from raysft.data.importer import import_dataset
 from raysft.job import Job
 from raysft.job.plan import Node
-from raysft.records.run import Run, read_trials
+from raysft.records.reading import read_trials
+from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
 from raysft.train import slots
 from tests.run.test_driver import Silent

@@ -9,7 +9,7 @@ from raysft.errors import JobError
 from raysft.job import Job
 from raysft.job.load import validate_job
 from raysft.job.space import trial_settings
-from raysft.records.run import TrialRecord
+from raysft.records.trial import TrialRecord
 from raysft.run.outcome import summarize_repeats
 from raysft.search.propose import searcher
 from raysft.search.space import check_configurations, configurations, known_configurations

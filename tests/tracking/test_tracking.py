@@ -15,7 +15,8 @@ from raysft.errors import JobErrors, UserError
 from raysft.job import Job
 from raysft.job.load import validate_job
 from raysft.job.spec import Tracking as Spec
-from raysft.records.run import Run, TrialRecord
+from raysft.records.run import Run
+from raysft.records.trial import TrialRecord
 from raysft.run.preflight import check_tracking, outline_of
 from raysft.storage import read_json, write_json
 from raysft.tracking import Tracking
