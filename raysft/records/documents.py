@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
+from pydantic import JsonValue
+
 from raysft.data.decoding import StoredDecoding
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
 PROGRESS = "progress.json"  # where a run stood a moment ago, for those who watch it
 CLOCK = "%Y-%m-%dT%H:%M:%S%z"  # of times in run.json
 
-Config = dict[str, object]
+Config = dict[str, JsonValue]
 """What a search has chosen for a trial, by dotted keys of the job file."""
 
 
