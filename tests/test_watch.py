@@ -25,7 +25,7 @@ from raysft.job.plan import RunPlan, Slot
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord
 from raysft.run.progress import Progress
-from raysft.train.queue import Event
+from raysft.train.queue.events import TrialEnded, TrialProgress, TrialStarted
 
 REPOSITORY = Path(__file__).parents[1]
 RAYSFT = str(Path(sys.executable).parent / "raysft")
@@ -187,12 +187,8 @@ def test_progress_follows_teams_and_knows_what_is_left():
     assert [team["doing"] for team in document["teams"]] == ["starting", "starting"]
     assert document["left_s"] is None
 
-    progress.take(
-        Event("started", "t0", {"kind": "train", "attempt": 0, "slot": 1, "team": 0}, at=0.0)
-    )
-    progress.take(
-        Event("progress", "t0", {"step": 2, "steps": 4, "seconds": 2.0, "waited": 0.5, "gpu": None})
-    )
+    progress.take(TrialStarted("t0", "train", slot=1, team=0, at=0.0))
+    progress.take(TrialProgress("t0", step=2, steps=4, seconds=2.0, waited=0.5))
     document = progress.document(records, [])
     assert (document["epochs"], document["inside"]) == (
         {"done": 0.5, "total": 8, "each": 4},
@@ -212,7 +208,7 @@ def test_progress_follows_teams_and_knows_what_is_left():
     assert document["may_end_early"] is True
 
     records[0].history, records[0].status = epochs(0.5), "stopped"
-    progress.take(Event("stopped", "t0", {}))
+    progress.take(TrialEnded("t0", "stopped"))
     document = progress.document(records, [])
     assert document["epochs"]["done"] == 4
     assert document["inside"] == {}
@@ -228,9 +224,7 @@ def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave
     records = [TrialRecord(f"t{i}", {}, "paused", epochs(0.5)) for i in range(3)]
     records.append(TrialRecord("t3", {}, "running"))
     progress.inside["t3"] = 0.5
-    progress.take(
-        Event("started", "t3", {"kind": "train", "attempt": 0, "slot": 0, "team": 0}, at=0.0)
-    )
+    progress.take(TrialStarted("t3", "train", slot=0, team=0, at=0.0))
     document = progress.document(records, [])
     assert document["epochs"] == {"done": 3.5, "total": 7, "each": 4}
     assert document["left_s"] == pytest.approx(document["at"], rel=1e-3)

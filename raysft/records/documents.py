@@ -161,6 +161,11 @@ class LoadedWeights(TypedDict):
     """Tensors of the weights that were left out."""
     total: NotRequired[int]
     source: NotRequired[str]
+    mean: NotRequired[list[float]]
+    """Of each channel, as the network's images are prepared."""
+    std: NotRequired[list[float]]
+    image_size: NotRequired[int | None]
+    interpolation: NotRequired[str]
 
 
 class Timing(TypedDict):

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 
 from raysft.job.spec import sort_key
 from raysft.records.documents import (
-    HELD_OUT,
     MORE_METRICS,
     BestEpochMetrics,
     Config,
     EpochMetrics,
-    HeldOutScores,
     TrialDocument,
     TrialRow,
     ValidationMetrics,
@@ -120,16 +118,6 @@ def validation_metrics(epoch: EpochMetrics) -> ValidationMetrics:
     for key in MORE_METRICS:
         if key in epoch:
             found[key] = epoch[key]
-    return found
-
-
-def held_out_scores(scores: Mapping[str, float]) -> HeldOutScores:
-    """Metrics of the test split (accuracy, loss, …) by their names in results.json."""
-    found: HeldOutScores = {}
-    for key in HELD_OUT:
-        name = key.removeprefix("test_")
-        if name in scores:
-            found[key] = scores[name]
     return found
 
 

@@ -113,9 +113,9 @@ def build_card(run: Run, data: RunData, scored: Scored) -> ModelCard:
         "versions": versions(),
         "git": run.info["git"],
         "data": manifest.fingerprint,
-        "seed": scored.task.seed,
+        "seed": scored.assignment.seed,
     }
-    module = foreign_module(scored.task.model.name)
+    module = foreign_module(scored.assignment.model.name)
     if module is not None:
         provenance["code"] = {"module": module, "needs": "--trust-code"}
     scores = {
@@ -124,7 +124,7 @@ def build_card(run: Run, data: RunData, scored: Scored) -> ModelCard:
         for name in table
     }
     return ModelCard(
-        scored.task.model.name,
+        scored.assignment.model.name,
         manifest.classes,
         test.height,
         test.width,
@@ -169,7 +169,7 @@ def build_readme(
 
 def _find_weights(run: Run, scored: Scored) -> LoadedWeights | None:
     """What run.json says of the weights that the delivered network began with."""
-    model = scored.task.model
+    model = scored.assignment.model
     for loaded in run.info.get("weights", []):
         if (loaded["name"], loaded["weights"]) == (model.name, model.weights):
             return loaded

@@ -10,21 +10,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysft.data.splits import default_image_size
 from raysft.errors import ModelError, RunError
 from raysft.job.plan import Node
 from raysft.job.space import trial_settings
 from raysft.job.spec import Model
-from raysft.ray_calls import first_result
 from raysft.ray_shortcuts import recount_nodes, start_coordinator
 from raysft.records.documents import EpochMetrics, ResultsDocument
 from raysft.records.run import Run
-from raysft.records.trial import TrialRecord, held_out_scores, metric_value
+from raysft.records.trial import TrialRecord, metric_value
 from raysft.run.delivery import Delivery
 from raysft.run.listener import Listener
 from raysft.run.observers import Observers
@@ -35,7 +30,20 @@ from raysft.run.slot_watch import SlotWatch, describe_cause
 from raysft.run.trials import RunTrials, recipes_to_check
 from raysft.storage import StoragePath
 from raysft.tracking import Tracking
-from raysft.train.queue import MAX_ATTEMPTS, Event, TrialQueue
+from raysft.train.queue.client import start_queue
+from raysft.train.queue.events import (
+    CheckpointScored,
+    EpochEnded,
+    Event,
+    NetworkBuilt,
+    RunRefused,
+    TrialEnded,
+    TrialEvent,
+    TrialProgress,
+    WorkerArrived,
+    WorkerUnable,
+)
+from raysft.train.queue.policy import MAX_ATTEMPTS
 from raysft.train.setup import Setup, absolute
 from raysft.train.slots import SlotThread
 
@@ -102,7 +110,7 @@ class RunDriver:
         self.target_met = trials.has_met_target()
         self._events_read = 0
         self.coordinator = start_coordinator()
-        self.queue = _start_queue()
+        self.queue = start_queue()
         self.search = SearchThread(self.job, trials, data.plan.teams, self.queue)
         self.threads = self._slot_threads(scratch)
         self.slots = SlotWatch(self.threads, str(run.log), observers.note, self._slot_lost)
@@ -112,13 +120,13 @@ class RunDriver:
     def start(self) -> None:
         """Start slots and search; neither waits for the data."""
         if self.target_met:
-            ray.get(self.queue.finish_search.remote())
+            self.queue.finish_search()
         for thread in (*self.threads, self.search):
             thread.start()
 
     def load_data(self) -> None:
         """Read the splits into the object store, or say where they are to be streamed from."""
-        first_result(self.queue.set_data.remote(self.data.load()))
+        self.queue.set_splits(self.data.load())
 
     def _slot_threads(self, scratch: str) -> list[SlotThread]:
         shared = {
@@ -192,41 +200,42 @@ class RunDriver:
 
     def _slot_lost(self, number: int) -> None:
         self.observers.progress.lost(number)
-        ray.get(self.queue.lost.remote(number))
+        self.queue.remove_slot(number)
 
-    def _read_events(self, wait_s: float) -> list[Event]:
+    def _read_events(self, wait_s: float) -> Sequence[Event]:
         """Handle what happened since the last call; waits up to `wait_s` seconds for something."""
-        events = ray.get(self.queue.events.remote(self._events_read, wait_s))
+        events = self.queue.events(self._events_read, wait_s)
         # The next call says with this number that they have arrived, and the queue forgets them.
         self._events_read += len(events)
         for event in events:
             self._worker_event(event)
             self.observers.progress.take(event)
-            record = self.trials.find(event.trial)
-            if record is not None:
-                self._trial_event(record, event)
+            if isinstance(event, TrialEvent):
+                self._trial_event(event)
         self.observers.publish_status()
-        return list(events)
+        return events
 
     def _worker_event(self, event: Event) -> None:
-        if event.kind == "refused":
-            raise event.payload["error"]
-        if event.kind == "built":
-            report: Any = event.payload
-            self.observers.weights_loaded(report)
-        elif event.kind == "arrived":
-            self.slots.process_started(event.payload["slot"])
-        elif event.kind == "unable":
-            self.slots.start_failed(**event.payload)
-        elif event.kind in ("progress", "epoch"):
+        if isinstance(event, RunRefused):
+            raise event.error
+        if isinstance(event, NetworkBuilt):
+            self.observers.weights_loaded(event.weights)
+        elif isinstance(event, WorkerArrived):
+            self.slots.process_started(event.slot)
+        elif isinstance(event, WorkerUnable):
+            self.slots.start_failed(event.slot, event.host, event.error)
+        elif isinstance(event, (TrialProgress, EpochEnded)):
             self.slots.training_advanced()
 
-    def _trial_event(self, record: TrialRecord, event: Event) -> None:
+    def _trial_event(self, event: TrialEvent) -> None:
+        record = self.trials.find(event.trial)
+        if record is None:  # of the score on the test split, which is no trial
+            return
         self.trials.apply(record, event)
-        if event.kind == "epoch" and record.trial in self.trials.records:
-            self._check_target(record, record.history[-1])
+        if isinstance(event, EpochEnded) and record.trial in self.trials.records:
+            self._check_target(record, event.metrics)
         self.observers.trial_event(record, event)
-        if event.kind == "failed":
+        if isinstance(event, TrialEnded) and event.status == "failed":
             self._check_failures(record)
 
     def _check_target(self, record: TrialRecord, epoch: EpochMetrics) -> None:
@@ -239,7 +248,7 @@ class RunDriver:
         self.observers.note(
             f"{record.trial} has reached search.target with {metric} {value:.4f}: the search ends"
         )
-        ray.get(self.queue.finish_search.remote())
+        self.queue.finish_search()
 
     def _check_failures(self, record: TrialRecord) -> None:
         most = self.job.search.max_failures if self.job.search else None
@@ -263,14 +272,14 @@ class RunDriver:
         first = self.job.seed + 1
         repeats = self.trials.add_repeats(best, range(first, first + count))
         self.observers.note(f"confirm  {best.trial} with {count} other seeds")
-        task = self.trials.task_of_record(best)
+        assignment = self.trials.assignment_of_record(best)
         for seed, record in repeats:
             if not record.ended:
                 folder = str(self.run.trial_folder(record.trial))
                 repeat = replace(
-                    task, trial=record.trial, folder=folder, seed=seed, of_search=False
+                    assignment, trial=record.trial, folder=folder, seed=seed, of_search=False
                 )
-                ray.get(self.queue.put.remote(repeat))
+                self.queue.put(repeat)
         while not self.trials.repeats_ended:
             self._read_events(POLL_SECONDS)
             self._check_slots()
@@ -289,36 +298,25 @@ class RunDriver:
         return delivery.deliver(self._score(delivery.best_trial, best, delivery.checkpoint(best)))
 
     def _score(self, record: TrialRecord, best: EpochMetrics, checkpoint: StoragePath) -> Scored:
-        trained = self.trials.task_of_record(record)
+        trained = self.trials.assignment_of_record(record)
         folder = str(checkpoint)
-        task = replace(trained, kind="score", trial=SCORE, folder=folder, of_search=False)
-        ray.get(self.queue.put.remote(task))
+        self.queue.put(replace(trained, kind="score", trial=SCORE, folder=folder, of_search=False))
         while True:
             self._check_slots()
             for event in self._read_events(POLL_SECONDS):
-                if event.trial != SCORE:
-                    continue
-                if event.kind == "failed":
-                    raise RunError("test score", event.payload["error"], f"see {self.run.log}")
-                if event.kind == "scored":
-                    found = event.payload
-                    scores = held_out_scores(found["scores"])
-                    how = found["preparation"]
-                    return Scored(record, best, trained, scores, how, found["judged"])
+                if isinstance(event, TrialEnded) and event.trial == SCORE:
+                    raise RunError("test score", str(event.error), f"see {self.run.log}")
+                if isinstance(event, CheckpointScored):
+                    return Scored(
+                        record, best, trained, event.scores, event.preparation, event.predictions
+                    )
 
     def close(self, wait: bool) -> None:
         """Send the teams home and end the search; `wait` until both have gone."""
-        self.queue.close.remote()
+        self.queue.close()
         if wait:
             left = {slot.number for slot in self.slots.slots}
             for thread in self.threads:
                 if thread.number in left:
                     thread.join(WIND_DOWN_SECONDS)
             self.search.join(WIND_DOWN_SECONDS)
-
-
-def _start_queue() -> Any:
-    """The queue as an actor on this machine: it ends with the driver, and is asked most by it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(TrialQueue)
-    return actor.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()

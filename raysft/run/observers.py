@@ -15,7 +15,12 @@ from raysft.run.listener import Listener
 from raysft.run.progress import Progress
 from raysft.run.trials import RunTrials
 from raysft.tracking import Tracking
-from raysft.train.queue import Event
+from raysft.train.queue.events import (
+    BatchHalved,
+    TrialEvent,
+    TrialProgress,
+    TrialStarted,
+)
 
 # Between two writes of progress.json: an object store asks money for each.
 PROGRESS_SECONDS = 1.0
@@ -41,12 +46,12 @@ class Observers:
         """Say one line to whoever follows the run."""
         self.listener.note(text)
 
-    def trial_event(self, record: TrialRecord, event: Event) -> None:
+    def trial_event(self, record: TrialRecord, event: TrialEvent) -> None:
         """An event has been applied to the record of its trial."""
         text = describe_event(record, event)
         if text is not None:
             self.note(text)
-        if event.kind != "progress":  # which changes nothing that is stored
+        if not isinstance(event, TrialProgress):  # which changes nothing that is stored
             self.run.save_trial(record)
         self.tracking.trial(record, event.kind, event.at)
         self._report(record)
@@ -90,17 +95,15 @@ class Observers:
         self.gauges.set(document, records)
 
 
-def describe_event(record: TrialRecord, event: Event) -> str | None:
+def describe_event(record: TrialRecord, event: TrialEvent) -> str | None:
     """What a person should read of an event; None for those that are expected."""
-    if event.kind == "halved":
-        parts = event.payload["accumulate"]
+    if isinstance(event, BatchHalved):
         return (
             f"{record.trial}: out of memory; resuming from its last checkpoint with each batch in "
-            f"{parts} parts"
+            f"{event.accumulate} parts"
         )
-    if event.kind == "started" and event.payload["attempt"]:
-        seen = event.payload["stood"]
-        where = f" ({seen})" if seen else ""
+    if isinstance(event, TrialStarted) and event.attempt:
+        where = f" ({event.last_seen})" if event.last_seen else ""
         return f"{record.trial}: a worker died{where}; resuming from its last checkpoint"
     return None
 

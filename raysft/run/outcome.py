@@ -23,7 +23,7 @@ from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, metric_value, validation_metrics
 from raysft.results.chance import doubt_of_test, doubts
 from raysft.train.architecture import foreign_module
-from raysft.train.queue import Task
+from raysft.train.queue.assignment import Assignment
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Scored:
 
     record: TrialRecord
     best: EpochMetrics
-    task: Task
+    assignment: Assignment
     scores: HeldOutScores
     preparation: Preparation
     judged: np.ndarray
@@ -70,7 +70,7 @@ def _describe_best(run: Run, scored: Scored, repeated: Confirmation | None) -> B
         **validation_metrics(scored.best),
         **scored.scores,
         "model": str(run.folder / "model"),
-        "module": foreign_module(scored.task.model.name),
+        "module": foreign_module(scored.assignment.model.name),
     }
     if repeated is not None:
         best["confirmed"] = repeated

@@ -12,7 +12,15 @@ from raysft.job import Job
 from raysft.job.plan import RunPlan
 from raysft.records.documents import ProgressDocument, TeamProgress
 from raysft.records.trial import TrialRecord
-from raysft.train.queue import Event
+from raysft.train.queue.events import (
+    EpochEnded,
+    Event,
+    TeamRestarted,
+    TrialEvent,
+    TrialProgress,
+    TrialProposed,
+    TrialStarted,
+)
 
 
 @dataclass
@@ -74,31 +82,34 @@ class Progress:
 
     def take(self, event: Event) -> None:
         """Take in what happened."""
-        told = event.payload
-        if event.kind == "started":
+        if isinstance(event, TrialStarted):
             self._first = event.at if self._first is None else self._first
-            self.teams[told["slot"], told["team"]].enter(
-                "training" if told["kind"] == "train" else "scoring", event.trial
+            self.teams[event.slot, event.team].enter(
+                "training" if event.doing == "train" else "scoring", event.trial
             )
-        elif event.kind == "restarted":
-            self.teams[told["slot"], told["team"]].enter("starting")
-        elif event.kind == "progress":
-            self.inside[event.trial] = told["step"] / told["steps"]
+        elif isinstance(event, TeamRestarted):
+            self.teams[event.slot, event.team].enter("starting")
+        elif isinstance(event, TrialProgress):
+            self.inside[event.trial] = event.step / event.steps
             self._figure(
                 event.trial,
                 self.rows * self.inside[event.trial],
-                told.get("seconds"),
-                told.get("waited"),
-                told["step"],
-                told["steps"],
-                told.get("gpu"),
+                event.seconds,
+                event.waited,
+                event.step,
+                event.steps,
+                event.gpu,
             )
-        elif event.kind == "epoch":
+        elif isinstance(event, EpochEnded):
+            metrics = event.metrics
             self.inside[event.trial] = 0.0
             self._figure(
-                event.trial, told["images"], told["train_seconds"], told["data_wait_seconds"]
+                event.trial,
+                metrics["images"],
+                metrics["train_seconds"],
+                metrics["data_wait_seconds"],
             )
-        elif event.kind not in ("proposed", "arrived", "unable", "built", "refused"):
+        elif isinstance(event, TrialEvent) and not isinstance(event, TrialProposed):
             self.inside.pop(event.trial, None)
             for team in self._teams_of(event.trial):
                 team.enter("waiting")

@@ -20,6 +20,7 @@ from raysft.records.run import Run
 from raysft.run.data_identity import compare, identity, note_missing
 from raysft.run.listener import Listener
 from raysft.storage import StoragePath
+from raysft.train.queue.assignment import HandedSplit
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class RunData:
     in_memory: bool
     """Whether the splits are kept in memory; else workers stream them."""
 
-    def load(self) -> Mapping[str, object]:
+    def load(self) -> Mapping[str, HandedSplit]:
         """What workers are given of each split: where it lies in Ray's object store, or its source.
 
         Takes as long as the images take to read.

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import Any
-
-import ray
 
 from raysft.job import Job
 from raysft.job.spec import Search
 from raysft.run.trials import RunTrials
 from raysft.search.propose import searcher
 from raysft.search.tuner import scheduler_of, search
+from raysft.train.queue.client import QueueClient
 
 
 class SearchThread(threading.Thread):
     """Puts trials into the queue and decides on them; `error` says why it ended, if it failed."""
 
-    def __init__(self, job: Job, trials: RunTrials, teams: int, queue: Any) -> None:
+    def __init__(self, job: Job, trials: RunTrials, teams: int, queue: QueueClient) -> None:
         super().__init__(name="search", daemon=True)
         self.job, self.trials, self.teams, self.queue = job, trials, teams, queue
         self.known = trials.known()
@@ -38,11 +36,11 @@ class SearchThread(threading.Thread):
     def _put_all(self) -> None:
         """A job without a search has one trial: there is nothing to decide."""
         for number in self.proposals.waiting:
-            task = self.trials.task(number, self.trials.configs[number])
-            ray.get(self.queue.put.remote(replace(task, of_search=False)))
+            assignment = self.trials.assignment(number, self.trials.configs[number])
+            self.queue.put(replace(assignment, of_search=False))
 
     def _search(self, spec: Search) -> None:
         epochs = self.job.train.epochs
         scheduler = scheduler_of(spec, len(self.trials.names), epochs, self.teams, self.known)
         names = self.trials.names
-        search(self.proposals, self.trials.task, names, self.queue, self.teams, scheduler)
+        search(self.proposals, self.trials.assignment, names, self.queue, self.teams, scheduler)

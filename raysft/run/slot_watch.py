@@ -9,7 +9,7 @@ from typing import Protocol
 
 from raysft.errors import RunError, UserError, describe_error
 from raysft.ray_calls import START_SECONDS, last_worker_output
-from raysft.train.queue import MAX_ATTEMPTS
+from raysft.train.queue.policy import MAX_ATTEMPTS
 from raysft.train.slots import own_start_seconds
 
 

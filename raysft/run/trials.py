@@ -14,11 +14,17 @@ from raysft.records.trial import TrialRecord, leaderboard
 from raysft.search.propose import Past
 from raysft.search.schedulers import Known
 from raysft.search.space import Config, known_configurations
-from raysft.train.queue import Event, Task
+from raysft.train.queue.assignment import Assignment
+from raysft.train.queue.events import (
+    EpochEnded,
+    TrialEnded,
+    TrialEvent,
+    TrialPaused,
+    TrialProposed,
+    TrialStarted,
+)
 from raysft.train.setup import absolute
 
-# The event of an epoch carries two things for the driver that are no metrics.
-_NOT_METRICS = ("last", "before")
 # A search that changes these changes more than the size of a batch.
 _CHANGES_BATCHES = {"train.freeze", "train.head_epochs", "train.accumulate"}
 
@@ -106,17 +112,17 @@ class RunTrials:
 
     # --- what is to be done ----------------------------------------------------------------------
 
-    def task(self, number: int, config: Config) -> Task:
-        """The task of a trial with its configuration."""
+    def assignment(self, number: int, config: Config) -> Assignment:
+        """What a team does to train a trial with its configuration."""
         name = self.names[number]
         settings = trial_settings(self.job, config)
         folder = str(self.run.trial_folder(name))
         model = absolute(settings.model)
-        return Task("train", name, folder, model, settings.train, self.job.seed, config)
+        return Assignment("train", name, folder, model, settings.train, self.job.seed, config)
 
-    def task_of_record(self, record: TrialRecord) -> Task:
-        """The task that a trial was trained by."""
-        return self.task(self.names.index(record.trial), record.config)
+    def assignment_of_record(self, record: TrialRecord) -> Assignment:
+        """What a team did to train a trial."""
+        return self.assignment(self.names.index(record.trial), record.config)
 
     def add_repeats(self, best: TrialRecord, seeds: Iterable[int]) -> list[tuple[int, TrialRecord]]:
         """Records of the best trial with other seeds, each with its seed."""
@@ -134,17 +140,22 @@ class RunTrials:
         """The record of a trial or of a repeat."""
         return self.records.get(trial) or self.repeats.get(trial)
 
-    def apply(self, record: TrialRecord, event: Event) -> None:
+    def apply(self, record: TrialRecord, event: TrialEvent) -> None:
         """Bring a record up to date with an event of its trial."""
-        if event.kind == "proposed":
-            record.config = event.payload["config"]
-        elif event.kind == "started":
+        if isinstance(event, TrialProposed):
+            record.config = event.config
+        elif isinstance(event, TrialStarted):
             self._start(record, event.at)
-        elif event.kind == "epoch":
-            epoch: Any = {k: v for k, v in event.payload.items() if k not in _NOT_METRICS}
-            record.add(epoch, event.payload["before"])
-        elif event.kind not in ("progress", "halved"):
-            self._leave_team(record, event)
+        elif isinstance(event, EpochEnded):
+            record.add(event.metrics, event.before)
+        elif isinstance(event, TrialPaused):
+            record.status = "paused"
+            record.error = record.trace = record.host = None
+            self.last_end = event.at
+        elif isinstance(event, TrialEnded):
+            record.status = event.status
+            record.error, record.trace, record.host = event.error, event.trace, event.host
+            self.last_end = event.at
         self._count_seconds(record, event.at)
 
     def _start(self, record: TrialRecord, at: float) -> None:
@@ -152,13 +163,6 @@ class RunTrials:
         record.status = "running"
         record.started = record.started or at
         self._counted_until[record.trial] = at
-
-    def _leave_team(self, record: TrialRecord, event: Event) -> None:
-        record.status = event.kind
-        record.error = event.payload.get("error")
-        record.trace = event.payload.get("trace")
-        record.host = event.payload.get("host")
-        self.last_end = event.at
 
     def _count_seconds(self, record: TrialRecord, at: float) -> None:
         """Add the time since the last event: a trial that waits, paused, costs nothing."""

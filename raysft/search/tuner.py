@@ -7,17 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
-
 from raysft.errors import UserError
 from raysft.job.rungs import first_rung
 from raysft.job.spec import Search
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder
 from raysft.search.schedulers import Known, Median, Scheduler
-from raysft.train.queue import Event, Task
+from raysft.train.queue.assignment import Assignment
+from raysft.train.queue.client import QueueClient, Reply
+from raysft.train.queue.events import EpochEnded, TrialEnded, TrialEvent, TrialPaused
 
-MakeTask = Callable[[int, dict[str, Any]], Task]
+MakeAssignment = Callable[[int, dict[str, Any]], Assignment]
 
 
 def scheduler_of(spec: Search, trials: int, epochs: int, teams: int, known: Known) -> Scheduler:
@@ -36,9 +36,9 @@ def scheduler_of(spec: Search, trials: int, epochs: int, teams: int, known: Know
 
 def search(
     proposals: InOrder,
-    make_task: MakeTask,
+    make_assignment: MakeAssignment,
     names: Sequence[str],
-    queue: Any,
+    queue: QueueClient,
     teams: int,
     scheduler: Scheduler,
 ) -> None:
@@ -47,25 +47,28 @@ def search(
 
     names: of all trials of the run, by their numbers.
     """
-    going: dict[Any, int] = {}
+    going: dict[Reply[TrialEvent], int] = {}
     while True:
         while (
             len(going) < teams
-            and (number := _next(proposals, make_task, names, queue, scheduler)) is not None
+            and (number := _next(proposals, make_assignment, names, queue, scheduler)) is not None
         ):
-            going[queue.next_event.remote(names[number])] = number
+            going[queue.request_event(names[number])] = number
         if not going:
             return
-        (told,), _ = ray.wait(list(going), num_returns=1)
-        number = going.pop(told)
-        if _has_more(number, names[number], ray.get(told), queue, scheduler, proposals):
-            going[queue.next_event.remote(names[number])] = (
-                number  # to ask for an epoch lets the team train it
-            )
+        reply = queue.first(list(going))
+        number = going.pop(reply)
+        if _has_more(number, names[number], reply.result(), queue, scheduler, proposals):
+            # to ask for an epoch lets the team train it
+            going[queue.request_event(names[number])] = number
 
 
 def _next(
-    proposals: InOrder, make_task: MakeTask, names: Sequence[str], queue: Any, scheduler: Scheduler
+    proposals: InOrder,
+    make_assignment: MakeAssignment,
+    names: Sequence[str],
+    queue: QueueClient,
+    scheduler: Scheduler,
 ) -> int | None:
     """Hand a trial to the teams: the next one that is proposed, else a paused one; None when there
     is none now.
@@ -73,46 +76,53 @@ def _next(
     while (proposed := proposals.next_trial()) is not None:
         number, config = proposed
         try:
-            task = make_task(number, config)
+            assignment = make_assignment(number, config)
         except (
             ValueError,
             UserError,
         ) as error:  # each value may be right, and all of them together not
-            ray.get(queue.reject.remote(names[number], config, " ".join(str(error).split())))
+            queue.reject(names[number], config, " ".join(str(error).split()))
             proposals.ended(number, failed=True)
             continue
-        ray.get(queue.put.remote(task))
+        queue.put(assignment)
         scheduler.begin(number)
         return number
     for number in scheduler.hopeless():
-        ray.get(queue.stop.remote(names[number]))
+        queue.stop(names[number])
     promoted = scheduler.promoted()
     if promoted is not None:
-        ray.get(queue.go_on.remote(names[promoted]))
+        queue.resume(names[promoted])
     return promoted
 
 
 def _has_more(
-    number: int, name: str, event: Event, queue: Any, scheduler: Scheduler, proposals: InOrder
+    number: int,
+    name: str,
+    event: TrialEvent,
+    queue: QueueClient,
+    scheduler: Scheduler,
+    proposals: InOrder,
 ) -> bool:
     """Act on what became of a trial; returns whether it still has its team."""
-    if event.kind == "paused":
+    if isinstance(event, TrialPaused):
         scheduler.paused(number)
         proposals.ended(number)
         return False
-    if event.kind != "epoch":  # failed, or stopped from outside
+    if not isinstance(event, EpochEnded):  # failed, or stopped from outside
         scheduler.ended(number)
-        proposals.ended(number, failed=event.kind != "stopped")
+        proposals.ended(
+            number, failed=not isinstance(event, TrialEnded) or event.status != "stopped"
+        )
         return False
-    proposals.epoch(number, event.payload)
-    if event.payload["last"]:
-        scheduler.ended(number, event.payload)
+    proposals.epoch(number, event.metrics)
+    if event.last:
+        scheduler.ended(number, event.metrics)
         proposals.ended(number)
         return False
-    decision = scheduler.epoch(number, event.payload)
+    decision = scheduler.epoch(number, event.metrics)
     if decision == "pause":
-        ray.get(queue.pause.remote(name))
+        queue.pause(name)
     if decision == "stop":
-        queue.stop.remote(name)
+        queue.stop(name)
         proposals.ended(number)
     return decision != "stop"

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysft.errors import DataError
+from raysft.records.documents import EpochMetrics
 from raysft.storage import (
     StoragePath,
     local_copy,
@@ -55,7 +56,7 @@ class Standing:
     seconds: float = 0.0
     """Of the steps, and of `waited` those spent waiting for data."""
     waited: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochMetrics] = field(default_factory=list)
 
 
 def save_checkpoint(

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from raysft.errors import Diverged
 from raysft.job.batches import batch_sizes
 from raysft.job.recipe import Train
 from raysft.job.spec import sort_key
+from raysft.records.documents import EpochMetrics
 from raysft.storage import StoragePath
 from raysft.train.checkpoint import Standing, load_checkpoint, newest_sound, save_checkpoint
 from raysft.train.checkpoint_paths import checkpoint_path, prune
 from raysft.train.learner import Learner
-from raysft.train.metrics import Sums, prefixed
+from raysft.train.metrics import SplitMetrics, Sums, validation_metrics
 from raysft.train.normalise import check_batches
 from raysft.train.optim import learning_rate
 from raysft.train.team import Team
@@ -39,9 +40,8 @@ ASK_STEPS = 10  # how often a team asks its rank 0 whether a checkpoint is due
 NOTICE_SECONDS = 15.0  # from one checkpoint to the next once a machine is about to go
 
 T = TypeVar("T")
-Metrics = dict[str, Any]
 Report = Callable[
-    [list[Metrics], bool], bool
+    [list[EpochMetrics], bool], bool
 ]  # all epochs of the trial so far, whether that was the last
 Progress = Callable[[int, int, "Clock"], None]  # step, steps, the time of the epoch so far
 Features = Callable[[str], KeptSplit | None]
@@ -181,7 +181,7 @@ def _go_on(standing: Standing, recipe: Recipe, team: Team, report: Report) -> bo
     return team.agree(go_on)
 
 
-def best_epoch(history: list[Metrics], metric: str) -> int:
+def best_epoch(history: list[EpochMetrics], metric: str) -> int:
     """The epoch (1, 2, …) with the best metric."""
     return min(history, key=lambda m: sort_key(m, metric))["epoch"]
 
@@ -193,7 +193,7 @@ def _one_epoch(
     splits: Splits,
     progress: Progress,
     notice: Notice,
-) -> Metrics:
+) -> EpochMetrics:
     team, epoch = learner.team, standing.epoch
     head_alone = recipe.train.freeze == "backbone" or epoch < recipe.train.head_epochs
     known = (
@@ -216,8 +216,8 @@ def _one_epoch(
         )
     learner.share_buffers()
     prepare = Preparer(recipe.preparation, team.device)
-    judged = prefixed(
-        evaluate(learner.part(learner.judged), val, team, prepare, len(recipe.class_rows)), "val"
+    judged = validation_metrics(
+        evaluate(learner.part(learner.judged), val, team, prepare, len(recipe.class_rows))
     )
     if not math.isfinite(judged["val_loss"]):
         raise Diverged(
@@ -366,7 +366,7 @@ def _changed(
 
 def evaluate(
     net: nn.Module, split: SplitReader, team: Team, prepare: Preparer, classes: int
-) -> dict[str, float]:
+) -> SplitMetrics:
     """Metrics of a split, in float32 as the delivered model will be used; on features where `net`
     is a head alone.
     """
@@ -379,7 +379,7 @@ def evaluate(
 
 def score(
     net: nn.Module, split: SplitReader, team: Team, prepare: Preparer, classes: int
-) -> tuple[dict[str, float], torch.Tensor]:
+) -> tuple[SplitMetrics, torch.Tensor]:
     """Metrics as `evaluate`, and what was made of each image.
 
     The second are (images, 5) float64 on every member, sorted by the first column: row id, label,

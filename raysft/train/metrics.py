@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 import torch.nn.functional as F
 
+from raysft.records.documents import HeldOutScores, ValidationMetrics
+
 BINS = 15  # of the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)
+
+
+class OptionalSplitMetrics(TypedDict, total=False):
+    """Metrics that data of few classes do not have."""
+
+    top5_accuracy: float
+    """Of more than five classes."""
+
+
+class SplitMetrics(OptionalSplitMetrics):
+    """Metrics of any split."""
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+    balanced_accuracy: float
+    calibration_error: float
 
 
 class Sums:
@@ -46,9 +67,8 @@ class Sums:
         self.bin_hits.index_add_(0, at, right)
         self.bin_trust.index_add_(0, at, trust.double())
 
-    def metrics(self) -> dict[str, float]:
-        """loss, accuracy, top5_accuracy (of more than five classes), macro_f1, balanced_accuracy,
-        calibration_error.
+    def metrics(self) -> SplitMetrics:
+        """The metrics of all images that were counted.
 
         F1 and recall are averaged over the classes that occur in the split, as scikit-learn does
         with these as `labels`. The calibration error is the mean distance of probability and
@@ -56,17 +76,38 @@ class Sums:
         """
         loss, rows, top5 = self.totals.tolist()
         seen = self.actual > 0
-        f1 = (2 * self.hits / (self.predicted + self.actual).clamp(min=1))[seen]
-        found = {"loss": loss / rows, "accuracy": self.hits.sum().item() / rows}
-        if self.classes > 5:
-            found["top5_accuracy"] = top5 / rows
-        return found | {
-            "macro_f1": f1.mean().item(),
-            "balanced_accuracy": (self.hits[seen] / self.actual[seen]).mean().item(),
-            "calibration_error": (self.bin_trust - self.bin_hits).abs().sum().item() / rows,
+        # a class that occurs and is never predicted has an F1 of 0, not 0/0
+        f1 = 2 * self.hits / (self.predicted + self.actual).clamp(min=1)
+        recall = self.hits[seen] / self.actual[seen]
+        bin_errors = (self.bin_trust - self.bin_hits).abs()
+        of_many: OptionalSplitMetrics = {"top5_accuracy": top5 / rows} if self.classes > 5 else {}
+        return {
+            "loss": loss / rows,
+            "accuracy": self.hits.sum().item() / rows,
+            **of_many,
+            "macro_f1": f1[seen].mean().item(),
+            "balanced_accuracy": recall.mean().item(),
+            "calibration_error": bin_errors.sum().item() / rows,
         }
 
 
-def prefixed(metrics: dict[str, float], split: str) -> dict[str, float]:
-    """val_accuracy and so on."""
-    return {f"{split}_{name}": value for name, value in metrics.items()}
+def validation_metrics(metrics: SplitMetrics) -> ValidationMetrics:
+    """Metrics of the validation split by their names in an epoch."""
+    found: ValidationMetrics = {"val_loss": metrics["loss"], "val_accuracy": metrics["accuracy"]}
+    if "top5_accuracy" in metrics:
+        found["val_top5_accuracy"] = metrics["top5_accuracy"]
+    found["val_macro_f1"] = metrics["macro_f1"]
+    found["val_balanced_accuracy"] = metrics["balanced_accuracy"]
+    found["val_calibration_error"] = metrics["calibration_error"]
+    return found
+
+
+def held_out_scores(metrics: SplitMetrics) -> HeldOutScores:
+    """Metrics of the test split by their names in results.json."""
+    found: HeldOutScores = {"test_loss": metrics["loss"], "test_accuracy": metrics["accuracy"]}
+    if "top5_accuracy" in metrics:
+        found["test_top5_accuracy"] = metrics["top5_accuracy"]
+    found["test_macro_f1"] = metrics["macro_f1"]
+    found["test_balanced_accuracy"] = metrics["balanced_accuracy"]
+    found["test_calibration_error"] = metrics["calibration_error"]
+    return found

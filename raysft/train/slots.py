@@ -122,7 +122,7 @@ class SlotThread(threading.Thread):
 
 def _enter(config: dict[str, Any]) -> None:
     queue, context = config["queue"], train.get_context()
-    if not ray.get(queue.arrive.remote(config["slot"], context.get_world_rank())):
+    if not queue.register_worker(config["slot"], context.get_world_rank()):
         return  # the run goes on without this slot, and Ray Train has started it once more
     try:
         with gc_paused():
@@ -155,4 +155,4 @@ def _tell_unable(config: dict[str, Any], error: Exception) -> None:
     """
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{describe_error(error)}, in {place.filename}, line {place.lineno}"
-    ray.get(config["queue"].unable.remote(config["slot"], ray.util.get_node_ip_address(), text))
+    config["queue"].report_unable(config["slot"], ray.util.get_node_ip_address(), text)

@@ -6,8 +6,7 @@ import copy
 import datetime
 import sys
 import traceback
-from dataclasses import asdict
-from typing import Any
+from concurrent import futures
 
 import ray
 import torch
@@ -20,14 +19,19 @@ from raysft.errors import Diverged, StorageFull, TrialError, UserError
 from raysft.gc_pause import gc_paused
 from raysft.job.spec import Model
 from raysft.ray_shortcuts import preemption_announced
+from raysft.records.documents import EpochMetrics, LoadedWeights
 from raysft.storage import is_disk_full, storage_path
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
 from raysft.train.features import features_of
 from raysft.train.loop import Clock, Recipe, Splits, run_trial, score
-from raysft.train.modeling import Network, build_network
+from raysft.train.metrics import held_out_scores
+from raysft.train.modeling import Loaded, Network, build_network
 from raysft.train.normalise import can_halve, check_batches
-from raysft.train.queue import Cause, Task
+from raysft.train.queue.assignment import Assignment, Member
+from raysft.train.queue.client import QueueClient
+from raysft.train.queue.events import CheckpointScored, TrialProgress
+from raysft.train.queue.policy import Cause, Failure
 from raysft.train.setup import Setup
 from raysft.train.team import Team
 from raysft.train.tryout import try_network
@@ -35,7 +39,7 @@ from raysft.train.weights import Pixels
 
 # That those who gave a trial up wait for the others to have noticed; Ray takes up to 65 seconds to
 # find a machine gone.
-SETTLE_SECONDS = 90.0
+LEAVING_SECONDS = 90.0
 NETWORKS_KEPT = 4  # of a search over networks; each is only a copy in memory
 
 
@@ -49,11 +53,12 @@ class Worker:
         world_rank: int,
         world_size: int,
         incarnation: int,
-        queue: Any,
+        queue: QueueClient,
     ) -> None:
-        self.setup, self.slot, self.queue, self.incarnation = setup, slot, queue, incarnation
+        self.setup, self.queue = setup, queue
         workers = world_size if setup.resources.elastic else setup.resources.most_workers
-        self.team_number, rank = divmod(world_rank, workers)
+        team_number, rank = divmod(world_rank, workers)
+        self.member = Member(slot, team_number, rank, workers, incarnation)
         device = torch.device("cuda", 0) if setup.resources.gpus_per_worker else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -68,9 +73,7 @@ class Worker:
         self.features: dict[tuple[Model, int | None, str], KeptSplit | None] = {}
 
     def work(self, model: Model | None, seed: int) -> None:
-        """Take task after task until there are no more; the network that is known to be wanted is
-        made meanwhile.
-        """
+        """Do assignments until there are no more; make the network of `model` before the first."""
         sys.path.append(
             self.setup.import_from
         )  # where package.module:factory is importable for the submitter
@@ -81,16 +84,15 @@ class Worker:
                 if model is not None:
                     self._begin(model, seed)
         except UserError as error:
-            ray.get(self.queue.refuse.remote(error))
+            self.queue.refuse_run(error)
             return
-        self.splits = ray.get(self.queue.data.remote())
-        me = (self.slot, self.team_number, self.team.rank, self.incarnation)
-        turn = 0
-        while (given := ray.get(self.queue.take.remote(*me, turn))) is not None:
-            task, group, turn = given
-            failed = self._attempt(task, group)
-            if failed is not None:
-                turn = self._give_up(task, turn, *failed)
+        self.splits = self.queue.splits()
+        number = 0
+        while (turn := self.queue.next_assignment(self.member, number)) is not None:
+            number = turn.next_turn
+            failure = self._attempt(turn.assignment, turn.group)
+            if failure is not None:
+                number = self._give_up(turn.assignment.trial, number, failure)
         self.team.disconnect()
 
     def _begin(self, model: Model, seed: int) -> None:
@@ -116,33 +118,34 @@ class Worker:
                 # wrong
                 raise
 
-    def _attempt(self, task: Task, group: int) -> tuple[str, str, Cause] | None:
-        """Do a task; returns (error, traceback, cause) when it failed.
-
-        So one trial's failure stays its own; a full disk is everyone's.
-        """
+    def _attempt(self, assignment: Assignment, group: int) -> Failure | None:
+        """Do an assignment; returns why it failed, if it did."""
         try:
             self._connect(group)
-            payload = self._train(task) if task.kind == "train" else self._score(task)
-            if self.team.rank == 0:
-                ray.get(self.queue.finish.remote(self.slot, self.team_number, task.trial, payload))
-        except Exception as error:
-            line = (
-                error.what
-                if isinstance(error, TrialError)
-                else str(error)
-                if isinstance(error, UserError)
-                else f"{type(error).__name__}: {error}"
-            )
-            if is_disk_full(error):
-                ray.get(self.queue.refuse.remote(StorageFull(task.folder)))
-            cause = _cause(error)
-            if cause == "out_of_memory" and not self._can_halve(task):
-                cause, line = "failed", f"its batches cannot be cut into smaller parts: {line}"
-            return line.strip().splitlines()[0], traceback.format_exc(), cause
+            if assignment.kind == "train":
+                self._train(assignment)
+            else:
+                self._score(assignment)
+        except Exception as error:  # so one trial's failure stays its own
+            if is_disk_full(error):  # which is everyone's
+                self.queue.refuse_run(StorageFull(assignment.folder))
+            return self._failure(assignment, error)
         return None
 
-    def _can_halve(self, task: Task) -> bool:
+    def _failure(self, assignment: Assignment, error: Exception) -> Failure:
+        if isinstance(error, TrialError):
+            text = error.what
+        elif isinstance(error, UserError):
+            text = str(error)
+        else:
+            text = f"{type(error).__name__}: {error}"
+        cause = _cause(error)
+        if cause == "out_of_memory" and not self._can_halve(assignment):
+            cause = "failed"
+            text = f"its batches cannot be cut into smaller parts: {text}"
+        return Failure(text.strip().splitlines()[0], traceback.format_exc(), cause)
+
+    def _can_halve(self, task: Assignment) -> bool:
         network = self.networks.get((task.model, task.seed))
         return network is None or can_halve(
             network.net,
@@ -152,30 +155,23 @@ class Worker:
             self._size(task.model),
         )
 
-    def _give_up(self, task: Task, turn: int, error: str, trace: str, cause: Cause) -> int:
-        """Tell why before the others find this member gone, leave the group, wait for all to have
-        left it.
-
-        Returns the turn from which all go on.
-        """
-        me = (self.slot, self.team_number)
-        ray.get(
-            self.queue.fail.remote(
-                *me, self.team.rank, self.team.workers, task.trial, error, trace, cause
-            )
-        )
+    def _give_up(self, trial: str, turn: int, failure: Failure) -> int:
+        """Leave a failed trial, wait for all to have left it; returns the turn they go on with."""
+        # The reason goes first: once this member has left the group, the others fail too, and all
+        # they know is that it has gone.
+        self.queue.report_failure(self.member, trial, failure)
         self.team.disconnect()
         self.group = None
         if self.team.device.type == "cuda":
             torch.cuda.empty_cache()
-        settled = self.queue.settle.remote(*me, turn)
+        next_turn = self.queue.wait_for_team(self.member, turn)
         try:
-            return ray.get(settled, timeout=min(SETTLE_SECONDS, self.patience.total_seconds()))
-        except ray.exceptions.GetTimeoutError:
-            hanging = ray.get(self.queue.hang.remote(*me))
+            return next_turn.result(min(LEAVING_SECONDS, self.patience.total_seconds()))
+        except futures.TimeoutError:
+            hanging = self.queue.report_hang(self.member)
             if hanging is not None:
                 raise hanging from None
-        return ray.get(settled)
+        return next_turn.result()
 
     def _connect(self, group: int) -> None:
         if self.group == group:
@@ -183,12 +179,12 @@ class Worker:
         self.team.disconnect()
 
         def meet(address: str | None) -> str:
-            return ray.get(self.queue.meet.remote(self.slot, self.team_number, group, address))
+            return self.queue.rank_0_address(self.member, group, address)
 
         self.team.connect(ray.util.get_node_ip_address(), meet)
         self.group = group
 
-    def _train(self, task: Task) -> dict[str, Any]:
+    def _train(self, task: Assignment) -> None:
         setup, queue = self.setup, self.queue
         network = self._network(task.model, task.seed)
         recipe = Recipe(
@@ -208,20 +204,19 @@ class Worker:
             lambda split: self._features(task, network, prepare, split),
         )
 
-        told = 0  # at first all epochs are: the driver may have ended before it heard the last ones
+        # At first all epochs are news: the driver may have ended before it heard of the last ones.
+        reported = 0
 
-        def report(history: list[dict[str, Any]], last: bool) -> bool:
-            nonlocal told
-            new, told = history[told:], len(history)
-            return ray.get(queue.report.remote(task.trial, new, last))
+        def report(history: list[EpochMetrics], last: bool) -> bool:
+            nonlocal reported
+            news = history[reported:]
+            reported = len(history)
+            return queue.report_epoch(task.trial, news, last)
 
         def progress(step: int, steps: int, clock: Clock) -> None:
-            about = {
-                "seconds": clock.elapsed(),
-                "waited": clock.waited,
-                "gpu": _busy(self.team.device),
-            }
-            queue.progress.remote(task.trial, self.team.rank, step, steps, about)
+            gpu = _gpu_percent(self.team.device)
+            position = TrialProgress(task.trial, step, steps, clock.elapsed(), clock.waited, gpu)
+            queue.report_progress(self.team.rank, position)
 
         run_trial(
             recipe,
@@ -232,9 +227,10 @@ class Worker:
             progress,
             preemption_announced,
         )
-        return {"host": ray.util.get_node_ip_address()}
+        if self.team.rank == 0:
+            queue.finish_trial(self.member, task.trial, ray.util.get_node_ip_address())
 
-    def _score(self, task: Task) -> dict[str, Any]:
+    def _score(self, task: Assignment) -> None:
         network = self._network(task.model, task.seed)
         how = self._preparation(task.model, network)
         net = copy.deepcopy(network.net)
@@ -247,7 +243,9 @@ class Worker:
             Preparer(how, self.team.device),
             self.setup.classes,
         )
-        return {"scores": scores, "preparation": how, "judged": judged.numpy()}
+        if self.team.rank == 0:
+            scored = CheckpointScored(task.trial, held_out_scores(scores), how, judged.numpy())
+            self.queue.report_score(self.member, scored)
 
     def _network(self, spec: Model, seed: int) -> Network:
         """The network of `spec` as trials start with it; made once, but for the last few only
@@ -260,13 +258,8 @@ class Worker:
                 self.networks.pop(next(iter(self.networks)))
             self.networks[spec, seed] = made
             if self.team.rank == 0 and made.loaded is not None:
-                told = {
-                    "name": spec.name,
-                    "weights": spec.weights,
-                    **asdict(made.loaded),
-                    **asdict(self._preparation(spec, made)),
-                }
-                ray.get(self.queue.built.remote(told))
+                preparation = self._preparation(spec, made)
+                self.queue.report_network(_loaded_weights(spec, made.loaded, preparation))
         return self.networks[spec, seed]
 
     def _size(self, spec: Model) -> tuple[int, int]:
@@ -287,7 +280,7 @@ class Worker:
         )
 
     def _features(
-        self, task: Task, network: Network, prepare: Preparer, split: str
+        self, task: Assignment, network: Network, prepare: Preparer, split: str
     ) -> KeptSplit | None:
         """A split as features of the untrained backbone of a task's network, made once for all
         trials.
@@ -323,7 +316,23 @@ class Worker:
         return keep_on_gpu(split, self.team.device, self.setup.resources.gpus_per_worker)
 
 
-def _busy(device: torch.device) -> float | None:
+def _loaded_weights(spec: Model, loaded: Loaded, preparation: Preparation) -> LoadedWeights:
+    return {
+        "name": spec.name,
+        "weights": spec.weights,
+        "loaded": loaded.loaded,
+        "new": list(loaded.new),
+        "unfit": list(loaded.unfit),
+        "total": loaded.total,
+        "source": loaded.source,
+        "mean": list(preparation.mean),
+        "std": list(preparation.std),
+        "image_size": preparation.image_size,
+        "interpolation": preparation.interpolation,
+    }
+
+
+def _gpu_percent(device: torch.device) -> float | None:
     """Percent of the time that a GPU worked lately; None for a CPU, and without nvidia-ml-py, which
     knows it.
     """
@@ -349,7 +358,7 @@ def run_worker(
     world_rank: int,
     world_size: int,
     incarnation: int,
-    queue: Any,
+    queue: QueueClient,
     model: Model | None,
     seed: int,
 ) -> None:

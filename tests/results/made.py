@@ -22,8 +22,8 @@ from raysft.records.trial import TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
 from raysft.run.outcome import Scored, build_results, measure_timing, summarize_repeats
 from raysft.storage import StoragePath, write_json
-from raysft.train.metrics import Sums, prefixed
-from raysft.train.queue import Task
+from raysft.train.metrics import Sums, held_out_scores
+from raysft.train.queue.assignment import Assignment
 
 CLASSES = ("ant", "bee", "cow")
 SEARCH = {"trials": 4, "space": {"optimizer": ["sgd", "adamw"]}}
@@ -152,10 +152,10 @@ def make_run(
     scored = None
     if best is not None:
         metrics, judged = predict(len(classes), rows)
-        scores = prefixed(metrics, "test")
+        scores = held_out_scores(metrics)
         if predicted:
             write_predictions(run.folder / PREDICTIONS, judged)
-        task = Task("train", board[0].trial, "", Model(), Train(), 7)
+        task = Assignment("train", board[0].trial, "", Model(), Train(), 7)
         scored = Scored(board[0], best, task, scores, Preparation((0.5,) * 3, (0.25,) * 3), judged)
         card = ModelCard(
             "resnet18",

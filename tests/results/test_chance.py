@@ -21,7 +21,7 @@ from raysft.run.delivery import build_card, build_readme
 from raysft.run.outcome import Scored, build_results
 from raysft.run.run_data import RunData
 from raysft.storage import read_json, write_json
-from raysft.train.queue import Task
+from raysft.train.queue.assignment import Assignment
 from tests.results.made import config, make_run
 
 
@@ -210,7 +210,7 @@ def test_a_doubt_about_the_test_score_is_in_the_results_and_in_the_model_card(tm
     scored = Scored(
         record,
         epoch,
-        Task("train", "t0", "", Model(), Train(), 7),
+        Assignment("train", "t0", "", Model(), Train(), 7),
         {"test_accuracy": 0.5, "test_balanced_accuracy": 0.5},
         Preparation((0.5,) * 3, (0.25,) * 3),
         judged,

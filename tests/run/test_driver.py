@@ -24,7 +24,7 @@ from raysft.run.driver import Workspace, execute
 from raysft.run.slot_watch import SlotWatch
 from raysft.storage import read_json
 from raysft.train import slots
-from raysft.train.queue import MAX_ATTEMPTS
+from raysft.train.queue.policy import MAX_ATTEMPTS
 from raysft.train.team import COLLECTIVE_TIMEOUT
 from tests.conftest import make_images
 from tests.tiny import tiny
