@@ -20,7 +20,7 @@ from rich.text import Text
 
 from raysft import interrupts
 from raysft.console import Output, PlainTable, without_controls
-from raysft.job.spec import sort_key
+from raysft.job.metrics import sort_key
 from raysft.records.liveness import is_going_on
 from raysft.records.trial import GOING_ON
 from raysft.wording import config_text, count_text, metric_text, score_text

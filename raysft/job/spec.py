@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from raysft.job.metrics import MetricName
 from raysft.job.ranges import check_range, is_range, values_to_check
 from raysft.job.recipe import Train
 from raysft.job.section import Section, refuse_switch
 from raysft.job.values import Config, Space, SpaceValue
-
-MetricName = Literal[
-    "val_accuracy",
-    "val_loss",
-    "val_top5_accuracy",
-    "val_macro_f1",
-    "val_balanced_accuracy",
-    "val_calibration_error",
-]
-
-METRICS: tuple[str, ...] = get_args(MetricName)
 
 DEFAULT_OPTIMIZERS = ("sgd", "adamw", "rmsprop")  # each with its usual range of learning rates
 
@@ -436,27 +426,3 @@ def _model_sections(config: Space) -> list[Config]:
     named = config.get("model", [])
     options = named if isinstance(named, list) else [named]
     return [option for option in options if isinstance(option, dict)]
-
-
-def metric_mode(metric: str) -> Literal["min", "max"]:
-    """The direction in which a metric is better."""
-    return "min" if metric.endswith(("loss", "calibration_error")) else "max"
-
-
-def meets_target(value: float, target: float, metric: str) -> bool:
-    """Whether a metric is as good as a target."""
-    return value <= target if metric_mode(metric) == "min" else value >= target
-
-
-def sort_key(metrics: Mapping[str, object], metric: str) -> tuple[float, float]:
-    """A key that sorts epochs from best to worst."""
-    value = _number(metrics, metric)
-    # Accuracies of small validation splits are often equal; the loss then says which is surer.
-    return (value if metric_mode(metric) == "min" else -value, _number(metrics, "val_loss"))
-
-
-def _number(metrics: Mapping[str, object], name: str) -> float:
-    value = metrics[name]
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r} and no number")
-    return value

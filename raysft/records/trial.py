@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raysft.job.spec import sort_key
+from raysft.job.metrics import sort_key
 from raysft.records.documents import (
     MORE_METRICS,
     BestEpochMetrics,

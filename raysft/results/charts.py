@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raysft.job.spec import metric_mode
+from raysft.job.metrics import metric_mode
 from raysft.records.trial import metric_value
 from raysft.results.document import Bin, Figures, TrialFigures
 from raysft.wording import metric_text

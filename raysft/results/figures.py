@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from raysft.data.folders import describe_files
 from raysft.errors import UserError
 from raysft.job import Job
+from raysft.job.metrics import sort_key
 from raysft.job.space import trial_settings
-from raysft.job.spec import sort_key
 from raysft.records.documents import (
     DataDocument,
     ResultsDocument,

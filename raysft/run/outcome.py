@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysft.data.preparation import Preparation
-from raysft.job.spec import metric_mode
+from raysft.job.metrics import metric_mode
 from raysft.records.documents import (
     BestDocument,
     Confirmation,

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raysft.job import Job
+from raysft.job.metrics import meets_target
 from raysft.job.recipe import Train
 from raysft.job.space import trial_settings
-from raysft.job.spec import meets_target
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, leaderboard
 from raysft.search.propose import Past

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raysft.job.metrics import sort_key
 from raysft.job.rungs import rung_epochs, rung_sizes
 from raysft.job.spec import Scheduler as Spec
-from raysft.job.spec import sort_key
 from raysft.search.schedulers import Decision, Known, Scheduler
 
 

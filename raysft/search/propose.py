@@ -9,9 +9,9 @@ from typing import Any
 
 from raysft.errors import UserError
 from raysft.job import Job
+from raysft.job.metrics import metric_mode, sort_key
 from raysft.job.ranges import is_range
 from raysft.job.space import job_key, trial_settings, with_usual_ranges
-from raysft.job.spec import metric_mode, sort_key
 from raysft.search.space import Config, fill
 
 # How far a trial that was run before came: its configuration, status, and the metrics of its

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raysft.job.spec import metric_mode
+from raysft.job.metrics import metric_mode
 
 Decision = Literal["go on", "pause", "stop"]
 

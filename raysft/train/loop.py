@@ -23,8 +23,8 @@ from raysft.data.preparation import Preparation
 from raysft.data.staging import stage
 from raysft.errors import Diverged
 from raysft.job.batches import batch_sizes
+from raysft.job.metrics import sort_key
 from raysft.job.recipe import Train
-from raysft.job.spec import sort_key
 from raysft.records.documents import EpochMetrics
 from raysft.storage import StoragePath
 from raysft.train.checkpoint import Standing, load_checkpoint, newest_sound, save_checkpoint
