@@ -192,7 +192,7 @@ def _key_problem(key: str, space: Space) -> str | None:
         return f"cannot be searched: {NOT_SEARCHABLE[key]}"
     section = _section_above(key, space)
     if section is not None:
-        return f"stands beside the key `{section}`, which has its own; put the range into its list"
+        return f"is part of `{section}`, which is searched as a whole; put the range into its list"
     return _unknown_key(key)
 
 

@@ -182,9 +182,7 @@ class Search(Section):
     max_failures: int | None = Field(None, ge=0)
     """End the run when more trials than this have failed (not those that diverged); null: never."""
     confirm: int = Field(0, ge=0, le=100)
-    """Train the best configuration again with this many other seeds, and tell mean and standard
-    deviation.
-    """
+    """Train the best configuration again with this many other seeds; report mean ± std."""
     scheduler: Scheduler = Field(default_factory=Scheduler)
     """Which trials end early, decided at every epoch."""
 
@@ -225,7 +223,7 @@ class Resources(Section):
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and so threads, a worker."""
     hang_minutes: float = Field(5.0, gt=0, le=24 * 60)
-    """How long the workers of a trial wait for one of them before they take it for dead."""
+    """How long the workers of a trial wait for one of them before they consider it dead."""
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -282,7 +280,7 @@ class Cluster(Section):
     trial.
     """
     price_per_hour: float | None = Field(None, ge=0)
-    """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then tells
+    """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then says
     what a run costs.
     """
 

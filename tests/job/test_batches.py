@@ -12,13 +12,13 @@ def as_before(rows: int, batch_size: int) -> list[int]:
     return [rows // count + (i < rows % count) for i in range(count)]
 
 
-def test_batches_of_an_epoch_are_equal_and_complete():
+def test_batches_are_equal_and_complete():
     assert batch_sizes(10, 4) == [4, 3, 3]
     assert batch_sizes(8, 4) == [4, 4]
     assert batch_sizes(3, 4) == [3]
 
 
-def test_a_last_batch_of_one_row_joins_the_one_before():
+def test_last_batch_of_one_row_joins_previous():
     assert batch_sizes(3, 2) == [3]
     assert batch_sizes(7, 2) == [3, 2, 2]
     assert batch_sizes(9, 8, workers=4) == [9]
@@ -26,7 +26,7 @@ def test_a_last_batch_of_one_row_joins_the_one_before():
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
-def test_no_share_has_one_row_where_it_can_be_helped(workers):
+def test_shares_have_two_rows_where_possible(workers):
     for rows in range(workers, 80):
         for batch_size in range(workers, 40):
             sizes = batch_sizes(rows, batch_size, workers)
@@ -40,5 +40,5 @@ def test_no_share_has_one_row_where_it_can_be_helped(workers):
 
 
 @pytest.mark.parametrize("fewer", [1, 2, 3])
-def test_fewer_workers_than_there_may_be_have_no_share_of_one_row_either(fewer):
+def test_fewer_workers_have_two_rows_too(fewer):
     assert min(batch_sizes(13, 8, workers=4)) // fewer >= 2

@@ -6,7 +6,7 @@ from pathlib import Path
 from raysft.job import json_schema, markdown
 
 
-def test_the_schema_describes_every_field():
+def test_schema_describes_every_field():
     schema = json_schema()
     json.dumps(schema)
     for section in schema["$defs"].values():

@@ -124,12 +124,12 @@ def check_lines(error: JobError | ResourceError) -> None:
     assert all(line.strip() and "\n" not in line for line in lines), lines
 
 
-def settle(text: str) -> None:
+def check_text(text: str) -> None:
     """Read a job and all that is made of it before anything starts."""
-    settle_tree(lambda: load_text(text, "j.yaml"))
+    check_loaded(lambda: load_text(text, "j.yaml"))
 
 
-def settle_tree(load: Callable[[], Job]) -> None:
+def check_loaded(load: Callable[[], Job]) -> None:
     try:
         job = load()
         check_configurations(job)
@@ -145,13 +145,13 @@ def settle_tree(load: Callable[[], Job]) -> None:
 @FUZZ
 @given(st.dictionaries(NAMES, TREES, max_size=6))
 def test_any_tree(tree):
-    settle(yaml.safe_dump(tree))
+    check_text(yaml.safe_dump(tree))
 
 
 @FUZZ
 @given(SYNTAX)
 def test_any_text(text):
-    settle(text)
+    check_text(text)
 
 
 @FUZZ
@@ -161,11 +161,11 @@ def test_any_text(text):
         st.tuples(st.integers(0, 5000), st.one_of(SYNTAX, st.just(""))), min_size=1, max_size=4
     ),
 )
-def test_jobs_that_come_with_raysft_with_pieces_replaced(text, changes):
+def test_shipped_jobs_with_pieces_replaced(text, changes):
     for at, piece in changes:
         at %= len(text) + 1
         text = text[:at] + piece + text[at + len(piece) + 1 :]
-    settle(text)
+    check_text(text)
 
 
 @FUZZ
@@ -176,7 +176,7 @@ def test_any_override(text, section, key, value):
         apply_override(tree, f"{section}.{key}={value}")
         return validate_job(tree, "j.yaml")
 
-    settle_tree(load)
+    check_loaded(load)
 
 
 # What YAML 1.1 or 1.2 reads as something else than text, and what can end a scalar.
@@ -234,7 +234,7 @@ ODD = st.one_of(
 
 @FUZZ
 @given(ODD, ODD, ODD, st.lists(ODD, max_size=3))
-def test_any_text_in_a_field_of_text_comes_back(path, storage, prefix, prefixes):
+def test_text_fields_survive_dump_and_load(path, storage, prefix, prefixes):
     tree = {
         "data": {"path": path, "test_path": storage, "source": "imagefolder"},
         "storage": storage,
@@ -251,7 +251,7 @@ def test_any_text_in_a_field_of_text_comes_back(path, storage, prefix, prefixes)
 
 @FUZZ
 @given(ODD)
-def test_any_text_of_an_override_is_taken_as_written(text):
+def test_text_overrides_are_taken_as_written(text):
     if text.strip()[:1] in ("'", '"') or text.strip() in NULLS:
         return  # in quotes, or no text
     tree = {}

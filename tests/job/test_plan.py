@@ -14,13 +14,13 @@ def job(**sections) -> Job:
     return Job.model_validate(sections)
 
 
-def test_rows_steps_and_batches_follow_from_the_job():
+def test_rows_steps_and_batches_follow_from_job():
     plan = make_plan(job(train={"batch_size": 128}, resources={"workers": 2}), OUTLINE, [Node(2)])
     assert (plan.train_rows, plan.val_rows, plan.test_rows) == (900, 100, 200)
     assert (plan.steps_per_epoch, plan.batch_per_worker, plan.teams) == (8, 57, 1)
 
 
-def test_the_limit_holds_before_the_validation_share():
+def test_limit_applies_before_validation_share():
     plan = make_plan(job(data={"limit": 100}), OUTLINE, [Node(1)])
     assert (plan.train_rows, plan.val_rows) == (90, 10)
 
@@ -57,17 +57,17 @@ def test_slots_hold_as_many_teams_as_fit(resources, nodes, trials, expected):
         ({"workers": 1, "gpus_per_worker": 1}, "needs 1 GPU, the cluster has 2 CPUs and 0 GPUs"),
     ],
 )
-def test_what_does_not_fit_names_the_short_resource(resources, expected):
+def test_shortage_names_the_missing_resource(resources, expected):
     with pytest.raises(ResourceError, match=expected):
         make_slots(Resources.model_validate(resources), [Node(2)], 4)
 
 
-def test_a_single_class_is_refused():
+def test_single_class_is_refused():
     with pytest.raises(DataError, match="single class"):
         make_plan(job(), Outline(("a",), 10, 0, "D"), [Node(1)])
 
 
-def test_the_batch_sizes_that_are_searched_are_the_ones_that_count():
+def test_searched_batch_sizes_are_the_ones_checked():
     space = {"train.batch_size": {"choice": [32, 64]}}
     make_plan(
         job(train={"batch_size": 1}, search={"space": space}, resources={"workers": 2}),
@@ -83,12 +83,12 @@ def test_the_batch_sizes_that_are_searched_are_the_ones_that_count():
         )
 
 
-def test_a_share_for_validation_that_leaves_nothing_to_train_on_is_refused():
+def test_validation_share_must_leave_training_images():
     with pytest.raises(DataError, match="0 training and 4 validation images"):
         make_plan(job(data={"limit": 4, "val_fraction": 0.9}), OUTLINE, [Node(1)])
 
 
-def test_batches_smaller_than_the_workers_are_refused():
+def test_batches_smaller_than_workers_are_refused():
     with pytest.raises(DataError, match="workers"):
         make_plan(job(data={"limit": 4}, resources={"workers": 4}), OUTLINE, [Node(4)])
 
@@ -115,5 +115,5 @@ def test_batches_smaller_than_the_workers_are_refused():
         ({"optimizer": [{"name": "sgd"}, {"name": "adam"}]}, 16, 2),
     ],
 )
-def test_a_grid_tries_every_combination(space, trials, expected):
+def test_grid_tries_every_combination(space, trials, expected):
     assert count_trials(job(search={"trials": trials, "space": space})) == expected

@@ -67,7 +67,7 @@ def test_text_is_taken_as_written(text):
 
 
 @pytest.mark.parametrize("text", ["no", "on", "2024-01-01", "007", "1e3", "0o17", "1.0"])
-def test_a_job_may_be_named_so(text):
+def test_job_may_be_named_like_a_value(text):
     assert load_text(f"name: {text}", "j.yaml").name == text
 
 
@@ -104,7 +104,7 @@ def test_a_job_may_be_named_so(text):
         ("data.path", "'~'", "~"),
     ],
 )
-def test_a_value_is_what_its_field_takes(tmp_path, key, text, expected):
+def test_field_decides_how_a_value_reads(tmp_path, key, text, expected):
     sections = "".join(f"{part}: {{" for part in key.split(".")[:-1])
     last = key.split(".")[-1]
     in_file = load_text(f"{sections}{last}: {text}{'}' * sections.count('{')}", "j.yaml")
@@ -181,7 +181,7 @@ def test_a_value_is_what_its_field_takes(tmp_path, key, text, expected):
         ),
     ],
 )
-def test_what_does_not_fit_is_one_line_without_inner_names(text, expected):
+def test_wrong_value_is_one_plain_line(text, expected):
     assert line(text) == f"j.yaml: {expected}"
 
 
@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_one_line_without_inner_names(text, expected):
 @pytest.mark.parametrize(
     "field", ["freeze", "compile", "optimizer", "precision", "checkpoint_every", "ema"]
 )
-def test_a_message_never_shows_a_place_that_is_in_no_file(field, text):
+def test_messages_only_name_keys_of_the_file(field, text):
     with pytest.raises(JobError) as caught:
         load_text(f"train: {{{field}: {text}}}", "j.yaml")
     for problem in caught.value.problems:
@@ -201,7 +201,7 @@ def test_a_message_never_shows_a_place_that_is_in_no_file(field, text):
         }
 
 
-def test_a_search_space_takes_values_as_its_fields_do():
+def test_search_space_reads_values_like_fields():
     job = load_text(
         """
 search:
@@ -248,12 +248,12 @@ search:
         ("storage=%5", "storage", "%5"),
     ],
 )
-def test_an_override_of_text_is_taken_as_written(tmp_path, override, key, expected):
+def test_text_override_is_taken_as_written(tmp_path, override, key, expected):
     (tmp_path / "j.yaml").write_text("seed: 1")
     assert value(load_job(tmp_path / "j.yaml", [override]), key) == expected
 
 
-def test_an_override_changes_one_of_two_places_that_share_an_anchor(tmp_path):
+def test_override_changes_one_place_of_an_anchor(tmp_path):
     (tmp_path / "j.yaml").write_text("train: {schedule: &a {}, augment: *a}")
     assert load_job(tmp_path / "j.yaml", ["train.schedule.name=step"]).train.schedule.name == "step"
 
@@ -290,12 +290,12 @@ def test_merge_keys_are_read():
         ),
     ],
 )
-def test_traps_of_yaml_are_one_line(text, expected):
+def test_yaml_traps_are_one_line(text, expected):
     assert expected in line(text)
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbfname: a\nseed: 3\n", b"name: a\r\nseed: 3\r\n"])
-def test_marks_and_line_ends_of_windows_are_read(tmp_path, content):
+def test_windows_marks_and_line_ends_are_read(tmp_path, content):
     (tmp_path / "j.yaml").write_bytes(content)
     assert (load_job(tmp_path / "j.yaml").name, load_job(tmp_path / "j.yaml").seed) == ("a", 3)
 
@@ -315,7 +315,7 @@ def test_marks_and_line_ends_of_windows_are_read(tmp_path, content):
         ("utf-32", "iconv -f UTF-32 -t UTF-8 "),
     ],
 )
-def test_a_file_of_another_encoding_says_which_reads_it(tmp_path, encoding, expected):
+def test_other_encoding_is_named(tmp_path, encoding, expected):
     (tmp_path / "j.yaml").write_bytes("name: a\ndata: {path: Müller}\n".encode(encoding))
     with pytest.raises(JobError) as caught:
         load_job(tmp_path / "j.yaml")
