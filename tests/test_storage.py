@@ -14,7 +14,7 @@ from raysft.data.shards import ImageSpec, write_shard
 from raysft.deploy import bulk
 from raysft.deploy.image_sources import source_of
 from raysft.errors import DataError, ModelError, RunError, StorageFull
-from raysft.records.predictions import write_predictions
+from raysft.records.predictions import Predictions, write_predictions
 from raysft.results.report import write_report
 from raysft.storage import (
     locked,
@@ -66,7 +66,8 @@ class Answer(io.BytesIO):
 
 
 def _predictions(folder: Path, other: Path) -> None:
-    write_predictions(folder / "p.parquet", np.random.default_rng(0).random((99_999, 5)))
+    rows = np.random.default_rng(0).random((99_999, 5))
+    write_predictions(folder / "p.parquet", Predictions.from_matrix(rows))
 
 
 def _report(folder: Path, other: Path) -> None:

@@ -1,6 +1,4 @@
-"""What the predictions of the test images tell: each class, what is taken for what, calibration,
-the worst mistakes.
-"""
+"""What the predictions of the test images show: classes, confusions, calibration, mistakes."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysft.records.predictions import Columns
+from raysft.records.predictions import Predictions
 from raysft.results.document import (
     AnswerFigures,
     Bin,
@@ -19,41 +17,44 @@ from raysft.results.document import (
 )
 
 BINS = 15  # of the calibration error, as in raysft.train.metrics, which imports torch
-MATRIX_CLASSES = 30
-MOST_PAIRS, MOST_MISTAKES = 20, 24
+MATRIX_CLASSES = 30  # a larger confusion matrix has cells that nobody can read
+MOST_PAIRS = 20
+MOST_MISTAKES = 24
 
 
-def judged(rows: Columns, classes: Sequence[str]) -> AnswerFigures:
+def summarize_answers(predictions: Predictions, classes: Sequence[str]) -> AnswerFigures:
     """The figures of the test images; `confusion` is None for more than 30 classes."""
-    label, predicted = rows["label"], rows["predicted"]
-    wrong = label != predicted
-    small = len(classes) <= MATRIX_CLASSES
+    label, predicted = predictions.label, predictions.predicted
+    wrong = predictions.wrong
+    matrix = None
+    if len(classes) <= MATRIX_CLASSES:
+        matrix = count_confusion(label, predicted, len(classes))
+    support = np.bincount(label, minlength=len(classes))
     return {
         "images": len(label),
         "mistakes": int(wrong.sum()),
         "accuracy": float(1 - wrong.mean()),
-        "classes": per_class(label, predicted, classes),
-        "confusion": confusion(label, predicted, len(classes)) if small else None,
-        "confused": confused(
-            label[wrong], predicted[wrong], np.bincount(label, minlength=len(classes))
-        ),
-        "calibration": calibration(rows["probability"], ~wrong),
-        "worst": worst(rows, wrong),
+        "classes": score_classes(label, predicted, classes),
+        "confusion": matrix,
+        "confused": most_confused(label[wrong], predicted[wrong], support),
+        "calibration": measure_calibration(predictions.probability, ~wrong),
+        "worst": worst_mistakes(predictions),
     }
 
 
-def per_class(
+def score_classes(
     label: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
 ) -> list[ClassFigures]:
-    """Precision, recall, F1 and support of every class, 0 where there is nothing to divide by.
-
-    scikit-learn has the same figures, but its import would take longer than the whole report.
-    """
+    """Precision, recall, F1 and support of every class, 0 where there is nothing to divide by."""
+    # scikit-learn has the same figures, but importing it takes longer than the whole report.
     n = len(classes)
     hits = np.bincount(label[label == predicted], minlength=n)
-    support, taken = np.bincount(label, minlength=n), np.bincount(predicted, minlength=n)
-    precision, recall = hits / np.maximum(taken, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + taken, 1)
+    support = np.bincount(label, minlength=n)
+    answers = np.bincount(predicted, minlength=n)
+    # Numerators are 0 wherever a denominator is, so that dividing by 1 gives the 0 that is meant.
+    precision = hits / np.maximum(answers, 1)
+    recall = hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + answers, 1)
     return [
         {
             "class": name,
@@ -66,68 +67,75 @@ def per_class(
     ]
 
 
-def confusion(label: np.ndarray, predicted: np.ndarray, n: int) -> list[list[int]]:
+def count_confusion(label: np.ndarray, predicted: np.ndarray, n: int) -> list[list[int]]:
     """Images of a class (row) by what they were taken for (column)."""
-    return np.bincount(label * n + predicted, minlength=n * n).reshape(n, n).tolist()
+    pairs = label * n + predicted  # a number for each cell, row by row
+    return np.bincount(pairs, minlength=n * n).reshape(n, n).tolist()
 
 
-def confused(label: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> list[ConfusedPair]:
-    """The pairs of classes with the most mistakes: numbers of the classes, images, share of the
-    images of the class.
+def most_confused(
+    label: np.ndarray, predicted: np.ndarray, support: np.ndarray
+) -> list[ConfusedPair]:
+    """The pairs of classes with the most mistakes, the most frequent first.
 
     label, predicted: (n,) of the mistakes alone; support: images of each class.
     """
     pairs, images = np.unique(np.stack([label, predicted]), axis=1, return_counts=True)
+    # Stable, so that pairs with as many mistakes stay in the order of their classes.
     first = np.argsort(-images, kind="stable")[:MOST_PAIRS]
-    return [
-        {
-            "label": int(pairs[0, i]),
-            "predicted": int(pairs[1, i]),
-            "images": int(images[i]),
-            "share": float(images[i] / support[pairs[0, i]]),
-        }
-        for i in first
-    ]
+    found: list[ConfusedPair] = []
+    for i in first:
+        of_class = int(pairs[0, i])
+        found.append(
+            {
+                "label": of_class,
+                "predicted": int(pairs[1, i]),
+                "images": int(images[i]),
+                "share": float(images[i] / support[of_class]),
+            }
+        )
+    return found
 
 
-def calibration(probability: np.ndarray, right: np.ndarray) -> Calibration:
+def measure_calibration(probability: np.ndarray, right: np.ndarray) -> Calibration:
     """Accuracy and mean probability in 15 bins of the probability, and their mean distance weighted
     by images.
 
     probability: (n,) float32 of the predicted class; right: (n,) bool. Empty bins have None for
     both.
     """
+    # In float32, as training bins them: a probability on an edge must not change its bin here.
     at = np.clip((probability * np.float32(BINS)).astype(np.int64), 0, BINS - 1)
     images = np.bincount(at, minlength=BINS)
     hits = np.bincount(at, right, minlength=BINS)
     trust = np.bincount(at, probability.astype(np.float64), minlength=BINS)
-    bins: list[Bin] = [
-        {
-            "low": i / BINS,
-            "high": (i + 1) / BINS,
-            "images": int(n),
-            "accuracy": float(hits[i] / n) if n else None,
-            "probability": float(trust[i] / n) if n else None,
-        }
-        for i, n in enumerate(images)
-    ]
+    bins: list[Bin] = []
+    for i, n in enumerate(images):
+        bins.append(
+            {
+                "low": i / BINS,
+                "high": (i + 1) / BINS,
+                "images": int(n),
+                "accuracy": float(hits[i] / n) if n else None,
+                "probability": float(trust[i] / n) if n else None,
+            }
+        )
     return {"bins": bins, "error": float(np.abs(trust - hits).sum() / len(probability))}
 
 
-def worst(rows: Columns, wrong: np.ndarray) -> list[Mistake]:
-    """The mistakes made with the most certainty, which mislabelled images are among, the most
-    certain first.
-    """
-    at = np.flatnonzero(wrong)
-    lead = rows["probability"][at] - rows["label_probability"][at]
-    first = at[np.lexsort((rows["id"][at], -lead))][:MOST_MISTAKES]
+def worst_mistakes(predictions: Predictions) -> list[Mistake]:
+    """The mistakes made with the most certainty first; mislabelled images are among them."""
+    at = np.flatnonzero(predictions.wrong)
+    lead = predictions.probability[at] - predictions.label_probability[at]
+    # The last key is the first one to sort by; ids make the order of equals the same everywhere.
+    first = at[np.lexsort((predictions.id[at], -lead))][:MOST_MISTAKES]
     return [
         {
-            "id": int(rows["id"][i]),
-            "label": int(rows["label"][i]),
-            "predicted": int(rows["predicted"][i]),
-            "probability": float(rows["probability"][i]),
-            "label_probability": float(rows["label_probability"][i]),
+            "id": int(predictions.id[i]),
+            "label": int(predictions.label[i]),
+            "predicted": int(predictions.predicted[i]),
+            "probability": float(predictions.probability[i]),
+            "label_probability": float(predictions.label_probability[i]),
         }
         for i in first
     ]

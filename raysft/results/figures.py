@@ -20,7 +20,7 @@ from raysft.records.documents import (
 from raysft.records.predictions import PREDICTIONS, read_predictions
 from raysft.records.reading import read_job, read_results, read_run_document, read_trials
 from raysft.records.relocation import locate
-from raysft.results.answers import judged
+from raysft.results.answers import summarize_answers
 from raysft.results.document import (
     AnswerFigures,
     DataFigures,
@@ -123,7 +123,8 @@ def _test(folder: StoragePath, classes: Sequence[str]) -> tuple[AnswerFigures | 
     file = folder / PREDICTIONS
     if not file.is_file():
         return None, f"The run has kept no predictions of its test images ({PREDICTIONS})."
-    return judged(read_predictions(file, len(classes)), classes), None
+    predictions = read_predictions(file, len(classes))
+    return summarize_answers(predictions, classes), None
 
 
 def _data(known: DataDocument, job: Job) -> tuple[DataFigures, Images | None]:

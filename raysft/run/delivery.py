@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from raysft.data.folders import describe_files
 from raysft.errors import RaysftError
 from raysft.records.documents import (
@@ -18,7 +16,7 @@ from raysft.records.documents import (
 from raysft.records.predictions import PREDICTIONS, write_predictions
 from raysft.records.run import Run, versions
 from raysft.records.trial import TrialRecord, metric_value, validation_metrics
-from raysft.results.answers import per_class
+from raysft.results.answers import score_classes
 from raysft.results.model import ModelCard, deliver
 from raysft.results.readme import Known, model_readme
 from raysft.run.outcome import (
@@ -71,7 +69,7 @@ class Delivery:
     def deliver(self, scored: Scored) -> ResultsDocument:
         """Write the model folder and all that is known of it; returns what results.json holds."""
         run = self.run
-        write_predictions(run.folder / PREDICTIONS, scored.judged)
+        write_predictions(run.folder / PREDICTIONS, scored.predictions)
         repeats = list(self.trials.repeats.values())
         repeated = summarize_repeats(self.best_trial, repeats, run.metric, run.job.seed)
         card = build_card(run, self.data, scored)
@@ -178,6 +176,6 @@ def _find_weights(run: Run, scored: Scored) -> LoadedWeights | None:
 
 def _recall(data: RunData, scored: Scored) -> dict[str, float]:
     """The recall of each class that has test images."""
-    _, label, predicted, *_ = scored.judged.astype(np.int64).T
-    classes = per_class(label, predicted, data.manifest.classes)
+    found = scored.predictions
+    classes = score_classes(found.label, found.predicted, data.manifest.classes)
     return {row["class"]: row["recall"] for row in classes if row["support"]}

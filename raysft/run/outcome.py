@@ -19,6 +19,7 @@ from raysft.records.documents import (
     ResultsDocument,
     Timing,
 )
+from raysft.records.predictions import Predictions
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, metric_value, validation_metrics
 from raysft.results.chance import doubt_of_test, doubts
@@ -35,8 +36,8 @@ class Scored:
     assignment: Assignment
     scores: HeldOutScores
     preparation: Preparation
-    judged: np.ndarray
-    """The predictions for each test image; see `raysft.records.predictions`."""
+    predictions: Predictions
+    """Of the test images."""
 
 
 def build_results(
@@ -88,8 +89,7 @@ def find_doubts(
     found = doubts(histories, run.metric, val_rows)
     if scored is None:
         return found
-    labels = scored.judged[:, 1]  # the second column of predictions
-    test_rows = np.bincount(labels.astype(np.int64)).tolist()
+    test_rows = np.bincount(scored.predictions.label).tolist()
     return found + doubt_of_test(scored.scores, test_rows)
 
 

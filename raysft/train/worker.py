@@ -20,6 +20,7 @@ from raysft.gc_pause import gc_paused
 from raysft.job.spec import Model
 from raysft.ray_shortcuts import preemption_announced
 from raysft.records.documents import EpochMetrics, LoadedWeights
+from raysft.records.predictions import Predictions
 from raysft.storage import is_disk_full, storage_path
 from raysft.train.allocator import keep_freed_memory
 from raysft.train.checkpoint import MODEL, read_state, read_tensors
@@ -236,7 +237,7 @@ class Worker:
         net = copy.deepcopy(network.net)
         checkpoint = storage_path(task.folder)
         net.load_state_dict(read_tensors(checkpoint, MODEL, read_state(checkpoint)))
-        scores, judged = score(
+        scores, matrix = score(
             self.team.place(net),
             self._reader("test"),
             self.team,
@@ -244,7 +245,8 @@ class Worker:
             self.setup.classes,
         )
         if self.team.rank == 0:
-            scored = CheckpointScored(task.trial, held_out_scores(scores), how, judged.numpy())
+            predictions = Predictions.from_matrix(matrix.numpy())
+            scored = CheckpointScored(task.trial, held_out_scores(scores), how, predictions)
             self.queue.report_score(self.member, scored)
 
     def _network(self, spec: Model, seed: int) -> Network:

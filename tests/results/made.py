@@ -16,7 +16,7 @@ from raysft.data.shards import ImageSpec, Manifest, Split, write_manifest, write
 from raysft.job import Job
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
-from raysft.records.predictions import PREDICTIONS, write_predictions
+from raysft.records.predictions import PREDICTIONS, Predictions, write_predictions
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
@@ -151,12 +151,14 @@ def make_run(
     best = board[0].best(run.metric)
     scored = None
     if best is not None:
-        metrics, judged = predict(len(classes), rows)
+        metrics, predictions = predict(len(classes), rows)
         scores = held_out_scores(metrics)
         if predicted:
-            write_predictions(run.folder / PREDICTIONS, judged)
+            write_predictions(run.folder / PREDICTIONS, predictions)
         task = Assignment("train", board[0].trial, "", Model(), Train(), 7)
-        scored = Scored(board[0], best, task, scores, Preparation((0.5,) * 3, (0.25,) * 3), judged)
+        scored = Scored(
+            board[0], best, task, scores, Preparation((0.5,) * 3, (0.25,) * 3), predictions
+        )
         card = ModelCard(
             "resnet18",
             tuple(classes),
@@ -176,19 +178,19 @@ def make_run(
     return run
 
 
-def predict(classes: int, rows: int) -> tuple[dict[str, float], np.ndarray]:
-    """(metrics, predictions as `write_predictions` takes them) of made outputs for the test
-    images.
-    """
+def predict(classes: int, rows: int) -> tuple[dict[str, float], Predictions]:
+    """(metrics, predictions) of made outputs for the test images."""
     torch.manual_seed(0)
     labels = torch.arange(rows) % classes
     outputs = torch.randn(rows, classes) + 2.0 * F.one_hot(labels, classes)
     sums = Sums(classes, torch.device("cpu"))
     sums.add(outputs, labels)
-    shares = F.softmax(outputs, dim=1)
-    trust, guess = shares.max(1)
-    columns = torch.arange(rows), labels, guess, trust, shares[torch.arange(rows), labels]
-    return sums.metrics(), torch.stack([column.double() for column in columns], dim=1).numpy()
+    probabilities = F.softmax(outputs, dim=1)
+    trust, guess = probabilities.max(1)
+    of_label = probabilities[torch.arange(rows), labels]
+    columns = torch.arange(rows), labels, guess, trust, of_label
+    matrix = torch.stack([column.double() for column in columns], dim=1).numpy()
+    return sums.metrics(), Predictions.from_matrix(matrix)
 
 
 def _folder(folder: StoragePath) -> StoragePath:

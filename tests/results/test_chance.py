@@ -14,6 +14,7 @@ from raysft.display.results import result_lines
 from raysft.job.plan import Node, make_plan
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
+from raysft.records.predictions import Predictions
 from raysft.records.trial import TrialRecord
 from raysft.results.chance import at_chance, binomial_tail, doubt_of_test, doubts
 from raysft.results.report import write_report
@@ -194,8 +195,8 @@ def test_a_doubt_about_the_test_score_is_in_the_results_and_in_the_model_card(tm
         TrialRecord("t0", config("sgd", 0.1), "finished", [], 0.0, 1.0),
     )
     manifest = read_manifest(tmp_path / "D")
-    judged = np.array([[i, i % 2, 0, 0.6, 0.4] for i in range(40)], float)
-    epoch = {"epoch": 1, "val_accuracy": 0.95}
+    matrix = np.array([[i, i % 2, 0, 0.6, 0.4] for i in range(40)], float)
+    epoch = {"epoch": 1, "val_accuracy": 0.95, "val_loss": 1.0}
     record.history.append(
         epoch
         | {
@@ -213,7 +214,7 @@ def test_a_doubt_about_the_test_score_is_in_the_results_and_in_the_model_card(tm
         Assignment("train", "t0", "", Model(), Train(), 7),
         {"test_accuracy": 0.5, "test_balanced_accuracy": 0.5},
         Preparation((0.5,) * 3, (0.25,) * 3),
-        judged,
+        Predictions.from_matrix(matrix),
     )
     sources = split_sources(tmp_path / "D", manifest, 4, None, 0)
     plan = make_plan(run.job, outline_dataset(tmp_path / "D", manifest), [Node(1)])

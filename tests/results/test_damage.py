@@ -25,7 +25,7 @@ from raysft.data.splits import split_sources
 from raysft.errors import RaysftError
 from raysft.job import Job
 from raysft.job.recipe import Train
-from raysft.records.predictions import PREDICTIONS, read_predictions, write_predictions
+from raysft.records.predictions import PREDICTIONS, Predictions, read_predictions, write_predictions
 from raysft.records.reading import list_runs, read_results, read_status
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord
@@ -105,7 +105,8 @@ def whole(tmp_path_factory) -> Path:
         {},
     )
     deliver(run.folder / "model", checkpoint_path(recipe.folder, 2), card)
-    write_predictions(run.folder / PREDICTIONS, rng.random((6, 5)) * (1, 2, 2, 1, 1))
+    predictions = Predictions.from_matrix(rng.random((6, 5)) * (1, 2, 2, 1, 1))
+    write_predictions(run.folder / PREDICTIONS, predictions)
     run.save(status="stopped", pid=0)
     return root
 
@@ -117,10 +118,10 @@ def use(root: Path) -> dict:
     splits = split_sources(root / "D", manifest, 6, None, 0)
     rows = {name: read_split(source) for name, source in splits.items()}
     checkpoints = run / "trials/t0/checkpoints"
-    standing = newest_sound(checkpoints)
+    latest = newest_sound(checkpoints)
     learner = Learner(tiny(3), "4", Train(), (6, 6, 6), ALONE)
-    if standing is not None:
-        load_checkpoint(checkpoint_path(checkpoints, standing.epoch), learner)
+    if latest is not None:
+        load_checkpoint(checkpoint_path(checkpoints, latest.epoch), learner)
     classifier = Classifier(run, trust_code=True)
     reopened = Run.reopen(run)
     return {
@@ -137,11 +138,12 @@ def use(root: Path) -> dict:
         "job": reopened.job.model_dump(),
         "known": {k: vars(v) for k, v in reopened.known.items()},
         "predictions": classifier.predict([str(root / "image.png")]),
-        "judged": {
-            name: column.tolist() for name, column in read_predictions(run / PREDICTIONS, 3).items()
+        "test_predictions": {
+            name: column.tolist()
+            for name, column in vars(read_predictions(run / PREDICTIONS, 3)).items()
         },
-        "checkpoint": standing
-        and (standing, {k: v.tolist() for k, v in learner.net.state_dict().items()}),
+        "checkpoint": latest
+        and (latest, {k: v.tolist() for k, v in learner.net.state_dict().items()}),
     }
 
 

@@ -33,7 +33,7 @@ from raysft.errors import DataError, UserError
 from raysft.job import Job
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord
-from raysft.results import answers as judged
+from raysft.results import answers
 from raysft.results.charts import log_ticks
 from raysft.results.figures import read_figures
 from raysft.results.predict import by_class
@@ -180,7 +180,7 @@ def test_figures_of_the_test_images_are_those_of_the_libraries_and_of_the_score(
         == sum(p["images"] for p in found["confused"])
     )
     bins = found["calibration"]["bins"]
-    assert len(bins) == judged.BINS == metrics.BINS
+    assert len(bins) == answers.BINS == metrics.BINS
     assert sum(b["images"] for b in bins) == 24
     assert sum(b["images"] * b["accuracy"] for b in bins if b["images"]) == pytest.approx(
         24 * best["test_accuracy"]

@@ -12,7 +12,7 @@ from raysft.errors import RaysftError
 from raysft.records.documents import Config, EpochMetrics, HeldOutScores, LoadedWeights
 
 if TYPE_CHECKING:
-    import numpy as np
+    from raysft.records.predictions import Predictions
 
 TrialStatus = Literal["finished", "stopped", "diverged", "failed"]
 
@@ -114,8 +114,8 @@ class CheckpointScored(TrialEvent):
     kind = "scored"
     scores: HeldOutScores
     preparation: Preparation
-    predictions: np.ndarray
-    """See `raysft.records.predictions`."""
+    predictions: Predictions
+    """Of the test images."""
 
 
 # --- to a worker, a team or the run ---------------------------------------------------------------
