@@ -75,12 +75,15 @@ def cache_folder() -> Path:
 
 
 def ensure_dataset(
-    data: Data, progress: ImportProgress, cache: StoragePath | None = None
+    data: Data,
+    progress: ImportProgress,
+    cache: StoragePath | None = None,
+    before_import: Callable[[], None] | None = None,
 ) -> StoragePath:
     """The folder of shards for the data a job names, imported on first use to `cache`, which every
     node must reach.
 
-    Needs Ray when there is something to import; raises DataError.
+    Needs Ray when there is something to import, and calls `before_import` then; raises DataError.
     """
     if data.source == "shards":
         return storage_path(data.path or "")
@@ -95,6 +98,8 @@ def ensure_dataset(
     name = f"{data.source}-{data.on_bad_image}{behind}-{listing.fingerprint[:16]}-v{DATASET_FORMAT}"
     folder = (cache or cache_folder() / "datasets") / name
     if not (folder / MANIFEST).is_file():
+        if before_import is not None:
+            before_import()
         import_listing(listing, folder, data.on_bad_image, progress)
     return folder
 

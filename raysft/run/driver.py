@@ -26,6 +26,7 @@ from raysft.run.observers import Observers
 from raysft.run.outcome import Scored
 from raysft.run.run_data import RunData, open_data
 from raysft.run.search_thread import SearchThread
+from raysft.run.slot_pool import WIND_DOWN_SECONDS, OwnSlots, SlotPool, SlotSource
 from raysft.run.slot_watch import SlotWatch, describe_cause
 from raysft.run.trials import RunTrials, recipes_to_check
 from raysft.storage import StoragePath
@@ -43,13 +44,10 @@ from raysft.train.queue.events import (
     WorkerArrived,
     WorkerUnable,
 )
-from raysft.train.queue.policy import MAX_ATTEMPTS
+from raysft.train.run_feed import WorkerRun
 from raysft.train.setup import Setup, absolute
-from raysft.train.slots import SlotThread
 
 POLL_SECONDS = 1.0
-WIND_DOWN_SECONDS = 60.0
-RESTARTS = 50  # of a slot, besides those that failing trials may cost: machines come and go
 SCORE = "score"
 
 
@@ -69,19 +67,21 @@ def execute(
     listener: Listener,
     workspace: Workspace,
     wait_for_end: bool,
+    slots: SlotPool | None = None,
 ) -> ResultsDocument:
     """Run a job on the Ray this process is connected to; returns what results.json holds.
 
-    `wait_for_end` leaves Ray without any worker of the run; not needed where this process ends. A
-    run that was reopened resumes. Raises UserError for what a person has to correct, RunError when
-    no trial finished.
+    `wait_for_end` leaves Ray without any worker of the run; not needed where this process ends.
+    `slots` keeps the workers for the next run instead. A run that was reopened resumes. Raises
+    UserError for what a person has to correct, RunError when no trial finished.
     """
     begun = time.time()
-    data = open_data(run, nodes, listener, workspace.datasets)
+    data = open_data(run, nodes, listener, workspace.datasets, slots)
     with Tracking(run.job, run, listener.note, workspace.scratch) as tracking:
         trials = RunTrials(run.job, run, data.plan.trials)
         observers = Observers(run, data.plan, trials, listener, tracking)
-        driver = RunDriver(run, data, trials, observers, str(workspace.scratch))
+        source = slots or OwnSlots(workspace.scratch)
+        driver = RunDriver(run, data, trials, observers, source)
         driver.start()
         try:
             driver.load_data()
@@ -102,18 +102,22 @@ class RunDriver:
     """
 
     def __init__(
-        self, run: Run, data: RunData, trials: RunTrials, observers: Observers, scratch: str
+        self,
+        run: Run,
+        data: RunData,
+        trials: RunTrials,
+        observers: Observers,
+        source: SlotSource,
     ) -> None:
         self.run, self.job, self.data = run, run.job, data
-        self.trials, self.observers = trials, observers
+        self.trials, self.observers, self.source = trials, observers, source
         # A run that is resumed after it had reached its target trains no further trial.
         self.target_met = trials.has_met_target()
         self._events_read = 0
         self.coordinator = start_coordinator()
         self.queue = start_queue()
         self.search = SearchThread(self.job, trials, data.plan.teams, self.queue)
-        self.threads = self._slot_threads(scratch)
-        self.slots = SlotWatch(self.threads, str(run.log), observers.note, self._slot_lost)
+        self.slots = SlotWatch(str(run.log), observers.note, self._slot_lost)
 
     # --- start -----------------------------------------------------------------------------------
 
@@ -121,26 +125,14 @@ class RunDriver:
         """Start slots and search; neither waits for the data."""
         if self.target_met:
             self.queue.finish_search()
-        for thread in (*self.threads, self.search):
-            thread.start()
+        model, seed = self._first_model(), self.job.seed
+        run = WorkerRun(self._setup(), self.queue, model, seed)
+        self.slots.watch(self.source.begin(self.data.plan, self.job.resources, run))
+        self.search.start()
 
     def load_data(self) -> None:
         """Read the splits into the object store, or say where they are to be streamed from."""
         self.queue.set_splits(self.data.load())
-
-    def _slot_threads(self, scratch: str) -> list[SlotThread]:
-        shared = {
-            "setup": self._setup(),
-            "queue": self.queue,
-            "model": self._first_model(),
-            "seed": self.job.seed,
-        }
-        plan, resources = self.data.plan, self.job.resources
-        restarts = RESTARTS + MAX_ATTEMPTS * plan.trials
-        return [
-            SlotThread(number, slot, resources, scratch, restarts, shared)
-            for number, slot in enumerate(plan.slots)
-        ]
 
     def _first_model(self) -> Model | None:
         """The network that workers make while data is read, where it is known which one that is."""
@@ -314,9 +306,6 @@ class RunDriver:
     def close(self, wait: bool) -> None:
         """Send the teams home and end the search; `wait` until both have gone."""
         self.queue.close()
+        self.source.end({slot.number for slot in self.slots.slots}, wait)
         if wait:
-            left = {slot.number for slot in self.slots.slots}
-            for thread in self.threads:
-                if thread.number in left:
-                    thread.join(WIND_DOWN_SECONDS)
             self.search.join(WIND_DOWN_SECONDS)

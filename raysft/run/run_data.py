@@ -19,6 +19,7 @@ from raysft.records.documents import DataDocument
 from raysft.records.run import Run
 from raysft.run.data_identity import compare, identity, note_missing
 from raysft.run.listener import Listener
+from raysft.run.slot_pool import SlotPool
 from raysft.storage import StoragePath
 from raysft.train.queue.assignment import HandedSplit
 
@@ -44,14 +45,20 @@ class RunData:
 
 
 def open_data(
-    run: Run, nodes: Sequence[Node], listener: Listener, datasets: StoragePath | None
+    run: Run,
+    nodes: Sequence[Node],
+    listener: Listener,
+    datasets: StoragePath | None,
+    slots: SlotPool | None,
 ) -> RunData:
     """The data of a run, imported to `datasets` on first use; raises DataError.
 
     A run that was reopened must find what it began with.
     """
     job = run.job
-    folder = ensure_dataset(job.data, listener.progress, datasets)
+    # An import needs CPUs, which the workers of a pool hold also when they wait.
+    before_import = None if slots is None else slots.close
+    folder = ensure_dataset(job.data, listener.progress, datasets, before_import)
     manifest = read_manifest(folder)
     if job.data.verify:
         verify_checksums(folder, manifest)

@@ -34,12 +34,11 @@ class SlotWatch:
 
     def __init__(
         self,
-        slots: Sequence[WatchedSlot],
         log: str,
         note: Callable[[str], None],
         on_lost: Callable[[int], None],
     ) -> None:
-        self.slots = list(slots)
+        self.slots: list[WatchedSlot] = []
         self.log = log
         self.note = note
         self.on_lost = on_lost
@@ -47,6 +46,10 @@ class SlotWatch:
         self._arrived: set[int] = set()
         # Failed starts of each slot since any slot last got further.
         self._failed_starts: Counter[int] = Counter()
+
+    def watch(self, slots: Sequence[WatchedSlot]) -> None:
+        """Begin with these slots."""
+        self.slots = list(slots)
 
     def process_started(self, slot: int) -> None:
         """A process of a slot runs."""

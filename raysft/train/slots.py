@@ -25,6 +25,8 @@ from raysft.errors import describe_error
 from raysft.gc_pause import gc_paused
 from raysft.job.plan import Slot
 from raysft.job.spec import Resources
+from raysft.train.queue.client import QueueClient
+from raysft.train.run_feed import WorkerRun
 
 # Ray Train waits without end by default where something is wrong; these are its limits, in seconds.
 LIMITS = {
@@ -121,38 +123,54 @@ class SlotThread(threading.Thread):
 
 
 def _enter(config: dict[str, Any]) -> None:
-    queue, context = config["queue"], train.get_context()
-    if not queue.register_worker(config["slot"], context.get_world_rank()):
+    """What Ray Train runs in each process of a slot: one run, or those of a pool one by one."""
+    slot: int = config["slot"]
+    feed = config.get("feed")
+    if feed is None:
+        _take_part(config["run"], slot, None)
+        return
+    # All processes that start together agree on it before any run, which might end in between.
+    incarnation = broadcast_from_rank_zero(time.time_ns())
+    rank = train.get_context().get_world_rank()
+    this_worker = ray.get_runtime_context().current_actor
+    number = 0
+    while (given := ray.get(feed.next_run.remote(slot, rank, number, this_worker))) is not None:
+        number = given.number
+        _take_part_cleanly(given.run, slot, incarnation)
+
+
+def _take_part_cleanly(run: WorkerRun, slot: int, incarnation: int) -> None:
+    with gc_paused():
+        from raysft.train.clean_process import clean_process  # imports torch, as does every run
+
+    with clean_process(run.setup.import_from):
+        _take_part(run, slot, incarnation)
+
+
+def _take_part(run: WorkerRun, slot: int, incarnation: int | None) -> None:
+    queue, context = run.queue, train.get_context()
+    if not queue.register_worker(slot, context.get_world_rank()):
         return  # the run goes on without this slot, and Ray Train has started it once more
     try:
         with gc_paused():
             from raysft.train.worker import run_worker  # torch is imported here, in the worker
     except Exception as error:  # whatever a library raises that is broken here
-        _tell_unable(config, error)
+        _report_unable(queue, slot, error)
         raise
-    incarnation = broadcast_from_rank_zero(
-        time.time_ns()
-    )  # the same for all that start together, and ever growing
+    if incarnation is None:  # the same for all that start together, and ever growing
+        incarnation = broadcast_from_rank_zero(time.time_ns())
+    place = (slot, context.get_world_rank(), context.get_world_size())
     try:
-        run_worker(
-            config["setup"],
-            config["slot"],
-            context.get_world_rank(),
-            context.get_world_size(),
-            incarnation,
-            queue,
-            config["model"],
-            config["seed"],
-        )
+        run_worker(run.setup, *place, incarnation, queue, run.model, run.seed)
     except ImportError as error:  # of what is imported later, and not by a trial
-        _tell_unable(config, error)
+        _report_unable(queue, slot, error)
         raise
 
 
-def _tell_unable(config: dict[str, Any], error: Exception) -> None:
+def _report_unable(queue: QueueClient, slot: int, error: Exception) -> None:
     """Say why this process cannot work, which Ray Train alone would only try again, for as long as
     it is let.
     """
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{describe_error(error)}, in {place.filename}, line {place.lineno}"
-    config["queue"].report_unable(config["slot"], ray.util.get_node_ip_address(), text)
+    queue.report_unable(slot, ray.util.get_node_ip_address(), text)

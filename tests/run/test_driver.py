@@ -124,7 +124,9 @@ def test_a_slot_of_which_no_process_starts_ends_the_run(go, monkeypatch):
 
 
 def make_watch(slots: list, lost: list, notes: list) -> SlotWatch:
-    return SlotWatch(slots, "raysft.log", notes.append, lost.append)
+    watch = SlotWatch("raysft.log", notes.append, lost.append)
+    watch.watch(slots)
+    return watch
 
 
 def test_own_longer_start_limit_is_kept(monkeypatch):
