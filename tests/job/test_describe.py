@@ -15,6 +15,6 @@ def test_schema_describes_every_field():
     assert {"betas", "nesterov", "alpha"} <= set(schema["$defs"]["Optimizer"]["properties"])
 
 
-def test_the_table_in_the_readme_is_current():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert markdown() in readme, "put the output of `raysft schema --table` into README.md"
+def test_table_of_fields_is_current():
+    document = Path(__file__).parents[2] / "jobs" / "README.md"
+    assert markdown() in document.read_text(), "put `raysft schema --table` into jobs/README.md"
