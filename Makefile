@@ -3,13 +3,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check bench faults multihost lock
+.PHONY: run test test-fast check bench faults multihost lock
 
 run: $(STAMP)  ## install what is needed, then run the quickstart
 	$(BIN)/raysft submit jobs/quickstart.yaml
 
+# Tests that start no Ray share two processes; the others have the machine to themselves.
+PURE := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(STAMP)  ## install what is needed, then run all tests
-	$(BIN)/python -m pytest
+	$(PURE) -m "not ray" --durations=20
+	$(BIN)/python -m pytest -m ray --durations=40
+
+test-fast: $(STAMP)  ## the tests that answer within a minute
+	$(PURE) -m "not ray and not slow" --hypothesis-profile fast
 
 check: $(STAMP)  ## linter and type checker
 	$(BIN)/ruff format --check raysft tests

@@ -1,5 +1,6 @@
 """One local Ray for the whole test session, and tiny data to run on."""
 
+import builtins
 import contextlib
 import logging
 import os
@@ -7,17 +8,27 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import psutil
 import pytest
+from hypothesis import settings
 from PIL import Image
 
+_PRINT = builtins.print
 _STATUS = pytest.StashKey[int]()
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several processes: with a thread a core in each they wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests of properties take their number of examples from here: --hypothesis-profile fast
+settings.register_profile("fast", max_examples=10)
 
 # Started in the background, as a CI may do, a shell has its children ignore Ctrl-C, and theirs:
 # tests send it to them.
@@ -33,14 +44,39 @@ def pytest_unconfigure(config):
     """End without the libraries' own farewells: with threads of Ray and Arrow still there, some
     crash in them.
     """
-    if _STATUS in config.stash:
+    if _STATUS in config.stash and not hasattr(config, "workerinput"):  # pytest-xdist's: it reports
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(config.stash[_STATUS])
 
 
+# --- Ray, and the order of the tests -------------------------------------------------------------
+
+# Which tests start a Ray shows in their fixtures, so that nobody has to mark them: those that share
+# the session's, and those that have to be alone, since two Rays on a machine disturb each other.
+SHARED_RAY = "ray_local"
+ALONE = {"no_ray", "module_without_ray"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marks given here
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests with Ray; run those without first, then those that share one."""
+    for item in items:
+        if _turn(item):
+            item.add_marker(pytest.mark.ray)
+    # A Ray takes six seconds to come and to go: with the files in between it would do so each time.
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if fixtures & ALONE:
+        return 2
+    return 1 if SHARED_RAY in fixtures else 0
+
+
 @pytest.fixture(scope="session")
-def _shared_ray():
+def _shared_ray() -> Iterator[None]:
     yield
     import ray
 
@@ -48,7 +84,7 @@ def _shared_ray():
 
 
 @pytest.fixture
-def ray_local(_shared_ray):
+def ray_local(_shared_ray: None) -> None:
     """The Ray of the session, started when first needed and again after a test that had to be
     alone.
     """
@@ -65,11 +101,57 @@ def ray_local(_shared_ray):
 
 
 @pytest.fixture
-def no_ray():
+def no_ray() -> None:
     """For tests that start a Ray of their own: two at once disturb each other."""
-    import ray
+    _end_ray()
 
-    ray.shutdown()
+
+@pytest.fixture(scope="module")
+def module_without_ray() -> None:
+    """For fixtures that start a Ray for a whole module."""
+    _end_ray()
+
+
+def _end_ray() -> None:
+    if ray := sys.modules.get("ray"):  # who has not imported it has not started it
+        ray.shutdown()
+
+
+# --- what a test must not leave behind, or do without its mark ------------------------------------
+
+_running: list[pytest.Item] = []
+_COMMANDS = {"ray", "raysft", "gcs_server"}
+
+
+def _refuse_commands_of_unmarked_tests(event: str, arguments: tuple[object, ...]) -> None:
+    """Have `make test-fast` stay fast: a command takes seconds and more."""
+    if event != "subprocess.Popen" or not _running:
+        return
+    words = [str(word) for word in cast("Sequence[object]", arguments[1])]
+    marks = {mark.name for mark in _running[-1].iter_markers()}
+    if not marks & {"ray", "slow"} and _COMMANDS & {Path(word).name for word in words[:3]}:
+        raise RuntimeError(f"a test that starts `{words[0]}` is to be marked slow or use no_ray")
+
+
+sys.addaudithook(_refuse_commands_of_unmarked_tests)
+
+
+@pytest.fixture(autouse=True)
+def _as_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that starts a Ray says so with a fixture."""
+    _running.append(request.node)
+    yield
+    _running.remove(request.node)
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized() and not request.node.get_closest_marker("ray"):
+        ray.shutdown()
+        pytest.fail("starts a Ray and uses neither of the fixtures ray_local and no_ray")
+
+
+@pytest.fixture(autouse=True)
+def _own_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray puts a function of its own in place of print when it starts a worker, for good."""
+    monkeypatch.setattr(builtins, "print", _PRINT)
 
 
 def make_images(

@@ -81,6 +81,7 @@ def job_file(folder: Path, **sections) -> Path:
 # --- at once -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "status"),
     [

@@ -53,11 +53,8 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(home, tmp_path_factory):
+def cluster(module_without_ray, home, tmp_path_factory):
     """A head with two CPUs, as `ray start` makes it."""
-    import ray
-
-    ray.shutdown()
     begun = time.time()
     scratch = (
         Path("/tmp") / f"rc{os.getpid()}"
@@ -456,6 +453,7 @@ def test_a_client_without_the_token_is_refused(cluster, call, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_address_where_nothing_is_says_so(call):
     done = call("list", "--address", "http://127.0.0.1:9")
     assert done.returncode == 2
@@ -469,7 +467,7 @@ def test_an_address_where_nothing_is_says_so(call):
     )
 
 
-def test_a_run_waits_for_the_nodes_of_an_autoscaler(home, job, tmp_path, monkeypatch):
+def test_a_run_waits_for_the_nodes_of_an_autoscaler(no_ray, job, tmp_path, monkeypatch):
     """Two raylets on this machine; the second, with the CPUs, comes when the run has asked for
     it.
     """

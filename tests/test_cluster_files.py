@@ -91,6 +91,7 @@ def aws(monkeypatch):
     server.stop()
 
 
+@pytest.mark.slow
 def test_ray_up_asks_the_cloud_for_what_gpu_yaml_says(aws, tmp_path):
     tree = load("gpu.yaml")
     vpc = aws.describe_vpcs()["Vpcs"][0]["VpcId"]

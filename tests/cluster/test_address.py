@@ -122,6 +122,7 @@ def test_auto_refuses_to_guess(running):
         parse_address("auto", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", ["auto", "ray://127.0.0.1:10001", "127.0.0.1:6379", "http://127.0.0.1:9"]
 )
@@ -146,6 +147,7 @@ def test_what_is_no_cluster_is_told_at_once_and_by_raysft_alone(given):
     )  # for that one, Ray's client has to be imported
 
 
+@pytest.mark.slow
 def test_a_few_files_are_predicted_here_whatever_the_environment_says_of_a_cluster(tmp_path):
     command = [sys.executable, "-m", "raysft", "predict", "nothing", "x.jpg"]
     for more, expected in (

@@ -135,7 +135,9 @@ FILES = st.lists(st.tuples(st.lists(FOLDERS, max_size=4), NAMES, CONTENTS), max_
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3 * settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(files=FILES)
 def test_sums_agree_for_any_tree(tmp_path, files):

@@ -177,10 +177,7 @@ def until(reached, seconds: float = 90) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
-    import ray
-
-    ray.shutdown()  # two at once disturb each other
+def server(module_without_ray, model, tmp_path_factory):
     mark, begun = f"serve-{os.getpid()}", time.time()
     process = subprocess.Popen(
         [

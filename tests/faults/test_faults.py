@@ -62,11 +62,8 @@ def told(run: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory) -> tuple[dict, float]:
+def peace(module_without_ray, tmp_path_factory) -> tuple[dict, float]:
     """What an undisturbed search came to, and how many seconds it took."""
-    import ray
-
-    ray.shutdown()
     here = tmp_path_factory.mktemp("peace")
     (here / "j.yaml").write_text(JOB)
     began = time.monotonic()

@@ -18,7 +18,7 @@ from raysft.search.space import check_configurations, configurations
 JOBS = [path.read_text() for path in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))]
 OUTLINE = Outline(("ant", "bee"), 100, 20, "D")
 FUZZ = settings(
-    max_examples=700,
+    max_examples=7 * settings.default.max_examples,
     deadline=None,
     database=None,
     derandomize=True,

@@ -42,10 +42,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def network(folder):
-    import ray
-
-    ray.shutdown()
+def network(module_without_ray, folder):
     made = Network(folder)
     yield made
     made.close()

@@ -511,9 +511,9 @@ def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_pat
         for i in range(600)
     ]
     run = make_run(tmp_path, classes, records, rows=800, shard_rows=200, size=100)
-    begun = time.monotonic()
+    begun = time.process_time()  # not on the clock: others may hold the cores
     page = report_of(run)
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
     assert (run.folder / "report.html").stat().st_size < 3_000_000
     found = read_figures(run.folder)["test"]
     assert found["confusion"] is None
@@ -549,6 +549,7 @@ def test_the_module_is_light_and_the_report_quick(made):
     assert time.process_time() - begun < 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_where_it_is_told_or_prints_the_figures(made, tmp_path):
     def call(*words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -249,6 +249,7 @@ def predict(folder: Path, *words: str, path: str = "") -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_trusted_code_is_found_in_the_current_folder_last(sent, marker, tmp_path):
     done = predict(sent, "--trust-code")
     assert done.returncode == 0, done.stderr
