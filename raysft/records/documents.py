@@ -6,18 +6,16 @@ reads it says what its absence means.
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
-from pydantic import JsonValue
+from typing_extensions import NotRequired
 
 from raysft.data.decoding import StoredDecoding
+from raysft.job.values import Config
 
 JOB, INFO, TRIAL, RESULTS = "job.yaml", "run.json", "trial.json", "results.json"
 PROGRESS = "progress.json"  # where a run stood a moment ago, for those who watch it
 CLOCK = "%Y-%m-%dT%H:%M:%S%z"  # of times in run.json
-
-Config = dict[str, JsonValue]
-"""What a search has chosen for a trial, by dotted keys of the job file."""
 
 
 class ValidationMetrics(TypedDict):

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Unpack
+
+from typing_extensions import Unpack
 
 from raysft import interrupts
 from raysft.errors import StorageFull, UserError

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raysft.job.metrics import sort_key
+from raysft.job.values import Config
 from raysft.records.documents import (
     MORE_METRICS,
     BestEpochMetrics,
-    Config,
     EpochMetrics,
     TrialDocument,
     TrialRow,

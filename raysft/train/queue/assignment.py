@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
-from raysft.records.documents import Config
+from raysft.job.values import Config
 
 if TYPE_CHECKING:
     import ray

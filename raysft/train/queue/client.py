@@ -17,8 +17,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysft.errors import RaysftError, TrialError
+from raysft.job.values import Config
 from raysft.ray_calls import first_result
-from raysft.records.documents import Config, EpochMetrics, LoadedWeights
+from raysft.records.documents import EpochMetrics, LoadedWeights
 from raysft.train.queue.assignment import Assignment, HandedSplit, Member, Turn
 from raysft.train.queue.events import (
     CheckpointScored,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raysft.data.preparation import Preparation
 from raysft.errors import RaysftError
-from raysft.records.documents import Config, EpochMetrics, HeldOutScores, LoadedWeights
+from raysft.job.values import Config
+from raysft.records.documents import EpochMetrics, HeldOutScores, LoadedWeights
 
 if TYPE_CHECKING:
     from raysft.records.predictions import Predictions

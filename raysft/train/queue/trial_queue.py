@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from raysft.errors import RaysftError, TrialError
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
-from raysft.records.documents import Config, EpochMetrics, LoadedWeights
+from raysft.job.values import Config
+from raysft.records.documents import EpochMetrics, LoadedWeights
 from raysft.train.queue.assignment import Assignment, HandedSplit, Member, Turn
 from raysft.train.queue.event_log import EventLog
 from raysft.train.queue.events import (
