@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +203,15 @@ class Watcher:
 
 
 def table_of(
-    rows: Sequence[dict[str, Any]], columns: Sequence[str], format: Callable[[Any], str] = str
+    rows: Sequence[Mapping[str, object]],
+    columns: Sequence[str],
+    format: Callable[[object], str] = str,
 ) -> Table:
-    """A plain table of some keys of each row."""
+    """A plain table of some keys of each row; a key without a value is an empty cell."""
     table = PlainTable()
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if row.get(c) is None else format(row[c]) for c in columns))
+        values = [row.get(column) for column in columns]
+        table.add_row(*("" if value is None else format(value) for value in values))
     return table

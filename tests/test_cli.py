@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from raysft import cli
+from raysft.cli import session
 from raysft.storage import write_json
 from tests.conftest import MARK, make_images, processes_of, processes_of_ray
 
@@ -40,7 +41,7 @@ def call(capfd, monkeypatch):
     """Call the command line in this process."""
 
     def _call(*words: object) -> Answer:
-        monkeypatch.setattr(cli, "_OUTPUT", None)
+        session.output.cache_clear()
         monkeypatch.setattr(cli, "_leave", sys.exit)
         monkeypatch.setattr(sys, "argv", ["raysft", *map(str, words)])
         capfd.readouterr()
@@ -123,7 +124,7 @@ def test_every_command_has_an_example(call):
         "predict",
         "schema",
     } <= commands
-    for command in (*cli.app.registered_commands, *cli.data_app.registered_commands):
+    for command in (*cli.app.registered_commands, *cli.data.app.registered_commands):
         assert "raysft" in (command.epilog or "")
 
 

@@ -52,7 +52,7 @@ def show_predicted(predicted: Any, output: Output) -> None:
         table_of(
             sorted(found, key=lambda row: -row["images"])[:20],
             ("class", "images"),
-            lambda v: f"{v:,}" if isinstance(v, int) else v,
+            lambda v: f"{v:,}" if isinstance(v, int) else str(v),
         )
     )
     bad = f", {count_text(predicted.errors, 'bad image')} with an error" if predicted.errors else ""

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from raysft import cli
+from raysft.cli import session
 from raysft.errors import DataError, UserError
 from raysft.results.image_files import images_given
 from raysft.results.predict import Classifier
@@ -37,7 +38,7 @@ def predict(capfd, monkeypatch, tmp_path):
     model = make_model(tmp_path / "model")
 
     def _call(*words):
-        monkeypatch.setattr(cli, "_OUTPUT", None)
+        session.output.cache_clear()
         monkeypatch.setattr(cli, "_leave", sys.exit)
         monkeypatch.setattr(sys, "argv", ["raysft", "predict", str(model), *map(str, words)])
         capfd.readouterr()
