@@ -96,11 +96,11 @@ def predict(
         _predict_all(request, address, as_json)
         return
     from raysft.display.answers import show_answers
-    from raysft.results.image_files import images_given
+    from raysft.results.image_files import find_given_images
     from raysft.results.predict import Classifier
     from raysft.storage import storage_path
 
-    given, counted = images_given(images)
+    given, counted = find_given_images(images)
     classifier = Classifier(storage_path(model), trust_code=trust_code)
     if show_answers(
         classifier.answers(given), counted, as_json, output(), classifier.card.decoding

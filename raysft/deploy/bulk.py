@@ -238,10 +238,10 @@ class Predictor:
         """Items with their decoded images, or why there is none, as many as go through the network
         at once.
         """
-        from raysft.results.predict import batch_of
+        from raysft.results.predict import batch_size_for
 
         card = self.classifier.card
-        items, size = list(chunk.items(card)), batch_of(self.classifier.card)
+        items, size = list(chunk.items(card)), batch_size_for(self.classifier.card)
         decoded = self.pool.map(_decoded, items) if self.pool else map(_decoded, items)
         for start in range(0, len(items), size):
             part = items[start : start + size]
@@ -251,7 +251,7 @@ class Predictor:
         self, items: list[Item], images: list[np.ndarray | DataError]
     ) -> Iterator[dict[str, Any]]:
         good = [image for image in images if isinstance(image, np.ndarray)]
-        found = iter(self.classifier.shares(np.stack(good)) if good else ())
+        found = iter(self.classifier.image_probabilities(np.stack(good)) if good else ())
         for item, image in zip(items, images, strict=True):
             row: dict[str, Any] = {"image": as_utf8(item.name), "label": item.label}
             if isinstance(image, DataError):

@@ -31,7 +31,7 @@ from raysft.records.reading import read_run_document
 from raysft.records.relocation import locate
 from raysft.records.run import versions
 from raysft.results.model import WEIGHTS, ModelCard, model_folder
-from raysft.results.predict import Classifier, batch_of, image_count, labelled_images
+from raysft.results.predict import Classifier, batch_size_for, count_images, labelled_images
 from raysft.storage import (
     StoragePath,
     local_copy,
@@ -98,7 +98,7 @@ def export(
     target = out or default_out(folder, name)
     _check_out(target)
     data = data or data_of(folder, classifier.card)
-    total = image_count(data, SPLIT, classifier.card)
+    total = count_images(data, SPLIT, classifier.card)
     with _writable(target), scratch_beside(target) as scratch:
         file = scratch / form.file
         own = form.write(file, folder, classifier)
@@ -448,7 +448,7 @@ class _Comparison:
 
     def _compared(self, images: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         """The model's probabilities, once they are compared with the export's."""
-        ours = self.classifier.probabilities(map(Image.fromarray, images))
+        ours = self.classifier.image_probabilities(map(Image.fromarray, images))
         if theirs.shape != ours.shape:
             raise RunError(
                 f"--format {self.name}", f"gives {theirs.shape} where the model gives {ours.shape}"
@@ -492,7 +492,7 @@ def _batches(data: StoragePath, card: ModelCard) -> Iterator[tuple[np.ndarray, n
     labels: list[int] = []
     for image, label in labelled_images(data, SPLIT, card):
         pixels = np.asarray(image)
-        most = min(batch_of(card), scoring_batch_size(*pixels.shape[:2]))
+        most = min(batch_size_for(card), scoring_batch_size(*pixels.shape[:2]))
         if images and (images[0].shape != pixels.shape or len(images) == most):
             yield np.stack(images), np.array(labels)
             images, labels = [], []

@@ -39,7 +39,7 @@ class Predictor:
     ) -> None:
         import torch  # here: the process that starts the replicas needs none of it
 
-        from raysft.results.predict import Classifier, batch_of
+        from raysft.results.predict import Classifier, batch_size_for
 
         torch.set_num_threads(threads)
         Image.MAX_IMAGE_PIXELS = None  # `max_pixels` takes its place
@@ -50,7 +50,7 @@ class Predictor:
         self._decoders = ThreadPoolExecutor(threads, "decode")
         self._network = ThreadPoolExecutor(1, "network")
         card = self._classifier.card
-        self._at_once = batch_of(card)  # of large images fewer than a batch has
+        self._at_once = batch_size_for(card)  # of large images fewer than a batch has
         self._classifier.rank(
             np.zeros((1, card.height, card.width, 3), np.uint8), 1
         )  # the first request need not wait

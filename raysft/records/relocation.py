@@ -72,7 +72,7 @@ def with_places(job: Job, places: Mapping[str, str], where: str) -> Job:
     return validate_job(tree, where)
 
 
-def value_of(job: Job, key: str) -> str | None:
+def job_value(job: Job, key: str) -> str | None:
     """What a job says for one of FILES."""
     section, _, last = key.partition(".")
     value: str | None = getattr(getattr(job, section), last)
@@ -96,7 +96,7 @@ def find_files(job: Job, folder: StoragePath, info: RunFacts, given: Mapping[str
     """
     places, notes = dict(given), []
     for key in FILES:
-        value = value_of(job, key)
+        value = job_value(job, key)
         if key in given:
             _check_given(key, given[key], value)
         elif (

@@ -15,7 +15,9 @@ SURE = 0.05  # the probability of taking chance for learning, over all trials to
 History = Sequence[EpochMetrics]  # the metrics of the epochs of a trial
 
 
-def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int]) -> list[str]:
+def training_doubts(
+    histories: Sequence[History], metric: str, class_rows: Sequence[int]
+) -> list[str]:
     """What speaks against a run, one sentence each; none of most runs.
 
     histories: of the trials, best first, those without an epoch left out. metric: what the trials
@@ -39,7 +41,7 @@ def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int])
         ),
         default=0.0,
     )
-    if at_chance(right, max(class_rows), images, len(histories)) and not tells_apart(
+    if at_chance(right, max(class_rows), images, len(histories)) and not beats_chance(
         balanced, class_rows
     ):
         found.append(
@@ -57,7 +59,7 @@ def doubts(histories: Sequence[History], metric: str, class_rows: Sequence[int])
     return found
 
 
-def doubt_of_test(scores: HeldOutScores, class_rows: Sequence[int]) -> list[str]:
+def score_doubts(scores: HeldOutScores, class_rows: Sequence[int]) -> list[str]:
     """What speaks against a model that its test score is at chance: one sentence, or none.
 
     scores: test_accuracy and test_balanced_accuracy. class_rows: test images of each class.
@@ -67,7 +69,7 @@ def doubt_of_test(scores: HeldOutScores, class_rows: Sequence[int]) -> list[str]
         return []
     right = round(scores["test_accuracy"] * images)
     balanced = scores.get("test_balanced_accuracy", 0.0)
-    if not at_chance(right, max(class_rows), images) or tells_apart(balanced, class_rows):
+    if not at_chance(right, max(class_rows), images) or beats_chance(balanced, class_rows):
         return []
     return [
         f"the model has {right:,} of {images:,} test images right; to always answer the most "
@@ -76,7 +78,7 @@ def doubt_of_test(scores: HeldOutScores, class_rows: Sequence[int]) -> list[str]
     ]
 
 
-def tells_apart(balanced: float, class_rows: Sequence[int]) -> bool:
+def beats_chance(balanced: float, class_rows: Sequence[int]) -> bool:
     """Whether a balanced accuracy is surely above chance, as that of a model trained with class
     weights may be.
 

@@ -70,7 +70,7 @@ CONFIG: Spec = {
 }
 
 
-def charts(figures: Figures) -> dict[str, Spec]:
+def build_charts(figures: Figures) -> dict[str, Spec]:
     """The specifications of a run's charts by the id of the element that each is drawn into."""
     found = curve_charts(figures)
     if figures["search"] is not None:

@@ -20,7 +20,7 @@ STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenImage:
     """One image to be predicted, under the name that its answer has; an error stands for one that
     is not there.
     """
@@ -43,7 +43,7 @@ class Given:
         return decode(content, readable(self.name), how)
 
 
-def images_given(words: Sequence[str]) -> tuple[list[Given], list[FileCounts]]:
+def find_given_images(words: Sequence[str]) -> tuple[list[GivenImage], list[FileCounts]]:
     """The images that words of the command line stand for, in their order, and what folders and
     patterns left out.
 
@@ -52,39 +52,39 @@ def images_given(words: Sequence[str]) -> tuple[list[Given], list[FileCounts]]:
     """
     if words.count(STANDARD_INPUT) > 1:
         raise UserError("-", "is standard input, which holds one image", "give it once")
-    given: list[Given] = []
+    given: list[GivenImage] = []
     counted: list[FileCounts] = []
     for word in words:
         try:
             given += _images_of(word, counted)
         except DataError as error:
-            given.append(Given(word, error))
+            given.append(GivenImage(word, error))
     if len(given) == 1 and isinstance(given[0].source, DataError):
         raise given[0].source
     return given, counted
 
 
-def _images_of(word: str, counted: list[FileCounts]) -> Iterator[Given]:
+def _images_of(word: str, counted: list[FileCounts]) -> Iterator[GivenImage]:
     path = Path(word)
     if word == STANDARD_INPUT:
-        yield Given(word, _standard_input())
+        yield GivenImage(word, _standard_input())
     elif path.is_dir():
         counts = FileCounts(readable(word))
         counted.append(counts)
         found = list_images(path, counts)
         yield from _or_error(found, counts, "holds no image")
     elif path.exists() or path.is_symlink() or not glob.has_magic(word):
-        yield Given(word, path)  # whatever it is called, and whether or not it is there
+        yield GivenImage(word, path)  # whatever it is called, and whether or not it is there
     else:
         counts = FileCounts(readable(word))
         counted.append(counts)
         yield from _or_error(_matching(word, counts), counts, "matches no image")
 
 
-def _or_error(found: list[Path], counts: FileCounts, what: str) -> Iterator[Given]:
+def _or_error(found: list[Path], counts: FileCounts, what: str) -> Iterator[GivenImage]:
     if not found:
         raise DataError(counts.folder, what + counts.held, "give images, or a folder of images")
-    return (Given(str(path), path) for path in found)
+    return (GivenImage(str(path), path) for path in found)
 
 
 def _matching(pattern: str, counts: FileCounts) -> list[Path]:

@@ -28,7 +28,7 @@ from raysft.data.shards import (
     verify_checksums,
 )
 from raysft.errors import DataError
-from raysft.results.image_files import Given
+from raysft.results.image_files import GivenImage
 from raysft.results.model import ModelCard, load_model
 from raysft.results.ranking import TOP, Failed, Prediction, Ranking
 from raysft.storage import StoragePath
@@ -51,7 +51,7 @@ class Classifier:
         """(n, classes) float32 on the CPU for (n, height, width, 3) uint8 of the card's size."""
         return self.net(self._prepare(torch.from_numpy(images).to(self._device))).cpu()
 
-    def shares(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(n, classes) float32 probabilities, as for `logits`."""
         return F.softmax(self.logits(images), dim=1).numpy()
 
@@ -65,27 +65,27 @@ class Classifier:
             for shares, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
-    def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
+    def image_probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
         """(n, classes) float32 for n images of any size, of which one at a time is held as it
         came.
         """
-        return self.shares(np.stack([fitted(image, self.card) for image in images]))
+        return self.image_probabilities(np.stack([fitted(image, self.card) for image in images]))
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
         found: list[Prediction] = []
-        for answer in self.answers(Given(path, Path(path)) for path in paths):
+        for answer in self.answers(GivenImage(path, Path(path)) for path in paths):
             if isinstance(answer, Failed):
                 raise answer.error
             found.append(answer)
         return found
 
-    def answers(self, images: Iterable[Given]) -> Iterator[Prediction | Failed]:
+    def answers(self, images: Iterable[GivenImage]) -> Iterator[Prediction | Failed]:
         """The most likely classes of each image, in their order, or why there are none; a batch is
         held at a time.
         """
         waiting = iter(images)
-        while part := list(itertools.islice(waiting, batch_of(self.card))):
+        while part := list(itertools.islice(waiting, batch_size_for(self.card))):
             decoded = [self._decoded(each) for each in part]
             good = [image[0] for image in decoded if not isinstance(image, DataError)]
             rankings = iter(self.rank(np.stack(good)) if good else ())
@@ -96,7 +96,7 @@ class Classifier:
                     else Prediction(each.name, next(rankings), image[1])
                 )
 
-    def _decoded(self, image: Given) -> tuple[np.ndarray, tuple[str, ...]] | DataError:
+    def _decoded(self, image: GivenImage) -> tuple[np.ndarray, tuple[str, ...]] | DataError:
         """(height, width, 3) uint8 of the card's size, and what was noted."""
         try:
             decoded = image.decode(self.card.decoding)
@@ -121,16 +121,21 @@ class Classifier:
             sums.add(outputs, torch.from_numpy(labels))
             guessed.append(outputs.argmax(1).numpy())
             actual.append(labels)
-        notes = [*notes_on(data, split, self.card), *describe_quirks(special, self.card.decoding)]
+        notes = [
+            *describe_folder(data, split, self.card),
+            *describe_quirks(special, self.card.decoding),
+        ]
         return {
             "images": sum(map(len, actual)),
             "notes": notes,
             **sums.metrics(),
-            **by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes),
+            **score_by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes),
         }
 
 
-def by_class(actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def score_by_class(
+    actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
     """scikit-learn's precision, recall, F1 and support of every class, and the confusion matrix."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -157,7 +162,7 @@ def fitted(image: Image.Image, card: ModelCard) -> np.ndarray:
     return fit(image, card.height, card.width, card.resampling)
 
 
-def batch_of(card: ModelCard) -> int:
+def batch_size_for(card: ModelCard) -> int:
     """How many images of a model's size go through it at once."""
     return scoring_batch_size(card.height, card.width, card.image_size or 0)
 
@@ -173,7 +178,7 @@ def labelled_batches(
     for image, label in labelled_images(data, split, card, special):
         images.append(fitted(image, card))
         labels.append(label)
-        if len(images) == batch_of(card):
+        if len(images) == batch_size_for(card):
             yield np.stack(images), np.array(labels)
             images, labels = [], []
     if images:
@@ -211,14 +216,14 @@ def labelled_images(
         yield image.image, number[name]
 
 
-def image_count(data: StoragePath, split: str, card: ModelCard) -> int:
+def count_images(data: StoragePath, split: str, card: ModelCard) -> int:
     """How many images `labelled_images` gives; raises DataError."""
     if (data / MANIFEST).is_file():
         return _manifest_with(data, split).splits[split].rows
     return len(_folders(data, split, card).test)
 
 
-def notes_on(data: StoragePath, split: str, card: ModelCard) -> list[str]:
+def describe_folder(data: StoragePath, split: str, card: ModelCard) -> list[str]:
     """How a folder of labelled images was read, what was left out; nothing of a data set, whose
     manifest says it.
     """

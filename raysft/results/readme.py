@@ -34,7 +34,7 @@ _DATA_NAMES = {"cifar10": "CIFAR-10", "digits": "scikit-learn's digits"}
 
 
 @dataclass(frozen=True)
-class Known:
+class ModelFacts:
     """What a run knows of its model beyond the model's own card."""
 
     job: Job
@@ -60,7 +60,7 @@ class Known:
     """What speaks against the result, as in results.json."""
 
 
-def model_readme(card: ModelCard, known: Known) -> str:
+def model_readme(card: ModelCard, known: ModelFacts) -> str:
     """Front matter (YAML) and Markdown. A fact that is not known is left out."""
     recipe = trial_settings(known.job, card.provenance["config"])
     return "\n".join(
@@ -106,7 +106,7 @@ def model_readme(card: ModelCard, known: Known) -> str:
 # --- for hubs ----------------------------------------------------------------------------------
 
 
-def _front_matter(card: ModelCard, known: Known) -> dict[str, Any]:
+def _front_matter(card: ModelCard, known: ModelFacts) -> dict[str, Any]:
     """Metadata as the Hugging Face hub reads it (its specification of model cards, `model-index`
     included).
     """
@@ -161,7 +161,7 @@ def _data_name(job: Job) -> str:
 # --- for people --------------------------------------------------------------------------------
 
 
-def _summary(card: ModelCard, known: Known, recipe: TrialSettings) -> list[str]:
+def _summary(card: ModelCard, known: ModelFacts, recipe: TrialSettings) -> list[str]:
     started = (
         "trained from scratch"
         if recipe.model.weights == "none"
@@ -264,7 +264,7 @@ def _snippet(card: ModelCard) -> list[str]:
     ]
 
 
-def _metrics(card: ModelCard, known: Known) -> list[str]:
+def _metrics(card: ModelCard, known: ModelFacts) -> list[str]:
     val, test = _scores(card, "val"), _scores(card, "test")
     rows = [
         (_words(name), *(f"{found[name]:.4f}" if name in found else "" for found in (val, test)))
@@ -279,7 +279,7 @@ def _metrics(card: ModelCard, known: Known) -> list[str]:
     ]
 
 
-def _data(card: ModelCard, known: Known) -> list[str]:
+def _data(card: ModelCard, known: ModelFacts) -> list[str]:
     splits = [
         (name, f"{known.rows[key]:,}")
         for key, name in (("train", "training"), ("val", "validation"), ("test", "test"))
@@ -319,7 +319,7 @@ def _seen(card: ModelCard) -> str:
     return f", then resized to {card.image_size} × {card.image_size} ({card.interpolation})"
 
 
-def _training(card: ModelCard, known: Known, recipe: TrialSettings) -> list[str]:
+def _training(card: ModelCard, known: ModelFacts, recipe: TrialSettings) -> list[str]:
     train, given = recipe.train, known.job.resources
     least = f"{given.least_workers} to " if given.elastic else ""
     lines = [
@@ -381,7 +381,7 @@ def _rest(train: Train) -> str:
     )
 
 
-def _search(card: ModelCard, known: Known) -> str:
+def _search(card: ModelCard, known: ModelFacts) -> str:
     trial, search = _text(card.provenance["trial"]), known.job.search
     if search is None:
         return f"One trial, no search; `{known.metric}` picked its epoch"
@@ -404,11 +404,11 @@ def _search(card: ModelCard, known: Known) -> str:
     )
 
 
-def _limits(card: ModelCard, known: Known) -> list[str]:
+def _limits(card: ModelCard, known: ModelFacts) -> list[str]:
     lines = []
     accuracy, images = card.scores.get("test_accuracy"), known.rows.get("test")
     if accuracy is not None and images:
-        low, high = wilson(round(accuracy * images), images)
+        low, high = wilson_interval(round(accuracy * images), images)
         lines.append(
             f"- The test accuracy is that of {images:,} images. Were they drawn at random from "
             "what the model "
@@ -449,7 +449,7 @@ def _provenance(card: ModelCard) -> list[str]:
     ]
 
 
-def wilson(right: int, images: int) -> tuple[float, float]:
+def wilson_interval(right: int, images: int) -> tuple[float, float]:
     """The 95 % confidence interval of a share of which `right` of `images` were seen (Wilson's
     score interval).
     """

@@ -26,7 +26,6 @@ from raysft.results.charts import (
     CONFIG,
     EPOCHS,
     MOST_TRIALS,
-    charts,
     epoch_values,
     trials_with_curves,
 )
@@ -72,16 +71,16 @@ def page(document: Figures, images: Images | None) -> str:
         "score": score_text,
         "config": config_text,
         "metric": _metric,
-        "span": span,
-        "moment": moment,
+        "span": format_duration,
+        "moment": format_moment,
         "count": count_text,
         "number": lambda value: f"{value:,}",
     }
     template = environment.from_string(_part("report.html.jinja"))
     return template.render(
         f=document,
-        lines=in_three_lines(document),
-        drawn=charts(document),
+        lines=summary_lines(document),
+        drawn=build_charts(document),
         chart_parts={"config": CONFIG, "datasets": {EPOCHS: epoch_values(document)}},
         pictures=_pictures(document, images),
         curves=len(trials_with_curves(document["trials"])),
@@ -103,7 +102,7 @@ def page(document: Figures, images: Images | None) -> str:
 # --- words -------------------------------------------------------------------------------------
 
 
-def in_three_lines(document: Figures) -> list[tuple[str, str]]:
+def summary_lines(document: Figures) -> list[tuple[str, str]]:
     """What was asked, what came out, and what it took."""
     return [
         ("Asked", _asked(document)),
@@ -155,7 +154,9 @@ def _came_out(document: Figures) -> str:
 
 def _took(document: Figures) -> str:
     timing, search = document["timing"], document["search"]
-    parts = [f"{span(timing['total_s'])}, {span(timing['startup_s'])} of it to start"]
+    parts = [
+        f"{format_duration(timing['total_s'])}, {format_duration(timing['startup_s'])} of it to start"
+    ]
     if timing["images_per_s"]:
         parts.append(f"{timing['images_per_s']:,.0f} training images a second")
     if search is not None:
@@ -171,7 +172,7 @@ def _metric(metric: str) -> str:
     return metric_text(metric, short=False)
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as people say it: 4.2 s, 3 min 5 s, 2 h 10 min."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
@@ -179,7 +180,7 @@ def span(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def moment(stamp: str) -> str:
+def format_moment(stamp: str) -> str:
     """A time of run.json (2026-11-24T20:46:35+0000) as people write it: 2026-11-24 20:46 UTC."""
     zone = stamp[19:]
     return f"{stamp[:10]} {stamp[11:16]} {'UTC' if zone in ('+0000', '') else zone}"

@@ -18,7 +18,7 @@ from raysft.records.run import Run, versions
 from raysft.records.trial import TrialRecord, metric_value, validation_metrics
 from raysft.results.answers import score_classes
 from raysft.results.model import ModelCard, deliver
-from raysft.results.readme import Known, model_readme
+from raysft.results.readme import ModelFacts, model_readme
 from raysft.run.outcome import (
     Scored,
     build_results,
@@ -149,7 +149,7 @@ def build_readme(
     sources, manifest = data.sources, data.manifest
     rows = {str(name): len(source.ids) for name, source in sources.items()}
     val_rows = sources["val"].class_rows
-    known = Known(
+    known = ModelFacts(
         run.job,
         run.metric,
         rows,

@@ -22,7 +22,7 @@ from raysft.records.documents import (
 from raysft.records.predictions import Predictions
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, metric_value, validation_metrics
-from raysft.results.chance import doubt_of_test, doubts
+from raysft.results.chance import score_doubts, training_doubts
 from raysft.train.architecture import foreign_module
 from raysft.train.queue.assignment import Assignment
 
@@ -86,11 +86,11 @@ def find_doubts(
     val_rows: validation images of each class.
     """
     histories = [record.history for record in trials if record.history]
-    found = doubts(histories, run.metric, val_rows)
+    found = training_doubts(histories, run.metric, val_rows)
     if scored is None:
         return found
     test_rows = np.bincount(scored.predictions.label).tolist()
-    return found + doubt_of_test(scored.scores, test_rows)
+    return found + score_doubts(scored.scores, test_rows)
 
 
 def summarize_repeats(

@@ -16,7 +16,7 @@ from raysft.job.recipe import Train
 from raysft.job.spec import Model
 from raysft.records.predictions import Predictions
 from raysft.records.trial import TrialRecord
-from raysft.results.chance import at_chance, binomial_tail, doubt_of_test, doubts
+from raysft.results.chance import at_chance, binomial_tail, score_doubts, training_doubts
 from raysft.results.report import write_report
 from raysft.run.delivery import build_card, build_readme
 from raysft.run.outcome import Scored, build_results
@@ -35,7 +35,7 @@ def trial(*accuracies: float, losses=None) -> list[dict]:
 
 
 def told(histories, rows, metric="val_accuracy") -> str:
-    return "\n".join(doubts(histories, metric, rows))
+    return "\n".join(training_doubts(histories, metric, rows))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_nothing_is_said_of_runs_that_learned(histories, rows):
     ],
 )
 def test_a_test_score_at_chance_says_so(accuracy, balanced, rows, expected):
-    found = doubt_of_test({"test_accuracy": accuracy, "test_balanced_accuracy": balanced}, rows)
+    found = score_doubts({"test_accuracy": accuracy, "test_balanced_accuracy": balanced}, rows)
     assert (expected in found[0]) if expected else not found
 
 

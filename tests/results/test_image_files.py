@@ -15,7 +15,7 @@ from PIL import Image
 from raysft import cli
 from raysft.cli import session
 from raysft.errors import DataError, UserError
-from raysft.results.image_files import images_given
+from raysft.results.image_files import find_given_images
 from raysft.results.predict import Classifier
 from raysft.results.ranking import Failed
 from tests.conftest import make_images
@@ -51,7 +51,7 @@ def predict(capfd, monkeypatch, tmp_path):
 
 
 def names(*words: str) -> list[str]:
-    return [each.name for each in images_given(words)[0]]
+    return [each.name for each in find_given_images(words)[0]]
 
 
 def test_a_bad_image_leaves_the_others_their_answers(photos, predict):
@@ -113,7 +113,7 @@ def test_a_pattern_that_the_shell_left_is_expanded(photos, pattern, expected):
 
 def test_a_pattern_passes_over_thumbnails(photos):
     make_images(photos / "a/@eaDir", {"000.png": 1})
-    given, (counts,) = images_given(["photos/a/**"])
+    given, (counts,) = find_given_images(["photos/a/**"])
     assert [each.name for each in given] == ["photos/a/000.png", "photos/a/001.png"]
     assert (counts.seen, counts.left_out) == (3, {"hidden or system files": 1})
 
@@ -169,7 +169,7 @@ def test_standard_input_is_an_image(photos, monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO((photos / "a/000.png").read_bytes()))
     )
-    (given,), _ = images_given(["-"])
+    (given,), _ = find_given_images(["-"])
     assert (given.name, given.decode().image.size) == ("-", (8, 8))
 
 
@@ -179,21 +179,21 @@ def test_standard_input_is_an_image(photos, monkeypatch):
 def test_standard_input_that_brings_nothing_is_refused(monkeypatch, stdin, error):
     monkeypatch.setattr(sys, "stdin", stdin)
     with pytest.raises(error, match="standard input"):
-        images_given(["-"])
+        find_given_images(["-"])
 
 
 def test_a_pipe_is_read_like_a_file(photos):
     os.mkfifo("pipe")
     with subprocess.Popen(["cp", "photos/a/000.png", "pipe"]):
-        (given,), _ = images_given(["pipe"])
+        (given,), _ = find_given_images(["pipe"])
         assert given.decode().image.size == (8, 8)
 
 
 def test_answers_keep_their_images_over_many_batches(tmp_path, photos, monkeypatch):
-    monkeypatch.setattr("raysft.results.predict.batch_of", lambda card: 2)
+    monkeypatch.setattr("raysft.results.predict.batch_size_for", lambda card: 2)
     (photos / "a/001.png").write_bytes(b"torn")
     classifier = Classifier(make_model(tmp_path / "model"))
-    found = list(classifier.answers(images_given(["photos"])[0]))
+    found = list(classifier.answers(find_given_images(["photos"])[0]))
     assert [isinstance(each, Failed) for each in found] == [False, True, False, False]
     for each in (found[0], *found[2:]):
         (alone,) = classifier.predict([each.image])

@@ -33,9 +33,9 @@ from raysft.display.watch import picture
 from raysft.errors import DataError
 from raysft.records.reading import read_results
 from raysft.records.trial import TrialRecord
-from raysft.results.image_files import Given
+from raysft.results.image_files import GivenImage
 from raysft.results.model import read_card
-from raysft.results.predict import Classifier, by_class
+from raysft.results.predict import Classifier, score_by_class
 from raysft.results.ranking import Failed, Prediction, ranking_json
 from raysft.results.readme import model_readme
 from raysft.storage import read_json
@@ -126,7 +126,7 @@ def test_scores_have_a_row_a_class(shown):
         "images": len(NAMES),
         "notes": [],
         "accuracy": 1.0,
-        **by_class(numbers, numbers, NAMES),
+        **score_by_class(numbers, numbers, NAMES),
     }
     lines = shown(show_scores, scores)
     assert len(lines) == 3 + len(NAMES)
@@ -141,7 +141,7 @@ def test_a_confusion_table_has_a_row_a_class(shown, monkeypatch, start):
     numbers = np.arange(len(names))
     lines = shown(
         show_scores,
-        {"images": 9, "notes": [], "accuracy": 1.0, **by_class(numbers, numbers, names)},
+        {"images": 9, "notes": [], "accuracy": 1.0, **score_by_class(numbers, numbers, names)},
     )
     heading, *rows = lines[-len(names) - 1 :]
     for name, row in zip(names, rows, strict=True):
@@ -184,7 +184,7 @@ def test_dark_images_of_unknown_range_are_counted(tmp_path):
     folder.mkdir(parents=True)
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(folder / "dark.png")
     Image.fromarray(np.full((8, 8), 60000, np.uint16)).save(folder / "bright.png")
-    dark, bright = (Given(name, folder / name) for name in ("dark.png", "bright.png"))
+    dark, bright = (GivenImage(name, folder / name) for name in ("dark.png", "bright.png"))
     assert [answer.notes for answer in classifier.answers([dark, bright])] == [(DARK,), ()]
     assert (
         classifier.evaluate(tmp_path / "photos", "test")["notes"][-1] == f"images {QUIRKS[DARK]}: 1"
@@ -308,7 +308,7 @@ def test_bulk_predictions_hold_the_names_of_files(tmp_path, photos):
 def test_files_of_any_name_are_predicted(tmp_path, photos):
     classifier = Classifier(make_model(tmp_path / "model"))
     files = sorted(map(str, photos.iterdir()))
-    answers = list(classifier.answers(Given(file, Path(file)) for file in files))
+    answers = list(classifier.answers(GivenImage(file, Path(file)) for file in files))
     assert [answer.image for answer in answers] == files
     assert sum(isinstance(answer, Failed) for answer in answers) == 1
 

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from raysft.job import Job
 from raysft.results.model import ModelCard, deliver
 from raysft.results.predict import Classifier
-from raysft.results.readme import Known, model_readme, wilson
+from raysft.results.readme import ModelFacts, model_readme, wilson_interval
 from raysft.train.modeling import network
 
 HOSTILE = (
@@ -99,9 +99,9 @@ def a_card(classes=("ant", "bee", "cow"), architecture="resnet18", **provenance)
     )
 
 
-def known_of(job: Job, **more) -> Known:
+def known_of(job: Job, **more) -> ModelFacts:
     trials = [{"status": status} for status in ("finished", "stopped", "stopped")]
-    return Known(
+    return ModelFacts(
         job,
         "val_macro_f1",
         {"train": 1200, "val": 133, "test": 360},
@@ -290,7 +290,7 @@ def test_many_classes_do_not_flood_the_card():
 )
 def test_the_interval_is_wilson_s(right, images):
     interval = binomtest(right, images).proportion_ci(method="wilson")
-    assert wilson(right, images) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert wilson_interval(right, images) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
 def test_its_program_answers_as_the_model_does(tmp_path):

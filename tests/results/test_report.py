@@ -36,8 +36,8 @@ from raysft.records.trial import TrialRecord
 from raysft.results import answers
 from raysft.results.charts import log_ticks
 from raysft.results.figures import read_figures
-from raysft.results.predict import by_class
-from raysft.results.report import span, write_report
+from raysft.results.predict import score_by_class
+from raysft.results.report import format_duration, write_report
 from raysft.results.thumbnails import Images
 from raysft.storage import read_json
 from raysft.train import metrics
@@ -166,7 +166,7 @@ def test_figures_of_trials_are_those_of_the_runs_files(made):
 def test_figures_of_the_test_images_are_those_of_the_libraries_and_of_the_score(made):
     found, best = read_figures(made.folder)["test"], read_json(made.folder / "results.json")["best"]
     rows = pq.read_table(made.folder / "test_predictions.parquet").to_pydict()
-    expected = by_class(np.array(rows["label"]), np.array(rows["predicted"]), CLASSES)
+    expected = score_by_class(np.array(rows["label"]), np.array(rows["predicted"]), CLASSES)
     assert found["confusion"] == expected["confusion"]
     for row, other in zip(found["classes"], expected["classes"], strict=True):
         assert row == pytest.approx(other)
@@ -585,7 +585,7 @@ def test_ticks_of_a_log_axis_are_round_and_few():
     ],
 )
 def test_times_read_as_people_say_them(seconds, text):
-    assert span(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_how_the_data_was_read_is_in_the_report(tmp_path):
