@@ -65,26 +65,6 @@ class HeldOutScores(TypedDict, total=False):
     test_calibration_error: float
 
 
-HELD_OUT: tuple[
-    Literal[
-        "test_loss",
-        "test_accuracy",
-        "test_top5_accuracy",
-        "test_macro_f1",
-        "test_balanced_accuracy",
-        "test_calibration_error",
-    ],
-    ...,
-] = (
-    "test_loss",
-    "test_accuracy",
-    "test_top5_accuracy",
-    "test_macro_f1",
-    "test_balanced_accuracy",
-    "test_calibration_error",
-)
-
-
 class BestEpochMetrics(TypedDict):
     """The validation metrics of a trial's best epoch; None for a trial that has no epoch."""
 

@@ -352,10 +352,7 @@ def test_a_run_whose_every_trial_failed_tells_why(tmp_path):
         for i in range(2)
     ]
     page = report_of(make_run(tmp_path, records=records))
-    assert (
-        "No model: no trial came to the end of an epoch. t0: RuntimeError: not <today>"
-        in page.text[""]
-    )
+    assert "No model: no trial finished an epoch. t0: RuntimeError: not <today>" in page.text[""]
     assert page.text["leaderboard"].count("Traceback (most recent call last): <here>") == 2
     assert "details" in page.tags
     assert page.charts == {}
