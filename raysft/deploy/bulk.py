@@ -251,7 +251,7 @@ class Predictor:
         self, items: list[Item], images: list[np.ndarray | DataError]
     ) -> Iterator[dict[str, Any]]:
         good = [image for image in images if isinstance(image, np.ndarray)]
-        found = iter(self.classifier.image_probabilities(np.stack(good)) if good else ())
+        found = iter(self.classifier.probabilities(np.stack(good)) if good else ())
         for item, image in zip(items, images, strict=True):
             row: dict[str, Any] = {"image": as_utf8(item.name), "label": item.label}
             if isinstance(image, DataError):

@@ -69,7 +69,7 @@ class Classifier:
         """(n, classes) float32 for n images of any size, of which one at a time is held as it
         came.
         """
-        return self.image_probabilities(np.stack([fitted(image, self.card) for image in images]))
+        return self.probabilities(np.stack([fitted(image, self.card) for image in images]))
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
