@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from raysft.errors import UserError
+from raysft.ray_shortcuts import is_dashboard
 
 VARIABLE = "RAY_ADDRESS"
 DASHBOARD_PORT = 8265
@@ -102,7 +103,7 @@ def _ports_here() -> list[int]:
     for process in psutil.process_iter():
         with suppress(psutil.Error, ValueError):
             words = process.cmdline()
-            if any(word.endswith("dashboard/dashboard.py") for word in words):
+            if is_dashboard(words):
                 ports |= {
                     int(word.partition("=")[2]) for word in words if word.startswith("--port=")
                 }

@@ -4,10 +4,9 @@ words of a text.
 
 from __future__ import annotations
 
-import re
-
 from raysft.cluster.address import Address
 from raysft.errors import UserError, describe_error
+from raysft.ray_shortcuts import status_in_text
 
 REFUSED = (401, 403)
 GONE = 404
@@ -27,11 +26,8 @@ def http_status(error: BaseException) -> int | None:
         return error.response.status_code
     if isinstance(error, aiohttp.ClientResponseError):
         return error.status
-    if isinstance(
-        error, RuntimeError
-    ):  # of any other status, Ray's client keeps nothing but this beginning
-        found = re.match(r"Request failed with status code (\d{3}): ", str(error))
-        return int(found[1]) if found else None
+    if isinstance(error, RuntimeError):  # what Ray's client makes of any other status
+        return status_in_text(error)
     return None
 
 

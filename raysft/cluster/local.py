@@ -15,35 +15,34 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from raysft.cluster import processes
 from raysft.cluster.address import VARIABLE
-from raysft.cluster.processes import kill_all, lives, marked
+from raysft.cluster.processes import is_alive, kill_all, marked
 from raysft.errors import UserError
 from raysft.gc_pause import gc_paused
 from raysft.interrupts import ignoring_interrupts
 from raysft.job.plan import Node
+from raysft.ray_shortcuts import (
+    outlive_raylet,
+    quiet_settings,
+    ray_init_in,
+    without_attendants,
+)
 from raysft.search_path import empty_current_folder
 
 _MARK = "RAYSFT_LOCAL_RAY"  # in the environment of every process that this Ray starts
-# Read by Ray when it is imported or started: no usage banner, no progress bars, no metrics of its
-# own, no watch for the end of a spot machine.
+# Read by Ray when it is imported or started: no usage banner, no progress bars, no watch for the
+# end of a spot machine.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # A tenth of two busy cores went into these, which nobody sees without Ray's dashboard.
-    "RAY_enable_metrics_collection": "0",
-    "RAY_metrics_report_interval_ms": "60000",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_event_stats": "0",
 }
 
 
@@ -72,26 +71,6 @@ def _gpus() -> int:
 
 
 @contextmanager
-def _without_attendants() -> Iterator[None]:
-    """Have Ray start without its dashboard's server, autoscaler and log monitor, which a Ray of one
-    run has no use for.
-
-    They took a tenth of the CPU of a run's start, and Ray waits a second for the server. What is
-    replaced is internal to Ray, and to be looked at with every new series of it.
-    """
-    from ray._private import parameter, services
-
-    inside: tuple[Any, Any] = parameter, services
-    given = inside[0].RayParams, inside[1].start_api_server
-    inside[0].RayParams = partial(given[0], no_monitor=True, include_log_monitor=False)
-    inside[1].start_api_server = lambda *args, **kwargs: ("", None)
-    try:
-        yield
-    finally:
-        inside[0].RayParams, inside[1].start_api_server = given
-
-
-@contextmanager
 def local_ray(node: Node) -> Iterator[Path]:
     """A Ray of our own on this machine, for a process that ends afterwards: then none of Ray's
     processes is left.
@@ -101,28 +80,65 @@ def local_ray(node: Node) -> Iterator[Path]:
     processes are killed and not asked: `ray.shutdown` takes seconds, and it crashes this process
     where other threads are still inside Ray, as they are when a run is interrupted.
     """
-    # When it cannot talk to its raylet any more, Ray's library asks whether that has died, by this
-    # variable, else by whether its own parent is process 1, as it may be in a container; and then
-    # it ends this process with status 1, results or not. Ray sets it for workers itself; the driver
-    # outlives its raylet on purpose, below.
-    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
-    for name, value in _QUIET.items():
+    mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
+    # Sockets lie in it, and their paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix="raysft-", dir="/tmp"))
+    _start_watchdog(folder, mark)
+    keep = False
+    try:
+        survives = _start_ray(node, folder)
+        yield folder
+        if not survives:
+            import ray
+
+            ray.shutdown()
+    except Exception as error:
+        keep = not isinstance(error, UserError)
+        if keep:
+            logging.getLogger(__name__).warning("Ray's own logs are kept in %s", folder)
+        raise
+    finally:
+        with ignoring_interrupts():
+            _kill_family(mark)
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_ray(node: Node, folder: Path) -> bool:
+    """Start Ray and connect to it; whether this process goes on when its raylet is killed."""
+    for name, value in (_QUIET | quiet_settings()).items():
         os.environ.setdefault(name, value)
     with gc_paused():
         import ray
 
         from raysft.ray_calls import set_log_folder
 
-    os.environ.pop(
-        VARIABLE, None
-    )  # it says local, or nothing; Ray's processes would take it for the address of theirs
-    mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
-    folder = Path(
-        tempfile.mkdtemp(prefix="raysft-", dir="/tmp")
-    )  # sockets lie in it, and their paths must be short
-    set_log_folder(folder)
-    # Were this process killed, Ray would stay, and the folder: that one sees its standard input
-    # end, and cleans up.
+    survives = outlive_raylet()
+    # It says local, or nothing; Ray's processes would take it for the address of theirs.
+    os.environ.pop(VARIABLE, None)
+    on_term = signal.getsignal(signal.SIGTERM)
+    init_there = ray_init_in(folder)
+    if init_there is not None:
+        set_log_folder(folder)
+    init = init_there or ray.init
+    with without_attendants(), empty_current_folder(folder / "cwd"):
+        init(
+            address="local",
+            num_cpus=int(node.cpus),
+            num_gpus=int(node.gpus),
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            include_dashboard=False,
+        )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own ends the process without a clean-up
+    return survives
+
+
+def _start_watchdog(folder: Path, mark: str) -> None:
+    """Were this process killed, Ray would stay, and the folder: that one sees its standard input
+    end, and cleans up.
+    """
     subprocess.Popen(
         [sys.executable, "-m", processes.__name__, str(folder), _MARK, mark],
         cwd="/",
@@ -131,33 +147,11 @@ def local_ray(node: Node) -> Iterator[Path]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    keep = False
-    on_term = signal.getsignal(signal.SIGTERM)
-    try:
-        with _without_attendants(), empty_current_folder(folder / "cwd"):
-            ray.init(
-                address="local",
-                num_cpus=int(node.cpus),
-                num_gpus=int(node.gpus),
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                include_dashboard=False,
-                _temp_dir=str(folder),
-            )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_term)  # Ray's own ends the process without a clean-up
-        yield folder
-    except Exception as error:
-        keep = not isinstance(error, UserError)
-        if keep:
-            logging.getLogger(__name__).warning("Ray's own logs are kept in %s", folder)
-        raise
-    finally:
-        with ignoring_interrupts():
-            # Those of Ray that give themselves a title overwrite their environment, mark and all:
-            # they are known as children of a raylet that still lives. When it is dead they are no
-            # one's, and take a minute to notice.
-            family = psutil.Process().children(recursive=True)
-            kill_all(lambda: [*filter(lives, family), *marked(_MARK, mark)])
-            if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_family(mark: str) -> None:
+    # Those of Ray that give themselves a title overwrite their environment, mark and all: they are
+    # known as children of a raylet that still lives. When it is dead they are no one's, and take a
+    # minute to notice.
+    family = psutil.Process().children(recursive=True)
+    kill_all(lambda: [*filter(is_alive, family), *marked(_MARK, mark)])

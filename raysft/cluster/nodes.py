@@ -7,13 +7,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysft.errors import UserError, describe_error
 from raysft.job.plan import Node
+from raysft.ray_shortcuts import head_resource
 from raysft.storage import RemotePath, StoragePath, remove_folder, storage_path, write_text
 
 T = TypeVar("T")
@@ -31,22 +32,40 @@ class Host:
     head: bool
 
 
+class _NodeInfo(TypedDict):
+    """What `ray.nodes` says of a node, as far as it is used here."""
+
+    Alive: bool
+    NodeID: str
+    NodeManagerAddress: str
+    Resources: dict[str, float]
+
+
 def hosts() -> list[Host]:
     """All living nodes, the head first."""
-    found = []
-    for info in ray.nodes():
-        if info["Alive"]:
-            has = info["Resources"]
-            found.append(
-                Host(
-                    info["NodeID"],
-                    info["NodeManagerAddress"],
-                    Node(has.get("CPU", 0), has.get("GPU", 0)),
-                    has.get("object_store_memory", 0),
-                    "node:__internal_head__" in has,
-                )
-            )
+    infos: list[_NodeInfo] = ray.nodes()  # type: ignore[no-untyped-call]
+    found = [_host(info) for info in infos if info["Alive"]]
     return sorted(found, key=lambda host: (not host.head, host.address))
+
+
+def _host(info: _NodeInfo) -> Host:
+    has = info["Resources"]
+    return Host(
+        id=info["NodeID"],
+        address=info["NodeManagerAddress"],
+        node=Node(has.get("CPU", 0), has.get("GPU", 0)),
+        store_bytes=has.get("object_store_memory", 0),
+        head=_is_head(info),
+    )
+
+
+def _is_head(info: _NodeInfo) -> bool:
+    resource = head_resource()
+    if resource is not None:
+        return resource in info["Resources"]
+    # Ray's address is that of its control store, which the head runs.
+    address = str(ray.get_runtime_context().gcs_address)
+    return address.rpartition(":")[0] == info["NodeManagerAddress"]
 
 
 def on_every(
@@ -64,12 +83,13 @@ def call_on(host: Host, function: Callable[..., T], *arguments: Any) -> Callable
     Nothing is reserved, so nothing has to wait.
     """
     where = NodeAffinitySchedulingStrategy(host.id, soft=False)
-    task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where)  # type: ignore
+    task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
     reference = task.remote(*arguments)
 
     def wait() -> T | Exception:
         try:
-            return ray.get(reference, timeout=ANSWER_SECONDS)
+            answer: T = ray.get(reference, timeout=ANSWER_SECONDS)
+            return answer
         except Exception as error:  # a task may raise anything; what it was is told
             return error
 

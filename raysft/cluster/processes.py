@@ -18,6 +18,8 @@ from contextlib import suppress
 
 import psutil
 
+from raysft.ray_shortcuts import is_worker_title
+
 KILL_SECONDS = 10.0
 
 
@@ -37,10 +39,10 @@ def kill_all(find: Callable[[], Sequence[psutil.Process]]) -> None:
         )  # no longer: to psutil, one that is dead and not waited for still runs
 
 
-def lives(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """Whether a process is neither gone nor dead and only not waited for."""
     with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
@@ -64,7 +66,7 @@ def using(folder: str, name: str, value: str) -> list[psutil.Process]:
             file.path.startswith(below) for file in process.open_files()
         ):
             return False
-        return process.cmdline()[0].startswith("ray::") or process.environ().get(name) == value
+        return is_worker_title(process.cmdline()[0]) or process.environ().get(name) == value
 
     return _others(uses)
 
@@ -73,7 +75,7 @@ def _others(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.pid != os.getpid() and wanted(process) and lives(process):
+            if process.pid != os.getpid() and wanted(process) and is_alive(process):
                 found.append(process)
     return found
 

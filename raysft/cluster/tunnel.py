@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,9 +33,7 @@ def tunnel(cluster_file: Path, port: int) -> Iterator[tuple[str, Callable[[], No
     if _answers(port):
         raise UserError(f"--port {port}", "is in use on this machine", "give another --port")
     command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
+        _ray_command(),
         "dashboard",
         str(cluster_file),
         f"--port={port}",
@@ -69,13 +69,22 @@ def tunnel(cluster_file: Path, port: int) -> Iterator[tuple[str, Callable[[], No
         _end(process)
 
 
+def _ray_command() -> str:
+    """Ray's own command, of this Python where it has one."""
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("ray", path=folders)
+    if found is None:
+        raise UserError("ray", "its command is not installed", "pip install 'ray[default]'")
+    return found
+
+
 def _answers(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
         return True
     return False
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen[str]) -> None:
     """End the command and the ssh that it started."""
     import psutil
 

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from raysft.ray_shortcuts import describe_shortcuts
+
 REDUCED_BYTES, ROUNDS = 16_000_000, 5
 MEETING_SECONDS = 60
 
@@ -39,6 +41,8 @@ def examine(storage: str) -> list[Finding]:
     about = on_every(nodes, describe_node)
     found = [_node(host, answer) for host, answer in zip(nodes, about, strict=True)]
     found += _versions(nodes, about)
+    # A missing shortcut costs time and nothing else, so it is nothing wrong.
+    found.append(Finding("Ray shortcuts", nodes[0].address, "ok", describe_shortcuts()))
     found += [
         Finding(
             "storage",

@@ -16,7 +16,7 @@ from raysft.errors import ModelError, RunError
 from raysft.job.plan import Node
 from raysft.job.space import trial_settings
 from raysft.job.spec import Model
-from raysft.ray_shortcuts import recount_nodes, start_coordinator
+from raysft.ray_shortcuts import describe_fallbacks, recount_nodes, start_coordinator
 from raysft.records.documents import EpochMetrics, ResultsDocument
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, metric_value
@@ -128,6 +128,8 @@ class RunDriver:
         model, seed = self._first_model(), self.job.seed
         run = WorkerRun(self._setup(), self.queue, model, seed)
         self.slots.watch(self.source.begin(self.data.plan, self.job.resources, run))
+        for text in describe_fallbacks(self.job.resources.elastic):
+            self.observers.note(text)
         self.search.start()
 
     def load_data(self) -> None:

@@ -1,9 +1,8 @@
 """Slots: Ray Train worker groups that live as long as the run, each with teams that train trial
 after trial.
 
-The worker groups are plain data-parallel ones: Ray's torch backend would make one process group of
-all workers, where every team needs its own. So neither the controller nor the start of a slot has
-to import torch.
+The worker groups are plain data-parallel ones, see `slot_trainer`: every team makes a process group
+of its own.
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ from typing import Any
 import ray
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raysft.errors import describe_error
 from raysft.gc_pause import gc_paused
 from raysft.job.plan import Slot
 from raysft.job.spec import Resources
+from raysft.ray_shortcuts import Trainer, slot_trainer
 from raysft.train.queue.client import QueueClient
 from raysft.train.run_feed import WorkerRun
 
@@ -53,24 +50,6 @@ def own_start_seconds() -> float:
 GROW_SECONDS = 60.0
 
 
-class _Trainer(DataParallelTrainer):
-    """A trainer without two helper actors, which cost a second and a half of CPU each when every
-    second counts.
-
-    One hands out Ray Data's data sets, of which a slot is given none. The other removes the
-    placement group of a controller that died; here the whole run goes on without that slot, and Ray
-    removes it with the driver's job. To be looked at with every new series of Ray, as
-    `start_coordinator`.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [
-            callback
-            for callback in super()._create_default_callbacks()
-            if not isinstance(callback, (DatasetsCallback, PlacementGroupCleanerCallback))
-        ]
-
-
 class SlotThread(threading.Thread):
     """A thread that holds one Ray Train run; `error` says why it ended, if it should not have."""
 
@@ -86,6 +65,8 @@ class SlotThread(threading.Thread):
         super().__init__(name=f"slot-{number}", daemon=True)
         self.number, self.slot, self.resources, self.storage = number, slot, resources, storage
         self.restarts, self.config = restarts, config
+        # looked for here and not in the thread, so that the run can say what is missing
+        self._make_trainer = slot_trainer()
         self.error: BaseException | None = None
         self.started: float | None = None
         """When it was begun, by the clock that never jumps; None before."""
@@ -97,7 +78,7 @@ class SlotThread(threading.Thread):
         except BaseException as error:
             self.error = error
 
-    def _trainer(self) -> _Trainer:
+    def _trainer(self) -> Trainer:
         limits = LIMITS | (ELASTIC_LIMITS if self.slot.least else {})
         os.environ.update({name: seconds for name, seconds in limits.items() if name not in _GIVEN})
         each = {"CPU": float(self.resources.cpus_per_worker)}
@@ -119,7 +100,9 @@ class SlotThread(threading.Thread):
             name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures
         )
         config = {**self.config, "slot": self.number}
-        return _Trainer(_enter, train_loop_config=config, scaling_config=scaling, run_config=run)
+        return self._make_trainer(
+            _enter, train_loop_config=config, scaling_config=scaling, run_config=run
+        )
 
 
 def _enter(config: dict[str, Any]) -> None:
@@ -173,4 +156,4 @@ def _report_unable(queue: QueueClient, slot: int, error: Exception) -> None:
     """
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{describe_error(error)}, in {place.filename}, line {place.lineno}"
-    queue.report_unable(slot, ray.util.get_node_ip_address(), text)
+    queue.report_unable(slot, ray.util.get_node_ip_address(), text)  # type: ignore[no-untyped-call]
