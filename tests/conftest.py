@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -190,6 +191,16 @@ def processes_of_ray(since: float) -> list[psutil.Process]:
         for process in living()
         if process.create_time() >= since and named.search(_title(process))
     ]
+
+
+def assert_nothing_is_left(mark: str, since: float) -> None:
+    """Within 15 seconds no process is there that was started with `mark`, nor one of a Ray that
+    began `since` then.
+    """
+    deadline = time.monotonic() + 15
+    while (left := processes_of(mark) + processes_of_ray(since)) and time.monotonic() < deadline:
+        psutil.wait_procs(left, timeout=0.2)
+    assert not left
 
 
 def living() -> Iterator[psutil.Process]:

@@ -9,17 +9,15 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from raysft import cli
 from raysft.cli import session
 from raysft.storage import write_json
-from tests.conftest import MARK, make_images, processes_of, processes_of_ray
+from tests.conftest import make_images
 
 REPOSITORY = Path(__file__).parents[1]
 RAYSFT = str(Path(sys.executable).parent / "raysft")
@@ -378,90 +376,3 @@ def test_in_a_terminal_nobody_but_raysft_speaks(no_ray, here):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "\n")
     said = {line.split()[0] for line in plain.splitlines() if line.split()}
     assert said == {"import", "D:", "split", "train", "test"}
-
-
-# --- Ctrl-C ------------------------------------------------------------------------------------
-
-SHORT = ["--set", "search.trials=3", "--set", "train.epochs=2", "--set", "data.limit=300"]
-
-
-def start_marked(here: Path, mark: str) -> subprocess.Popen:
-    """A search of three trials in a session of its own, as a shell starts it."""
-    env = os.environ | {MARK: mark, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [RAYSFT, "submit", QUICKSTART, "--name", "r", *SHORT],
-        cwd=here,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def await_line(process: subprocess.Popen, beginning: str) -> None:
-    assert process.stdout is not None
-    assert any(line.startswith(beginning) for line in process.stdout)
-
-
-def assert_nothing_is_left(mark: str, since: float) -> None:
-    """Within 15 seconds no process is there that was started with `mark`, nor one of a Ray that
-    began `since` then.
-    """
-    deadline = time.monotonic() + 15
-    while (left := processes_of(mark) + processes_of_ray(since)) and time.monotonic() < deadline:
-        psutil.wait_procs(left, timeout=0.2)
-    assert not left
-
-
-@pytest.mark.parametrize("said", ["results ", "[1/3]"])
-def test_ctrl_c_stops_the_run_and_leaves_no_process(no_ray, here, said):
-    mark = f"{os.getpid()}-{said}"
-    begun = time.time()
-    process = start_marked(here, mark)
-    await_line(process, said)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert json.loads((here / "runs/r/run.json").read_text())["status"] == "stopped"
-    assert_nothing_is_left(mark, begun)
-    if said == "[1/3]":
-        _resumed_to_the_end(here)
-
-
-def _resumed_to_the_end(here: Path) -> None:
-    first = json.loads((here / "runs/r/trials/t0/trial.json").read_text())
-    answer = run("resume", "r", cwd=here)
-    assert answer.status == 0, answer.err
-    assert "[3/3]" in answer.out
-    results = json.loads((here / "runs/r/results.json").read_text())
-    assert len(results["trials"]) == 3
-    assert (
-        json.loads((here / "runs/r/trials/t0/trial.json").read_text()) == first
-    )  # not trained again
-    assert run("resume", "r", cwd=here).err.strip().endswith("is done; see `raysft results`")
-
-
-def test_a_run_is_stopped_from_another_terminal_and_its_log_followed(no_ray, here):
-    mark = f"{os.getpid()}-other"
-    begun = time.time()
-    process = start_marked(here, mark)
-    await_line(process, "data kept")
-    started = " ".join(
-        " ".join(p.cmdline()) for p in psutil.Process(process.pid).children(recursive=True)
-    )
-    assert "raylet" in started
-    assert not re.search(
-        r"dashboard/dashboard\.py|log_monitor\.py|monitor\.py", started
-    )  # a run has no use for them
-    following = subprocess.Popen(
-        [RAYSFT, "logs", "r", "--follow"], cwd=here, text=True, stdout=subprocess.PIPE
-    )
-    answer = run("stop", "r", cwd=here)
-    assert answer.out == "stopped r; `raysft resume r` resumes it\n"
-    assert process.wait(30) == 130
-    assert_nothing_is_left(mark, begun)
-    shown, _ = following.communicate(timeout=30)
-    assert "Dataset" in shown
-    assert "not running" in run("stop", "r", cwd=here).out

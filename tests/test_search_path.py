@@ -71,18 +71,6 @@ def test_while_ray_starts_there_is_no_current_folder_and_no_script(here, tmp_pat
     assert (Path.cwd(), sys.argv[0]) == (here, script)
 
 
-def test_no_file_of_the_folder_is_taken_for_a_library_and_its_network_is_found(no_ray, here):
-    # Not types.py: before anyone could do something about it, Python itself fails on that, and says
-    # so.
-    for name in ("queue", "random", "ray", "torch", "numpy", "typer"):
-        (here / f"{name}.py").write_text(
-            f"raise RuntimeError('{name}.py of the folder was imported')\n"
-        )
-    done = run("submit", "j.yaml", "--name", "r", PYTHONPATH=str(REPOSITORY))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "best     t0" in done.stdout
-
-
 def test_an_import_error_of_a_worker_ends_the_run_at_once(no_ray, here, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(

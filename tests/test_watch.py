@@ -2,15 +2,9 @@
 ends it.
 """
 
-import contextlib
-import json
 import os
-import pty
 import re
-import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -272,97 +266,3 @@ def test_watching_a_run_that_has_ended_shows_it_once(tmp_path):
     assert [trial["status"] for trial in document["trials"]] == ["finished"]
     assert document["progress"] == PROGRESS
     assert text(document)[-1].split()[0] == "t0"  # no teams any more
-
-
-class Watching:
-    """`raysft status r --watch` in a process of its own, on a terminal or not; what it shows is
-    collected.
-    """
-
-    def __init__(self, cwd: Path, *words: str, terminal: bool = False) -> None:
-        env = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "120", "LINES": "40"}
-        ours, theirs = pty.openpty() if terminal else os.pipe()
-        self.process = subprocess.Popen(
-            [RAYSFT, "status", "r", "--watch", *words],
-            cwd=cwd,
-            env=env,
-            stdout=theirs,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        os.close(theirs)
-        self.shown, self.first = b"", threading.Event()
-        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
-        self._reader.start()
-
-    def _read(self, ours: int) -> None:
-        with contextlib.suppress(OSError):  # how the end of a terminal shows
-            while block := os.read(ours, 1 << 16):
-                self.shown += block
-                self.first.set()
-        os.close(ours)
-
-    def end(self) -> tuple[int, str, str]:
-        """(exit status, what was shown, what went to standard error)."""
-        _, err = self.process.communicate(timeout=120)
-        self._reader.join(10)
-        return self.process.returncode, self.shown.decode(), err
-
-
-def test_a_live_run_is_watched_from_elsewhere_and_outlives_who_stops_watching(no_ray, tmp_path):
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
-    overrides = [
-        "search.trials=3",
-        "train.epochs=40",
-        "data.limit=300",
-        "search.scheduler={name: none}",
-    ]
-    sets = [word for override in overrides for word in ("--set", override)]
-    run = subprocess.Popen(
-        [RAYSFT, "submit", str(REPOSITORY / "jobs/quickstart.yaml"), "--name", "r", *sets],
-        cwd=tmp_path,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert run.stdout is not None
-    assert any(line.startswith("results ") for line in run.stdout)
-    table, lines, documents, quitter = (
-        Watching(tmp_path, terminal=True),
-        Watching(tmp_path),
-        Watching(tmp_path, "--json"),
-        Watching(tmp_path),
-    )
-    assert quitter.first.wait(60)
-    os.killpg(quitter.process.pid, signal.SIGINT)
-    status, _, err = quitter.end()
-    assert (status, err) == (130, "no longer watching; the run keeps running\n")
-    out, _ = run.communicate(timeout=180)
-    assert run.returncode == 0, out
-
-    status, shown, err = lines.end()
-    assert (status, err) == (0, "")
-    told = shown.splitlines()
-    assert told[0] in ("r: starting", "r: running")
-    assert told[-1] == "r: done"
-    assert [sum(f"t{n}  finished" in line for line in told) for n in range(3)] == [1, 1, 1]
-    assert any("epoch" in line and "of 40" in line for line in told)
-
-    status, shown, err = documents.end()
-    assert (status, err) == (0, "")
-    read = [json.loads(line) for line in shown.splitlines()]
-    assert len(read) > 3
-    assert read[-1]["status"] == "done"
-    doing = {team["doing"] for d in read if d["progress"] for team in d["progress"]["teams"]}
-    assert {"starting", "training"} <= doing
-    done = [d["progress"]["epochs"]["done"] for d in read if d["progress"]]
-    assert done == sorted(done)
-    assert any(d["progress"]["left_s"] for d in read if d["progress"])
-
-    status, shown, err = table.end()
-    assert (status, err) == (0, "")
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert "images/s" in plain
-    assert "r: done after" in plain

@@ -35,8 +35,7 @@ from raysft.job.plan import Node
 from raysft.results.model import ModelCard, deliver
 from raysft.results.predict import Classifier
 from raysft.train.smallnet import small_cnn
-from tests.conftest import MARK, living
-from tests.test_cli import assert_nothing_is_left
+from tests.conftest import MARK, assert_nothing_is_left, living
 
 RAYSFT = str(Path(sys.executable).parent / "raysft")
 CLASSES = ("ant", "bee", "cow", "dog", "eel")
