@@ -1,303 +1,28 @@
-"""Whole runs on a real Ray with real process groups: what comes out, and what a failure costs."""
+"""Whole runs on a real Ray with real process groups: what comes out, and what a failure costs.
+
+Tests of the same shape of workers stand together: they run on the same ones.
+"""
 
 import json
 import shutil
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.torch import save_file
 
-from raysft.data.importer import import_dataset
 from raysft.errors import DataError, JobError, ModelError, RunError, StorageFull
-from raysft.job import Job
-from raysft.job.plan import Node
 from raysft.records.predictions import PREDICTIONS
 from raysft.records.reading import read_job
 from raysft.records.run import Run
 from raysft.results.predict import Classifier
-from raysft.run import slot_watch
-from raysft.run.driver import Workspace, execute
-from raysft.run.slot_watch import SlotWatch
 from raysft.storage import read_json
-from raysft.train import slots
-from raysft.train.queue.policy import MAX_ATTEMPTS
 from raysft.train.team import COLLECTIVE_TIMEOUT
-from tests.conftest import make_images
+from tests.run.runs import losses
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_local")
-
-
-class Silent:
-    def __init__(self):
-        self.notes, self.ended = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def progress(self, what, done, total):
-        pass
-
-    def epochs(self, done, total, records):
-        assert 0 <= done <= total
-
-    def trial_ended(self, record, ended, total):
-        self.ended.append(record.trial)
-
-    def status(self, document, records):
-        pass
-
-
-@pytest.fixture
-def dataset(ray_local, images, tmp_path) -> Path:
-    import_dataset("imagefolder", str(images), tmp_path / "D", None, "fail", lambda *a: None)
-    return tmp_path / "D"
-
-
-@pytest.fixture
-def go(dataset, tmp_path):
-    """Run a job on the tiny data set; returns (results, listener, run)."""
-    number = iter(range(100))
-
-    def _go(**sections):
-        train = {
-            "epochs": 2,
-            "batch_size": 16,
-            "optimizer": {"name": "adam", "lr": 0.01},
-        } | sections.pop("train", {})
-        data = {"source": "shards", "path": str(dataset), "val_fraction": 0.2} | sections.pop(
-            "data", {}
-        )
-        model = {"name": "tests.tiny:tiny", "weights": "none"} | sections.pop("model", {})
-        job = Job.model_validate(
-            {"storage": str(tmp_path / "runs"), "train": train, "data": data, "model": model}
-            | sections
-        )
-        run, listener = Run.create(job, f"r{next(number)}"), Silent()
-        with run.recorded():
-            results = execute(
-                run, [Node(2)], listener, Workspace(tmp_path / "scratch"), wait_for_end=True
-            )
-        return results, listener, run
-
-    return _go
-
-
-def losses(run: Run, trial: str = "t0") -> list[list[float]]:
-    history = json.loads((run.trial_folder(trial) / "trial.json").read_text())["history"]
-    return [
-        [m["train_loss"], m["val_loss"], m["train_accuracy"], m["val_accuracy"]] for m in history
-    ]
-
-
-def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
-    """Those that the run has written are what its model says of each test image, in the order of
-    the row ids.
-    """
-    found = pq.read_table(run.folder / PREDICTIONS).to_pylist()
-    assert [row["id"] for row in found] == list(range(15))
-    files = sorted(test_images.glob("*/*.png"))
-    classes = ["ant", "bee", "cow"]
-    for row, prediction in zip(
-        found, Classifier(run.folder, trust_code=True).predict([*map(str, files)]), strict=True
-    ):
-        shares = dict(prediction.classes)
-        assert classes[row["label"]] == Path(prediction.image).parent.name
-        assert classes[row["predicted"]] == prediction.classes[0][0]
-        assert row["probability"] == pytest.approx(prediction.classes[0][1], abs=1e-5)
-        assert row["label_probability"] == pytest.approx(shares[classes[row["label"]]], abs=1e-5)
-    assert sum(row["label"] == row["predicted"] for row in found) / 15 == pytest.approx(
-        best["test_accuracy"]
-    )
-
-
-def test_a_slot_of_which_no_process_starts_ends_the_run(go, monkeypatch):
-    monkeypatch.setattr(slot_watch, "START_SECONDS", 0.0)
-    with pytest.raises(
-        RunError, match=r"slot 0: its worker group ended \(none of its processes has started"
-    ):
-        go()
-
-
-def make_watch(slots: list, lost: list, notes: list) -> SlotWatch:
-    watch = SlotWatch("raysft.log", notes.append, lost.append)
-    watch.watch(slots)
-    return watch
-
-
-def test_own_longer_start_limit_is_kept(monkeypatch):
-    slow = SimpleNamespace(
-        number=0, error=None, started=time.monotonic() - 200, is_alive=lambda: True
-    )
-    other = SimpleNamespace(number=1, error=None, started=None, is_alive=lambda: True)
-    lost, notes = [], []
-    watch = make_watch([slow, other], lost, notes)
-    monkeypatch.setattr(slots, "_GIVEN", {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"})
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    watch.check(lambda: None)
-    assert not lost
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    watch.check(lambda: None)
-    assert lost == [0]
-    assert "within 180 seconds" in notes[0]
-
-
-def test_machine_that_breaks_in_training_costs_its_slot():
-    lost, notes = [], []
-    watch = make_watch([SimpleNamespace(number=0), SimpleNamespace(number=1)], lost, notes)
-    watch.training_advanced()
-    for _ in range(MAX_ATTEMPTS):
-        assert not lost
-        watch.start_failed(1, "10.0.0.2", "ImportError: no CUDA")
-    assert lost == [1]
-    said = "slot 1: a worker on 10.0.0.2 cannot start: ImportError: no CUDA"
-    cause = "(a worker on 10.0.0.2 cannot start: ImportError: no CUDA)"
-    assert notes == [
-        *MAX_ATTEMPTS * [said],
-        f"slot 1 ended {cause}: its trials go to the other slots",
-    ]
-
-
-def test_a_validation_split_of_its_own_picks_the_model(go, images):
-    make_images(images / "valid", {"ant": 4, "bee": 4}, seed=2)
-    results, _, run = go(data={"source": "imagefolder", "path": str(images)})
-    assert run.info["data"]["rows"] == {"train": 60, "val": 8, "test": 15}
-    again = Classifier(run.folder, trust_code=True).evaluate(images, "val")
-    assert again["accuracy"] == pytest.approx(results["best"]["val_accuracy"])
-    assert again["loss"] == pytest.approx(results["best"]["val_loss"], rel=1e-4)
-    assert (
-        "- train from train/, val from valid/, test from test/"
-        in (run.folder / "model/README.md").read_text()
-    )
-
-
-def test_a_search_stops_weak_trials_early_and_ends_with_a_scored_model(go, images):
-    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02, 1e-7, 1e-8, 1e-7, 1e-8]}}]}
-    results, listener, run = go(search={"space": space, "metric": "val_loss"}, train={"epochs": 6})
-    assert results["status"] == "done"
-    assert {t["status"] for t in results["trials"]} == {"finished", "stopped"}
-    assert all((t["epochs"] == 6) is (t["status"] == "finished") for t in results["trials"])
-    assert results["trials"][0]["config"]["optimizer"]["lr"] > 0.01
-    assert sorted(listener.ended) == [f"t{i}" for i in range(6)]
-    scores = [t["val_loss"] for t in results["trials"]]
-    assert scores == sorted(scores)
-    assert results["best"]["val_loss"] == scores[0]
-    assert read_json(run.folder / "results.json") == results
-    again = Classifier(run.folder, trust_code=True).evaluate(images / "test", "test")
-    assert again["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
-    assert again["loss"] == pytest.approx(results["best"]["test_loss"], rel=1e-4)
-    assert_predictions(run, images / "test", results["best"])
-    left = {p.parent.parent.name for p in run.folder.glob("trials/*/checkpoints/epoch-*")}
-    assert left == {results["best"]["trial"]}
-    _, matter, body = (run.folder / "model/README.md").read_text().split("---\n", 2)
-    metrics = yaml.safe_load(matter)["model-index"][0]["results"][0]["metrics"]
-    assert {m["name"]: m["value"] for m in metrics}["test accuracy"] == results["best"][
-        "test_accuracy"
-    ]
-    assert f"picked trial {results['best']['trial']}" in body
-    recall, name = min((row["recall"], row["class"]) for row in again["classes"])
-    assert f"lowest recall on the test images: {name} ({recall:.4f})" in body
-    assert "| training | 48 |\n| validation | 12 |\n| test | 15 |" in body
-
-
-def test_trials_that_were_paused_train_on_as_if_they_had_not_been(go):
-    space = {"optimizer": [{"name": "adam", "lr": {"grid": [1e-8, 0.03, 1e-7, 0.02]}}]}
-    halving = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
-    search, train = {"space": space, "metric": "val_loss"}, {"epochs": 4}
-    results, listener, paused = go(search=search | {"scheduler": halving}, train=train)
-    _, _, whole = go(search=search | {"scheduler": {"name": "none"}}, train=train)
-    came = {f"t{i}": len(losses(paused, f"t{i}")) for i in range(4)}
-    assert sorted(came.values()) == [1, 1, 2, 4]
-    for trial, epochs in came.items():
-        assert losses(paused, trial) == losses(whole, trial)[:epochs]
-    assert not [note for note in listener.notes if "died" in note]
-    seconds = {t["trial"]: t["seconds"] for t in results["trials"]}
-    assert all(0 < s < 60 for s in seconds.values())
-
-
-def test_a_search_is_tracked_epoch_by_epoch_and_tells_where_it_stands(go, tmp_path):
-    from mlflow import MlflowClient
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02]}}]}
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    results, listener, run = go(
-        search={"space": space, "scheduler": {"name": "none"}},
-        train={"epochs": 3},
-        tracking={"mlflow": uri},
-    )
-    assert not [note for note in listener.notes if note.startswith("tracking")]
-    client = MlflowClient(tracking_uri=uri)
-    children = {r.data.tags.get("raysft.trial"): r for r in client.search_runs(["1"])}
-    assert set(children) == {None, "t0", "t1"}
-    assert children[None].data.metrics["test_accuracy"] == results["best"]["test_accuracy"]
-    assert [f.path for f in client.list_artifacts(children[None].info.run_id, "model")] == [
-        "model/README.md",
-        "model/model.json",
-        "model/model.safetensors",
-    ]
-    for trial in ("t0", "t1"):
-        history = read_json(run.trial_folder(trial) / "trial.json")["history"]
-        assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
-        board = EventAccumulator(str(run.folder / "tensorboard" / trial))
-        board.Reload()
-        for key in ("train_loss", "val_accuracy", "val_loss", "learning_rate", "images"):
-            expected = [(epoch["epoch"], pytest.approx(epoch[key])) for epoch in history]
-            assert [(e.step, e.value) for e in board.Scalars(key)] == expected
-            logged = client.get_metric_history(children[trial].info.run_id, key)
-            assert [(m.step, m.value) for m in logged] == expected
-        assert children[trial].info.status == "FINISHED"
-        rates = [epoch["learning_rate"] for epoch in history]
-        assert rates == sorted(rates, reverse=True)
-    progress = read_json(run.folder / "progress.json")
-    assert progress["epochs"]["total"] == 6
-    assert [team["slot"] for team in progress["teams"]] == [0, 0]
-
-
-def test_neither_repeats_nor_workers_nor_the_death_of_one_change_the_losses(
-    go, tmp_path, monkeypatch
-):
-    (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
-    monkeypatch.chdir(tmp_path)
-    same = {
-        "train": {"batch_size": 15, "epochs": 3, "precision": "fp32"}
-    }  # as exact as this comparison is
-    _, _, alone = go(**same)
-    _, _, again = go(**same)
-    assert losses(again) == losses(alone)
-    results, listener, both = go(
-        model={"name": "crashing:network"}, resources={"workers": 2}, **same
-    )
-    assert (tmp_path / "crashed").exists()
-    assert any("resuming from its last checkpoint" in note for note in listener.notes)
-    assert [t["status"] for t in results["trials"]] == ["finished"]
-    for one, two in zip(losses(alone), losses(both), strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
-    of_one, of_two = (pq.read_table(run.folder / PREDICTIONS).to_pydict() for run in (alone, both))
-    assert of_one.pop("probability") == pytest.approx(of_two.pop("probability"), rel=1e-3)
-    assert of_one.pop("label_probability") == pytest.approx(
-        of_two.pop("label_probability"), rel=1e-3
-    )
-    assert of_one == of_two
-
-
-def test_a_rank_that_hangs_is_named_and_its_workers_start_again(go, tmp_path, monkeypatch):
-    (tmp_path / "hanging.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))
-    monkeypatch.chdir(tmp_path)
-    space = {"train.batch_size": {"grid": [8, 16]}}
-    results, _, _ = go(
-        search={"space": space, "scheduler": {"name": "none"}},
-        model={"name": "hanging:network"},
-        train={"epochs": 2},
-        resources={"workers": 2, "hang_minutes": 0.25},
-    )  # enough for both to start
-    assert [t["status"] for t in results["trials"]] == ["finished", "failed"]
-    assert "rank 1 (last seen after step" in results["trials"][1]["error"]
-    assert "did not answer any more; the others: RuntimeError" in results["trials"][1]["error"]
 
 
 HANGING = """
@@ -349,30 +74,50 @@ def network(num_classes):
 """
 
 
+def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
+    """Those that the run has written are what its model says of each test image, in the order of
+    the row ids.
+    """
+    found = pq.read_table(run.folder / PREDICTIONS).to_pylist()
+    assert [row["id"] for row in found] == list(range(15))
+    files = sorted(test_images.glob("*/*.png"))
+    classes = ["ant", "bee", "cow"]
+    for row, prediction in zip(
+        found, Classifier(run.folder, trust_code=True).predict([*map(str, files)]), strict=True
+    ):
+        shares = dict(prediction.classes)
+        assert classes[row["label"]] == Path(prediction.image).parent.name
+        assert classes[row["predicted"]] == prediction.classes[0][0]
+        assert row["probability"] == pytest.approx(prediction.classes[0][1], abs=1e-5)
+        assert row["label_probability"] == pytest.approx(shares[classes[row["label"]]], abs=1e-5)
+    assert sum(row["label"] == row["predicted"] for row in found) / 15 == pytest.approx(
+        best["test_accuracy"]
+    )
+
+
+# --- one team of one worker -------------------------------------------------------------------------
+
+
+def test_own_validation_split_picks_the_model(go, shared_images):
+    images = shared_images.folder / "with_val"
+    results, _, run = go(data={"source": "imagefolder", "path": str(images)})
+    assert run.info["data"]["rows"] == {"train": 60, "val": 8, "test": 15}
+    again = Classifier(run.folder, trust_code=True).evaluate(images, "val")
+    assert again["accuracy"] == pytest.approx(results["best"]["val_accuracy"])
+    assert again["loss"] == pytest.approx(results["best"]["val_loss"], rel=1e-4)
+    assert (
+        "- train from train/, val from valid/, test from test/"
+        in (run.folder / "model/README.md").read_text()
+    )
+
+
 def test_what_does_not_fit_in_memory_is_streamed(go):
     results, listener, _ = go(data={"budget_gb": 1e-9})
     assert any(note.startswith("data streamed") for note in listener.notes)
     assert results["best"]["val_accuracy"] is not None
 
 
-def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(go, small_disk, tmp_path):
-    (small_disk / "filler").write_bytes(b"0" * 248 * 4096)
-    with pytest.raises(StorageFull, match="no space is left to write to"):
-        go(storage=str(small_disk / "runs"), train={"epochs": 6})
-    (small_disk / "filler").unlink()
-    assert read_json(small_disk / "runs/r0/run.json")["status"] == "failed"
-    assert not list(small_disk.rglob("*.tmp"))
-    run = Run.reopen(small_disk / "runs/r0", workers=2)
-    results = execute(run, [Node(2)], Silent(), Workspace(tmp_path / "scratch"), wait_for_end=True)
-    assert results["trials"][0]["epochs"] == 6
-    assert results["status"] == "done"
-    history = read_json(run.trial_folder("t0") / "trial.json")["history"]
-    assert [epoch["workers"] for epoch in history] == sorted(epoch["workers"] for epoch in history)
-    assert history[-1]["workers"] == 2
-    assert {epoch["images"] for epoch in history} == {48}
-
-
-def test_a_single_trial_may_take_its_time(go, monkeypatch):
+def test_single_trial_may_take_its_time(go, monkeypatch):
     monkeypatch.setattr(
         "raysft.run.driver.WIND_DOWN_SECONDS", 0.0
     )  # no search runs beside it that could be over
@@ -380,13 +125,7 @@ def test_a_single_trial_may_take_its_time(go, monkeypatch):
     assert [t["status"] for t in results["trials"]] == ["finished"]
 
 
-def test_too_many_failures_end_the_run(go):
-    space = {"train.batch_size": {"grid": [8, 16, 32]}}
-    with pytest.raises(RunError, match=r"2 trials have failed, more than search\.max_failures 1"):
-        go(search={"space": space, "max_failures": 1}, model={"name": "tests.networks:failing"})
-
-
-def test_other_data_than_the_run_began_with_is_refused(go, images, tmp_path):
+def test_resuming_on_other_data_is_refused(go, images):
     job = {"data": {"source": "imagefolder", "path": str(images)}, "train": {"epochs": 1}}
     _, _, run = go(**job)
     run.save(status="stopped", pid=0)
@@ -396,10 +135,10 @@ def test_other_data_than_the_run_began_with_is_refused(go, images, tmp_path):
     with pytest.raises(
         DataError, match=r"train has 40 rows, had 60; .*classes are ant, bee, were ant, bee, cow"
     ):
-        execute(again, [Node(2)], Silent(), Workspace(tmp_path / "scratch"), wait_for_end=True)
+        go.execute(again)
 
 
-def test_a_run_that_was_moved_with_its_data_goes_on_and_is_reported(go, images, tmp_path):
+def test_moved_run_with_its_data_resumes(go, images, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(images, project / "photos")
     _, _, run = go(
@@ -411,18 +150,202 @@ def test_a_run_that_was_moved_with_its_data_goes_on_and_is_reported(go, images, 
     project.rename(tmp_path / "moved")
     again = Run.reopen(tmp_path / "moved/runs/r0")
     assert again.job.data.path == str(tmp_path / "moved/photos")
-    with again.recorded():
-        results = execute(
-            again, [Node(2)], Silent(), Workspace(tmp_path / "scratch"), wait_for_end=True
-        )
-        again.save(status="done")
+    results, _ = go.execute(again)
+    again.save(status="done")
     assert results["status"] == "done"
     assert read_job(again.folder, read_json(again.folder / "run.json")).data.path == str(
         tmp_path / "moved/photos"
     )
 
 
-def test_a_trial_that_diverges_ends_alone(go):
+def test_torn_shard_is_refused_before_workers_start(go, tmp_path):
+    go.dataset = Path(shutil.copytree(go.dataset, tmp_path / "D"))
+    shard = go.dataset / "train/0000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        DataError, match=r"0000\.parquet: does not have the checksum of its manifest"
+    ):
+        go()
+
+
+def test_full_disk_ends_the_run_which_can_resume(go, small_disk):
+    (small_disk / "filler").write_bytes(b"0" * 248 * 4096)
+    with pytest.raises(StorageFull, match="no space is left to write to"):
+        go(storage=str(small_disk / "runs"), train={"epochs": 6})
+    (small_disk / "filler").unlink()
+    assert read_json(small_disk / "runs/r0/run.json")["status"] == "failed"
+    assert not list(small_disk.rglob("*.tmp"))
+    run = Run.reopen(small_disk / "runs/r0", workers=2)
+    results, _ = go.execute(run)
+    assert results["trials"][0]["epochs"] == 6
+    assert results["status"] == "done"
+    history = read_json(run.trial_folder("t0") / "trial.json")["history"]
+    assert [epoch["workers"] for epoch in history] == sorted(epoch["workers"] for epoch in history)
+    assert history[-1]["workers"] == 2
+    assert {epoch["images"] for epoch in history} == {48}
+
+
+def test_losses_do_not_depend_on_workers_or_their_death(go, tmp_path, monkeypatch):
+    (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
+    monkeypatch.chdir(tmp_path)
+    same = {
+        "train": {"batch_size": 15, "epochs": 3, "precision": "fp32"}
+    }  # as exact as this comparison is
+    _, _, alone = go(**same)
+    _, _, again = go(**same)
+    assert losses(again) == losses(alone)
+    results, listener, both = go(
+        model={"name": "crashing:network"}, resources={"workers": 2}, **same
+    )
+    assert (tmp_path / "crashed").exists()
+    assert any("resuming from its last checkpoint" in note for note in listener.notes)
+    assert [t["status"] for t in results["trials"]] == ["finished"]
+    for one, two in zip(losses(alone), losses(both), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    of_one, of_two = (pq.read_table(run.folder / PREDICTIONS).to_pydict() for run in (alone, both))
+    assert of_one.pop("probability") == pytest.approx(of_two.pop("probability"), rel=1e-3)
+    assert of_one.pop("label_probability") == pytest.approx(
+        of_two.pop("label_probability"), rel=1e-3
+    )
+    assert of_one == of_two
+
+
+# --- two teams of one worker ------------------------------------------------------------------------
+
+
+def test_search_stops_weak_trials_and_scores_the_best(go, images):
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02, 1e-7, 1e-8, 1e-7, 1e-8]}}]}
+    results, listener, run = go(search={"space": space, "metric": "val_loss"}, train={"epochs": 6})
+    assert results["status"] == "done"
+    assert {t["status"] for t in results["trials"]} == {"finished", "stopped"}
+    assert all((t["epochs"] == 6) is (t["status"] == "finished") for t in results["trials"])
+    assert results["trials"][0]["config"]["optimizer"]["lr"] > 0.01
+    assert sorted(listener.ended) == [f"t{i}" for i in range(6)]
+    scores = [t["val_loss"] for t in results["trials"]]
+    assert scores == sorted(scores)
+    assert results["best"]["val_loss"] == scores[0]
+    assert read_json(run.folder / "results.json") == results
+    again = Classifier(run.folder, trust_code=True).evaluate(images / "test", "test")
+    assert again["accuracy"] == pytest.approx(results["best"]["test_accuracy"])
+    assert again["loss"] == pytest.approx(results["best"]["test_loss"], rel=1e-4)
+    assert_predictions(run, images / "test", results["best"])
+    left = {p.parent.parent.name for p in run.folder.glob("trials/*/checkpoints/epoch-*")}
+    assert left == {results["best"]["trial"]}
+    _, matter, body = (run.folder / "model/README.md").read_text().split("---\n", 2)
+    metrics = yaml.safe_load(matter)["model-index"][0]["results"][0]["metrics"]
+    assert {m["name"]: m["value"] for m in metrics}["test accuracy"] == results["best"][
+        "test_accuracy"
+    ]
+    assert f"picked trial {results['best']['trial']}" in body
+    recall, name = min((row["recall"], row["class"]) for row in again["classes"])
+    assert f"lowest recall on the test images: {name} ({recall:.4f})" in body
+    assert "| training | 48 |\n| validation | 12 |\n| test | 15 |" in body
+
+
+def test_paused_trials_train_as_if_never_paused(go):
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [1e-8, 0.03, 1e-7, 0.02]}}]}
+    halving = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    search, train = {"space": space, "metric": "val_loss"}, {"epochs": 4}
+    results, listener, paused = go(search=search | {"scheduler": halving}, train=train)
+    _, _, whole = go(search=search | {"scheduler": {"name": "none"}}, train=train)
+    came = {f"t{i}": len(losses(paused, f"t{i}")) for i in range(4)}
+    assert sorted(came.values()) == [1, 1, 2, 4]
+    for trial, epochs in came.items():
+        assert losses(paused, trial) == losses(whole, trial)[:epochs]
+    assert not [note for note in listener.notes if "died" in note]
+    seconds = {t["trial"]: t["seconds"] for t in results["trials"]}
+    assert all(0 < s < 60 for s in seconds.values())
+
+
+def test_search_is_tracked_epoch_by_epoch(go, tmp_path):
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02]}}]}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    results, listener, run = go(
+        search={"space": space, "scheduler": {"name": "none"}},
+        train={"epochs": 3},
+        tracking={"mlflow": uri},
+    )
+    assert not [note for note in listener.notes if note.startswith("tracking")]
+    client = MlflowClient(tracking_uri=uri)
+    children = {r.data.tags.get("raysft.trial"): r for r in client.search_runs(["1"])}
+    assert set(children) == {None, "t0", "t1"}
+    assert children[None].data.metrics["test_accuracy"] == results["best"]["test_accuracy"]
+    assert [f.path for f in client.list_artifacts(children[None].info.run_id, "model")] == [
+        "model/README.md",
+        "model/model.json",
+        "model/model.safetensors",
+    ]
+    for trial in ("t0", "t1"):
+        history = read_json(run.trial_folder(trial) / "trial.json")["history"]
+        assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+        board = EventAccumulator(str(run.folder / "tensorboard" / trial))
+        board.Reload()
+        for key in ("train_loss", "val_accuracy", "val_loss", "learning_rate", "images"):
+            expected = [(epoch["epoch"], pytest.approx(epoch[key])) for epoch in history]
+            assert [(e.step, e.value) for e in board.Scalars(key)] == expected
+            logged = client.get_metric_history(children[trial].info.run_id, key)
+            assert [(m.step, m.value) for m in logged] == expected
+        assert children[trial].info.status == "FINISHED"
+        rates = [epoch["learning_rate"] for epoch in history]
+        assert rates == sorted(rates, reverse=True)
+    progress = read_json(run.folder / "progress.json")
+    assert progress["epochs"]["total"] == 6
+    assert [team["slot"] for team in progress["teams"]] == [0, 0]
+
+
+def test_too_many_failures_end_the_run(go):
+    space = {"train.batch_size": {"grid": [8, 16, 32]}}
+    with pytest.raises(RunError, match=r"2 trials have failed, more than search\.max_failures 1"):
+        go(search={"space": space, "max_failures": 1}, model={"name": "tests.networks:failing"})
+
+
+def test_bad_network_or_weights_end_their_trial_alone(go, tmp_path):
+    save_file(tiny(3).state_dict(), tmp_path / "good.safetensors")
+    (tmp_path / "bad.safetensors").write_text("no weights")
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("bad", "missing", "good")}
+    models = [
+        {"name": "tests.networks:for_large_images", "weights": "none"},
+        *({"name": "tests.tiny:tiny", "weights": file} for file in files.values()),
+    ]
+    results, _, _ = go(search={"space": {"model": models}, "trials": 4})
+    found = {t["config"]["model"]["weights"]: t for t in results["trials"]}
+    assert found[files["good"]]["status"] == "finished"
+    assert "cannot be read" in found[files["bad"]]["error"]
+    assert "does not exist" in found[files["missing"]]["error"]
+    assert "cannot take images of 8 × 8 pixels" in found["none"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "expected"),
+    [
+        (
+            {"model": {"name": "tests.networks:for_large_images"}},
+            ModelError,
+            r"cannot take images of 8 × 8 pixels .*set model\.image_size; of the usual sizes it takes 48, 64",
+        ),
+        (
+            {
+                "model": {"name": "raysft.train.smallnet:small_cnn"},
+                "train": {"batch_size": 3},
+                "resources": {"workers": 2},
+            },
+            JobError,
+            "leaves one of 2 workers a single image a step.*give at least 4",
+        ),
+    ],
+)
+def test_what_no_trial_can_train_is_refused(go, sections, error, expected):
+    with pytest.raises(error, match=expected):
+        go(search={"trials": 2, "space": {"optimizer": ["sgd"]}}, **sections)
+
+
+# --- one team of two workers ------------------------------------------------------------------------
+
+
+def test_trial_that_diverges_ends_alone(go):
     space = {"optimizer": [{"name": "sgd", "momentum": 0.0, "lr": {"grid": [1e-2, 100.0]}}]}
     results, _, _ = go(
         search={"space": space},
@@ -437,7 +360,7 @@ def test_a_trial_that_diverges_ends_alone(go):
     assert results["best"]["config"]["optimizer"]["lr"] == 1e-2
 
 
-def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks_at_once(go, tmp_path):
+def test_exception_on_one_rank_ends_the_trial_for_all(go, tmp_path):
     space = {"train.batch_size": {"grid": [8, 16]}}
     with pytest.raises(RunError, match=r"no trial finished.*boom on rank 1"):
         go(
@@ -452,7 +375,7 @@ def test_an_exception_on_one_rank_ends_the_trial_for_all_ranks_at_once(go, tmp_p
     )  # nobody waited for the dead
 
 
-def test_memory_that_is_short_halves_the_micro_batch_and_a_target_ends_the_search(go):
+def test_short_memory_halves_batches_and_target_ends_search(go):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.01, 0.02, 0.03]}}]}
     search = {"space": space, "target": 0.0, "scheduler": {"name": "median"}}
     results, listener, _ = go(
@@ -472,7 +395,7 @@ def test_memory_that_is_short_halves_the_micro_batch_and_a_target_ends_the_searc
     assert others == [0, 0]
 
 
-def test_tpe_tries_known_configurations_first_and_the_best_is_confirmed_on_features(go):
+def test_tpe_starts_with_known_and_repeats_the_best(go):
     known = {"optimizer": {"name": "adam", "lr": 0.02}}
     space = {"optimizer": [{"name": "adam", "lr": {"loguniform": [1e-3, 1e-1]}}]}
     search = {
@@ -503,50 +426,16 @@ def test_tpe_tries_known_configurations_first_and_the_best_is_confirmed_on_featu
     assert not list(run.folder.glob("trials/*seed*/checkpoints"))
 
 
-@pytest.mark.parametrize(
-    ("sections", "error", "expected"),
-    [
-        (
-            {"model": {"name": "tests.networks:for_large_images"}},
-            ModelError,
-            r"cannot take images of 8 × 8 pixels .*set model\.image_size; of the usual sizes it takes 48, 64",
-        ),
-        (
-            {
-                "model": {"name": "raysft.train.smallnet:small_cnn"},
-                "train": {"batch_size": 3},
-                "resources": {"workers": 2},
-            },
-            JobError,
-            "leaves one of 2 workers a single image a step.*give at least 4",
-        ),
-    ],
-)
-def test_what_no_trial_can_train_is_refused_before_the_search(go, sections, error, expected):
-    with pytest.raises(error, match=expected):
-        go(search={"trials": 2, "space": {"optimizer": ["sgd"]}}, **sections)
-
-
-def test_one_bad_network_or_file_of_weights_ends_its_trial_alone(go, tmp_path):
-    save_file(tiny(3).state_dict(), tmp_path / "good.safetensors")
-    (tmp_path / "bad.safetensors").write_text("no weights")
-    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("bad", "missing", "good")}
-    models = [
-        {"name": "tests.networks:for_large_images", "weights": "none"},
-        *({"name": "tests.tiny:tiny", "weights": file} for file in files.values()),
-    ]
-    results, _, _ = go(search={"space": {"model": models}, "trials": 4})
-    found = {t["config"]["model"]["weights"]: t for t in results["trials"]}
-    assert found[files["good"]]["status"] == "finished"
-    assert "cannot be read" in found[files["bad"]]["error"]
-    assert "does not exist" in found[files["missing"]]["error"]
-    assert "cannot take images of 8 × 8 pixels" in found["none"]["error"]
-
-
-def test_a_torn_shard_is_refused_before_any_worker_starts(go, dataset):
-    shard = dataset / "train/0000.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
-    with pytest.raises(
-        DataError, match=r"0000\.parquet: does not have the checksum of its manifest"
-    ):
-        go()
+def test_hanging_rank_is_named_and_workers_restart(go, tmp_path, monkeypatch):
+    (tmp_path / "hanging.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))
+    monkeypatch.chdir(tmp_path)
+    space = {"train.batch_size": {"grid": [8, 16]}}
+    results, _, _ = go(
+        search={"space": space, "scheduler": {"name": "none"}},
+        model={"name": "hanging:network"},
+        train={"epochs": 2},
+        resources={"workers": 2, "hang_minutes": 0.25},
+    )  # enough for both to start
+    assert [t["status"] for t in results["trials"]] == ["finished", "failed"]
+    assert "rank 1 (last seen after step" in results["trials"][1]["error"]
+    assert "did not answer any more; the others: RuntimeError" in results["trials"][1]["error"]

@@ -21,7 +21,7 @@ from raysft.records.reading import read_trials
 from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
 from raysft.train import slots
-from tests.run.test_driver import Silent
+from tests.run.runs import Recorder
 
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -66,7 +66,7 @@ def cluster_of(head_cpus: int):
         cluster.shutdown()
 
 
-class Saboteur(Silent):
+class Saboteur(Recorder):
     """Kills the other node once an epoch is trained; brings it back once one is trained without
     it.
     """
@@ -94,7 +94,7 @@ class Saboteur(Silent):
             self.hold.unlink(missing_ok=True)
 
 
-class Preemption(Silent):
+class Preemption(Recorder):
     """Tells the node that trains that it must go, takes it away once there is a checkpoint, and
     brings another.
     """
@@ -155,7 +155,7 @@ def prepared(
     return Run.create(job, "r"), hold
 
 
-def go(run: Run, nodes: list[Node], listener: Silent) -> list[dict]:
+def go(run: Run, nodes: list[Node], listener: Recorder) -> list[dict]:
     """The trials of a run, which has to end well."""
     results = execute(
         run, nodes, listener, Workspace(run.folder.parent / "scratch"), wait_for_end=True
