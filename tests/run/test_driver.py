@@ -163,7 +163,7 @@ def test_torn_shard_is_refused_before_workers_start(go, tmp_path):
     shard = go.dataset / "train/0000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(
-        DataError, match=r"0000\.parquet: does not have the checksum of its manifest"
+        DataError, match=r"0000\.parquet: does not have the checksum in dataset\.json"
     ):
         go()
 
