@@ -122,8 +122,8 @@ def test_a_running_search_as_text():
 def test_what_is_known_decides_what_the_headline_says():
     plain = {**RUNNING, "progress": PROGRESS | {"may_end_early": False}}
     assert "about 3 min 5 s left" in headline(plain, 1000.0)
-    assert "last heard of" not in headline(plain, 1059.0)
-    assert "last heard of 2 min 0 s ago" in headline(plain, 1120.0)
+    assert "last heard from" not in headline(plain, 1059.0)
+    assert "last heard from 2 min 0 s ago" in headline(plain, 1120.0)
     ended = {**RUNNING, "status": "done", "ended": "1970-01-01T01:15:00+0000"}
     assert headline(ended, 9e9) == "r: done after 1 h 0 min, best t0 with val acc 1.0000"
     assert (
@@ -146,7 +146,7 @@ def test_a_long_curve_keeps_its_last_epoch_and_its_width():
 
 
 def test_without_a_terminal_each_change_is_a_line():
-    assert changes({}, RUNNING)[0] == "r: running"
+    assert changes(None, RUNNING)[0] == "r: running"
     later = {
         **RUNNING,
         "trials": [

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 from raysft.deploy.prediction import Predicted, PredictionRequest
+from raysft.display.plan import PlanDocument
+from raysft.display.status import RunStatus
 from raysft.entrypoints.doctor import Finding
+from raysft.records.documents import ResultsDocument
 
 Workers = int | list[int]
 """N, or [LEAST, MOST], as resources.workers has them."""
+
+
+class RunRow(TypedDict):
+    """A run in a list of them."""
+
+    run: str
+    status: str
+    started: str | None
+    ended: str | None
+    trials: NotRequired[int | None]
+    """Of a run on this machine."""
 
 
 @dataclass(frozen=True)
 class PlannedJob:
     """What a job would run, as a document and as lines."""
 
-    document: dict[str, Any]
+    document: PlanDocument
     lines: Sequence[str]
 
 
@@ -47,16 +61,16 @@ class Backend(Protocol):
         overrides: where its files are by now.
         """
 
-    def runs(self, storage: str) -> list[dict[str, Any]]:
+    def runs(self, storage: str) -> list[RunRow]:
         """All runs that are known, oldest first; `storage` is a folder of this machine."""
 
-    def status(self, run: str) -> Mapping[str, Any]:
+    def status(self, run: str) -> RunStatus:
         """How far a run is, with its trials."""
 
-    def watch(self, run: str) -> Iterator[Mapping[str, Any]]:
+    def watch(self, run: str) -> Iterator[RunStatus]:
         """The status of a run again and again, until it has ended."""
 
-    def results(self, run: str) -> Mapping[str, Any]:
+    def results(self, run: str) -> ResultsDocument:
         """The results.json of a run."""
 
     def logs(self, run: str, follow: bool) -> None:

@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from raysft.backends.backend import PlannedJob, Workers
+from raysft.backends.backend import PlannedJob, RunRow, Workers
 from raysft.cluster.address import Address
 from raysft.cluster.jobs import GIVE_UP_SECONDS, ClusterClient, ClusterRun, minutes
 from raysft.cluster.messages import Message, RunSummary, decode, summarize
 from raysft.console import Output, Watcher
 from raysft.deploy.prediction import Predicted, PredictionRequest
 from raysft.display.results import show_outcome
+from raysft.display.status import RunStatus
 from raysft.entrypoints.doctor import Finding
 from raysft.errors import JobErrors, UserError
 from raysft.job import Job, dump_job, load_job, load_text
+from raysft.records.documents import ResultsDocument, TrialDocument
 from raysft.records.relocation import parse_places, refuse_storage, with_places
 from raysft.records.run import Run, new_name, with_workers
 
@@ -144,7 +145,7 @@ class ClusterBackend:
 
     # --- looking --------------------------------------------------------------------------------
 
-    def runs(self, storage: str) -> list[dict[str, Any]]:
+    def runs(self, storage: str) -> list[RunRow]:
         """The runs that the cluster knows, oldest first, wherever their directories are."""
         return [
             {
@@ -156,12 +157,12 @@ class ClusterBackend:
             for run in self._cluster.runs()
         ]
 
-    def status(self, run: str) -> dict[str, Any]:
+    def status(self, run: str) -> RunStatus:
         """How far a run is, by its events."""
         found = self._cluster.run(run)
         return _status_document(found, summarize(self._cluster.messages(found)))
 
-    def watch(self, run: str) -> Iterator[dict[str, Any]]:
+    def watch(self, run: str) -> Iterator[RunStatus]:
         """What the events of a run come to, every second until it has ended."""
         found = self._cluster.run(run)
         follower = _Follower(self._cluster, found.id, self._warn_of_loss)
@@ -171,12 +172,13 @@ class ClusterBackend:
             with follower.lock:
                 document = _status_document(found, seen)
             begun = "running" if seen.plan else "starting"
-            yield document | {"status": seen.status or begun}
+            document["status"] = seen.status or begun
+            yield document
         if follower.error is not None:
             raise follower.error
         yield _status_document(self._cluster.run(run), seen)
 
-    def results(self, run: str) -> dict[str, Any]:
+    def results(self, run: str) -> ResultsDocument:
         """The results.json of a run, as it has told them."""
         found = self._cluster.run(run)
         results = summarize(self._cluster.messages(found)).results
@@ -260,16 +262,17 @@ def _show_event(message: Message, seen: RunSummary, watcher: Watcher) -> None:
         watcher.trial_ended(record, payload["ended"], payload["total"])
 
 
-def _status_document(run: ClusterRun, seen: RunSummary) -> dict[str, Any]:
+def _status_document(run: ClusterRun, seen: RunSummary) -> RunStatus:
     """How far a run is by its events, in the form of a run directory's status."""
-    trials = [
-        record.row(seen.metric) | {"history": record.history} for record in seen.trials.values()
+    trials: list[TrialDocument] = [
+        {**record.row(seen.metric), "history": record.history} for record in seen.trials.values()
     ]
     done, total = seen.epochs
     return {
         "run": run.name,
         "status": run.status,
-        "started": _clock(run.started),
+        # Ray writes when a job was submitted from the first on.
+        "started": _clock(run.started) or "",
         "ended": _clock(run.ended),
         "folder": seen.folder,
         "metric": seen.metric,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from raysft.backends.backend import PlannedJob, Workers
+from raysft.backends.backend import PlannedJob, RunRow, Workers
 from raysft.backends.local_session import silent_ray
 from raysft.cluster.local import local_ray, this_node
 from raysft.console import Output, Watcher
 from raysft.deploy.prediction import Predicted, PredictionRequest
 from raysft.display.plan import plan_json, plan_lines
 from raysft.display.results import show_outcome
+from raysft.display.status import RunStatus
 from raysft.entrypoints.doctor import Finding
 from raysft.errors import RunError, UserError
 from raysft.gc_pause import gc_paused
@@ -25,7 +25,6 @@ from raysft.records.documents import (
     INFO,
     ResultsDocument,
     RunDocument,
-    StatusDocument,
     TrialDocument,
 )
 from raysft.records.liveness import is_alive, is_going_on, run_status
@@ -86,12 +85,12 @@ class LocalBackend:
         with silent_ray(planned.node, self._output) as scratch:
             from raysft.run.driver import Workspace
             from raysft.run.measure import measure as measure_steps
-            from raysft.run.measure import measured_json
 
             estimate = measure_steps(
                 job, planned.plan, [planned.node], storage_path(job.storage), Workspace(scratch)
             )
-        return PlannedJob(document | measured_json(estimate), [*lines, estimate.line()])
+        document["measured"] = asdict(estimate)
+        return PlannedJob(document, [*lines, estimate.line()])
 
     def submit(
         self, job_file: Path, overrides: Sequence[str], name: str | None, detach: bool
@@ -150,22 +149,31 @@ class LocalBackend:
 
     # --- looking --------------------------------------------------------------------------------
 
-    def runs(self, storage: str) -> list[dict[str, Any]]:
+    def runs(self, storage: str) -> list[RunRow]:
         """The runs whose directories are in `storage`, oldest first."""
-        return [{key: info.get(key) for key in self.run_columns} for info in list_runs(storage)]
+        return [
+            {
+                "run": info["run"],
+                "status": info["status"],
+                "started": info["started"],
+                "ended": info.get("ended"),
+                "trials": info.get("trials"),
+            }
+            for info in list_runs(storage)
+        ]
 
-    def status(self, run: str) -> StatusDocument:
+    def status(self, run: str) -> RunStatus:
         """How far a run is, by its directory."""
-        return read_status(run)
+        return {**read_status(run)}
 
-    def watch(self, run: str) -> Iterator[StatusDocument]:
+    def watch(self, run: str) -> Iterator[RunStatus]:
         """What the directory of a run holds, again and again until it has ended."""
         folder = find_run(run)
         pause = REFRESH_SECONDS if isinstance(folder, Path) else REMOTE_REFRESH_SECONDS
         # Trials that have ended are not read again: a search may have hundreds of them.
         ended: dict[str, TrialDocument] = {}
         while True:
-            document = read_status(str(folder), ended)
+            document: RunStatus = {**read_status(str(folder), ended)}
             for trial in document["trials"]:
                 if trial["status"] not in GOING_ON:
                     ended[trial["trial"]] = trial

@@ -23,7 +23,7 @@ from raysft.errors import (
     RunError,
     UserError,
 )
-from raysft.records.documents import ProgressDocument
+from raysft.records.documents import ProgressDocument, ResultsDocument
 from raysft.records.trial import TrialRecord
 
 # the record separator: no log line of anyone else begins with it. str.splitlines splits there!
@@ -134,14 +134,14 @@ class RunSummary:
 
     plan: list[str] = field(default_factory=list)
     trials: dict[str, TrialRecord] = field(default_factory=dict)
-    results: dict[str, Any] | None = None
+    results: ResultsDocument | None = None
     errors: list[RaysftError] = field(default_factory=list)
     epochs: tuple[float, int] = (0, 0)
     folder: str = ""
     job: str | None = None
     metric: str = "val_accuracy"
     status: str | None = None
-    progress: dict[str, Any] | None = None
+    progress: ProgressDocument | None = None
 
     def add(self, message: Message) -> None:
         """Add one event."""

@@ -2,53 +2,108 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from raysft.data.names import first_names
 from raysft.job import Job
 from raysft.job.plan import Outline, RunPlan, Slot
+from raysft.job.spec import Search
 from raysft.train.architecture import foreign_module
 from raysft.wording import count_text
 
 
+class SlotDocument(TypedDict):
+    """A slot in the document of a plan."""
+
+    teams: int
+    workers: int
+    """Of each team."""
+    least_workers: NotRequired[int]
+    """That a team can go on with, where that is fewer."""
+
+
+class PlanDocument(TypedDict):
+    """What `raysft plan --json` prints."""
+
+    job: str
+    rows: dict[str, int]
+    """Of train, val and test."""
+    classes: int
+    class_names: list[str]
+    notes: list[str]
+    trials: int
+    trials_at_a_time: int
+    slots: list[SlotDocument]
+    steps_per_epoch: int
+    epochs: int
+    epochs_of_all_trials: int
+    batch_per_worker: int
+    results: str
+    nodes: NotRequired[list[str]]
+    """Of a cluster."""
+    measured: NotRequired[dict[str, float | None]]
+    """With --measure."""
+
+
 def plan_lines(job: Job, outline: Outline, plan: RunPlan, where: str, results: str) -> list[str]:
     """The plan of a job, one fact a line."""
-    epochs = count_text(job.train.epochs, "epoch")
-    slots = "; ".join(count_text(s.teams, "team") + f" of {_workers_text(s)}" for s in plan.slots)
-    gpus = f", {job.resources.gpus_per_worker:g} GPU" if job.resources.gpus_per_worker else ""
-    searched = ""
-    if job.search is not None:
-        stop, whole = job.search.scheduler.name, plan.trials * job.train.epochs
-        how = f" proposed by {job.search.algorithm}" if job.search.algorithm != "random" else ""
-        early = {
-            "asha": f", asha trains {plan.total_epochs:,} of {count_text(whole, 'epoch')}",
-            "median": ", median may end them early",
-        }.get(stop, "")
-        again = (
-            f"; the best again with {count_text(job.search.confirm, 'other seed')}"
-            if job.search.confirm
-            else ""
-        )
-        searched = f"{how}, by {job.search.metric}{early}{again}"
+    train, resources = job.train, job.resources
+    gpus = f", {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
     return [
         f"job      {job.name} on {where}",
         f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, "
-        f"{plan.val_rows:,} val, "
-        f"{plan.test_rows:,} test images in {plan.classes} classes",
+        f"{plan.val_rows:,} val, {plan.test_rows:,} test images in {plan.classes} classes",
         *(f"         {note}" for note in outline.notes),
         f"classes  {first_names(outline.classes)}",
-        f"model    {job.model.name}{_code(job)}, weights {job.model.weights}, new head of "
+        f"model    {job.model.name}{_foreign_code(job)}, weights {job.model.weights}, new head of "
         f"{plan.classes} classes",
-        f"train    {epochs} of {count_text(plan.steps_per_epoch, 'step')}, batch "
-        f"{job.train.batch_size} "
-        f"(at most {plan.batch_per_worker} a worker)",
-        f"search   {count_text(plan.trials, 'trial')}, {plan.teams} at a time{searched}",
-        f"workers  {slots}; {job.resources.cpus_per_worker} CPU{gpus} a worker",
+        f"train    {count_text(train.epochs, 'epoch')} of "
+        f"{count_text(plan.steps_per_epoch, 'step')}, batch {train.batch_size} (at most "
+        f"{plan.batch_per_worker} a worker)",
+        f"search   {count_text(plan.trials, 'trial')}, {plan.teams} at a time"
+        f"{_search_text(job, plan)}",
+        f"workers  {'; '.join(map(_slot_text, plan.slots))}; {resources.cpus_per_worker} CPU{gpus} "
+        "a worker",
         f"results  {results}",
     ]
 
 
-def plan_json(job: Job, outline: Outline, plan: RunPlan, results: str) -> dict[str, Any]:
+def _search_text(job: Job, plan: RunPlan) -> str:
+    """How trials are proposed, compared and ended early; nothing for a job of one trial."""
+    search = job.search
+    if search is None:
+        return ""
+    # Random search is what everybody expects.
+    proposed = "" if search.algorithm == "random" else f" proposed by {search.algorithm}"
+    confirmed = ""
+    if search.confirm:
+        confirmed = f"; the best is trained with {count_text(search.confirm, 'other seed')} too"
+    early = _early_text(search, plan, plan.trials * job.train.epochs)
+    return f"{proposed}, by {search.metric}{early}{confirmed}"
+
+
+def _early_text(search: Search, plan: RunPlan, epochs: int) -> str:
+    scheduler = search.scheduler.name
+    if scheduler == "asha":
+        return f", asha trains {plan.total_epochs:,} of {count_text(epochs, 'epoch')}"
+    if scheduler == "median":
+        return ", median may end them early"  # how early depends on what the trials show
+    return ""
+
+
+def _foreign_code(job: Job) -> str:
+    """What a job file runs that a person has written."""
+    # Said before it runs: a job file may have been sent by somebody else.
+    module = foreign_module(job.model.name)
+    return "" if module is None else f" (runs the code of the module {module})"
+
+
+def _slot_text(slot: Slot) -> str:
+    least = f"{slot.least} to " if slot.least else ""
+    return f"{count_text(slot.teams, 'team')} of {least}{count_text(slot.workers, 'worker')}"
+
+
+def plan_json(job: Job, outline: Outline, plan: RunPlan, results: str) -> PlanDocument:
     """The plan as a document."""
     return {
         "job": job.name,
@@ -58,11 +113,7 @@ def plan_json(job: Job, outline: Outline, plan: RunPlan, results: str) -> dict[s
         "notes": list(outline.notes),
         "trials": plan.trials,
         "trials_at_a_time": plan.teams,
-        "slots": [
-            {"teams": s.teams, "workers": s.workers}
-            | ({"least_workers": s.least} if s.least else {})
-            for s in plan.slots
-        ],
+        "slots": [_slot_document(slot) for slot in plan.slots],
         "steps_per_epoch": plan.steps_per_epoch,
         "epochs": job.train.epochs,
         "epochs_of_all_trials": plan.total_epochs,
@@ -71,13 +122,8 @@ def plan_json(job: Job, outline: Outline, plan: RunPlan, results: str) -> dict[s
     }
 
 
-def _code(job: Job) -> str:
-    """What a job file runs that a person has written, which holds for one that was sent to them
-    too.
-    """
-    module = foreign_module(job.model.name)
-    return "" if module is None else f" (runs the code of the module {module})"
-
-
-def _workers_text(slot: Slot) -> str:
-    return (f"{slot.least} to " if slot.least else "") + count_text(slot.workers, "worker")
+def _slot_document(slot: Slot) -> SlotDocument:
+    document: SlotDocument = {"teams": slot.teams, "workers": slot.workers}
+    if slot.least:
+        document["least_workers"] = slot.least
+    return document

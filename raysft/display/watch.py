@@ -10,29 +10,29 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
-from rich.console import Group
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from raysft import interrupts
 from raysft.console import Output, PlainTable, without_controls
+from raysft.display.status import RunStatus, known_metric, metric_of
 from raysft.job.metrics import sort_key
+from raysft.records.documents import CLOCK, ProgressDocument, TeamProgress, TrialDocument
 from raysft.records.liveness import is_going_on
-from raysft.records.trial import GOING_ON
+from raysft.records.trial import GOING_ON, metric_value
 from raysft.wording import config_text, count_text, metric_text, score_text
 
-Document = Mapping[str, Any]
-
-SILENT_SECONDS = 60.0
+SILENT_SECONDS = 60.0  # after which the age of the last sign of progress is shown
 BLOCKS = "▁▂▃▄▅▆▇█"
-CURVE = 16  # characters
+CURVE = 16  # characters of a learning curve
+FRAME_ROWS = 8  # of the screen: headline, headings, empty lines, the shell's prompt
+LEAST_TRIALS = 3  # shown however small the terminal is
 
 
-def watch(documents: Iterator[Document], output: Output, as_json: bool) -> None:
+def watch(documents: Iterator[RunStatus], output: Output, as_json: bool) -> None:
     """Show documents until there are no more, or Ctrl-C, which leaves the run alone."""
     try:
         if as_json:
@@ -47,110 +47,111 @@ def watch(documents: Iterator[Document], output: Output, as_json: bool) -> None:
         raise
 
 
-def _as_json(documents: Iterator[Document], output: Output) -> None:
+def _as_json(documents: Iterator[RunStatus], output: Output) -> None:
     for document in documents:
         output.line(json.dumps(document, default=str))
 
 
-def _as_table(documents: Iterator[Document], output: Output) -> None:
+def _as_table(documents: Iterator[RunStatus], output: Output) -> None:
     with output.live() as live:
         for document in documents:
             live.update(picture(document, time.time(), output.out.height), refresh=True)
 
 
-def _as_lines(documents: Iterator[Document], output: Output) -> None:
-    before: Document = {}
+def _as_lines(documents: Iterator[RunStatus], output: Output) -> None:
+    before: RunStatus | None = None
     for document in documents:
         for line in changes(before, document):
             output.line(line)
         before = document
 
 
-# --- what it looks like ------------------------------------------------------------------------
+# --- a moment of a run -------------------------------------------------------------------------
 
 
-def picture(document: Mapping[str, Any], now: float, height: int = 50) -> Group:
+def picture(document: RunStatus, now: float, height: int = 50) -> Group:
     """A run at the moment `now` (seconds of the epoch): a line on the whole, its trials, its
     teams.
     """
-    teams = (document.get("progress") or {}).get("teams", []) if is_going_on(document) else []
-    room = max(3, height - len(teams) - 8)
-    shown, hidden = _in_order(document), 0
-    if len(shown) > room:
-        shown, hidden = shown[:room], len(shown) - room
-    parts: list[Any] = [
+    progress = document["progress"]
+    # The teams of a run that has ended are those of its last moment.
+    teams = progress["teams"] if progress and is_going_on(document) else []
+    room = max(LEAST_TRIALS, height - len(teams) - FRAME_ROWS)
+    trials = _in_order(document)
+    parts: list[RenderableType] = [
         Text(without_controls(headline(document, now))),
         "",
-        trial_table(document, shown),
+        trial_table(document, trials[:room]),
     ]
-    if hidden:
-        parts.append(f"… and {hidden} more")
+    if len(trials) > room:
+        parts.append(f"… and {len(trials) - room} more")
     if teams:
         parts += ["", team_table(teams)]
-    return Group(*parts, *(Text(without_controls(error)) for error in document.get("errors", [])))
+    # As text, not as rich's markup: an error may quote whatever a file holds.
+    parts += [Text(without_controls(error)) for error in document.get("errors", [])]
+    return Group(*parts)
 
 
-def headline(document: Mapping[str, Any], now: float) -> str:
+def headline(document: RunStatus, now: float) -> str:
     """Run, status, how long it has been going, how long it still will, how far it is."""
-    progress = document.get("progress") or {}
-    begun = _seconds(
-        [document.get("started"), *document.get("resumed", [])][-1]
-    )  # the time between is nobody's
-    words = [f"{document['run']}: {document['status']}"]
-    if begun is not None:
-        until = now if is_going_on(document) else _seconds(document.get("ended")) or now
-        words[0] += f" {'for' if is_going_on(document) else 'after'} {_span(until - begun)}"
-    epochs = progress.get("epochs")
-    if epochs and is_going_on(document):
-        words.append(f"{epochs['done']:.1f} of {epochs['total']} epochs")
-        if progress["left_s"] is not None:
-            words.append(
-                f"{'at most' if progress['may_end_early'] else 'about'} "
-                f"{_span(progress['left_s'])} left"
-            )
-        silent = now - progress["at"]
-        if silent > SILENT_SECONDS:
-            words.append(f"last heard of {_span(silent)} ago")
-    metric = document.get("metric", "val_accuracy")
-    best = [trial for trial in document["trials"] if trial.get(metric) is not None]
+    words = [f"{document['run']}: {document['status']}{_duration(document, now)}"]
+    progress = document["progress"]
+    if progress and is_going_on(document):
+        words += _outlook(progress, now)
+    metric = metric_of(document)
+    best = [trial for trial in document["trials"] if known_metric(trial, metric) is not None]
     if best:
         first = min(best, key=lambda trial: sort_key(trial, metric))
-        words.append(f"best {first['trial']} with {metric_text(metric)} {first[metric]:.4f}")
+        score = f"{metric_text(metric)} {metric_value(first, metric):.4f}"
+        words.append(f"best {first['trial']} with {score}")
     return ", ".join(words)
 
 
-def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Table:
+def _duration(document: RunStatus, now: float) -> str:
+    # From its last start: between two attempts nobody has worked.
+    starts = [document["started"], *document.get("resumed", [])]
+    begun = _parse_clock(starts[-1])
+    if begun is None:
+        return ""
+    if is_going_on(document):
+        return f" for {_span(now - begun)}"
+    ended = _parse_clock(document.get("ended")) or now
+    return f" after {_span(ended - begun)}"
+
+
+def _outlook(progress: ProgressDocument, now: float) -> list[str]:
+    """How far a run is, how long it will go on, and whether it has been silent for long."""
+    epochs, left = progress["epochs"], progress["left_s"]
+    words = [f"{epochs['done']:.1f} of {epochs['total']} epochs"]
+    if left is not None:
+        bound = "at most" if progress["may_end_early"] else "about"
+        words.append(f"{bound} {_span(left)} left")
+    silent = now - progress["at"]
+    if silent > SILENT_SECONDS:
+        words.append(f"last heard from {_span(silent)} ago")
+    return words
+
+
+def trial_table(document: RunStatus, trials: Sequence[TrialDocument]) -> PlainTable:
     """Trials, a row each."""
-    metric = document.get("metric", "val_accuracy")
-    progress = document.get("progress") or {}
-    inside, each = progress.get("inside", {}), progress.get("epochs", {}).get("each")
-    curves = {
-        trial["trial"]: [epoch[metric] for epoch in trial["history"] if metric in epoch]
-        for trial in document["trials"]
-    }
+    metric = metric_of(document)
+    curves = {trial["trial"]: _curve(trial, metric) for trial in document["trials"]}
+    # One scale for all curves: a trial that is worse than the others has to look it.
     values = [value for curve in curves.values() for value in curve]
     table = PlainTable()
-    for name, right in (
-        ("trial", False),
-        ("status", False),
-        ("epochs", True),
-        (metric_text(metric), True),
-        ("curve", False),
-        ("seconds", True),
-        ("config", False),
-    ):
-        table.add_column(
-            name, justify="right" if right else "left", no_wrap=name != "config", overflow="fold"
-        )
+    table.add_column("trial", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("epochs", no_wrap=True, justify="right")
+    table.add_column(metric_text(metric), no_wrap=True, justify="right")
+    table.add_column("curve", no_wrap=True)
+    table.add_column("seconds", no_wrap=True, justify="right")
+    table.add_column("config", overflow="fold")  # the one that may be longer than the screen
     for trial in trials:
-        running = trial["status"] == "running"
-        done = len(trial["history"]) + (inside.get(trial["trial"], 0.0) if running else 0.0)
-        epochs = f"{done:.1f}" if running else f"{done:g}"
         table.add_row(
             trial["trial"],
             trial["status"],
-            f"{epochs}/{each}" if each else epochs,
-            score_text(trial.get(metric)),
+            _epochs_text(trial, document["progress"]),
+            score_text(known_metric(trial, metric)),
             curve_text(curves[trial["trial"]], values),
             f"{trial['seconds']:.1f}",
             config_text(trial["config"]),
@@ -158,27 +159,41 @@ def trial_table(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]
     return table
 
 
-def team_table(teams: Sequence[Mapping[str, Any]]) -> Table:
+def _curve(trial: TrialDocument, metric: str) -> list[float]:
+    return [metric_value(epoch, metric) for epoch in trial["history"] if metric in epoch]
+
+
+def _epochs_text(trial: TrialDocument, progress: ProgressDocument | None) -> str:
+    """Epochs of a trial, with the part of the one it is in, of those it may have."""
+    done: float = len(trial["history"])
+    if trial["status"] == "running":
+        inside = progress["inside"].get(trial["trial"], 0.0) if progress else 0.0
+        text = f"{done + inside:.1f}"
+    else:
+        text = f"{done:g}"
+    each = _epochs_of_a_trial(progress)
+    return f"{text}/{each}" if each else text
+
+
+def _epochs_of_a_trial(progress: ProgressDocument | None) -> int | None:
+    return progress["epochs"]["each"] if progress else None
+
+
+def team_table(teams: Sequence[TeamProgress]) -> PlainTable:
     """Teams, a row each: what it does, how fast."""
     table = PlainTable()
-    for name, right in (
-        ("slot", True),
-        ("team", True),
-        ("doing", False),
-        ("images/s", True),
-        ("data wait", True),
-        ("GPU", True),
-    ):
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("slot", no_wrap=True, justify="right")
+    table.add_column("team", no_wrap=True, justify="right")
+    table.add_column("doing", no_wrap=True)
+    table.add_column("images/s", no_wrap=True, justify="right")
+    table.add_column("data wait", no_wrap=True, justify="right")
+    table.add_column("GPU", no_wrap=True, justify="right")
     for team in teams:
-        doing = team["doing"] + (f" {team['trial']}" if team["doing"] == "training" else "")
-        if team["step"] is not None:
-            doing += f", step {team['step']} of {team['steps']}"
         rate, wait, busy = team["images_per_s"], team["data_wait"], team["gpu"]
         table.add_row(
             str(team["slot"]),
             str(team["team"]),
-            doing,
+            _doing_text(team),
             "-" if rate is None else f"{rate:,.0f}",
             "-" if wait is None else f"{100 * wait:.1f} %",
             "-" if busy is None else f"{busy:.0f} %",
@@ -186,83 +201,101 @@ def team_table(teams: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _doing_text(team: TeamProgress) -> str:
+    doing = team["doing"]
+    if doing == "training":
+        doing += f" {team['trial']}"
+    if team["step"] is not None:
+        doing += f", step {team['step']} of {team['steps']}"
+    return doing
+
+
 def curve_text(curve: Sequence[float], all_values: Sequence[float]) -> str:
-    """A metric epoch by epoch as blocks between the lowest and the highest of all trials; the last
-    ones of many.
-    """
+    """A metric epoch by epoch as blocks between the lowest and the highest of all trials."""
     if not curve:
         return ""
-    low, high = min(all_values), max(all_values)
     step = math.ceil(len(curve) / CURVE)
-    picked = [curve[min(first + step, len(curve)) - 1] for first in range(0, len(curve), step)]
-    span = (high - low) or 1.0
-    return "".join(BLOCKS[round((len(BLOCKS) - 1) * (value - low) / span)] for value in picked)
+    # Of each stretch of epochs its last, so that a long curve ends with the newest epoch.
+    ends = (min(first + step, len(curve)) for first in range(0, len(curve), step))
+    low, high = min(all_values), max(all_values)
+    span = (high - low) or 1.0  # all values are equal
+    heights = ((curve[end - 1] - low) / span for end in ends)
+    return "".join(BLOCKS[round((len(BLOCKS) - 1) * height)] for height in heights)
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+# --- what has changed --------------------------------------------------------------------------
+
+
+def changes(before: RunStatus | None, now: RunStatus) -> list[str]:
     """What is new in a document, a line each: epochs, ends of trials, the status of the run."""
-    metric = now.get("metric", "val_accuracy")
-    known = {trial["trial"]: trial for trial in before.get("trials", [])}
-    each = ((now.get("progress") or {}).get("epochs") or {}).get("each")
-    lines = (
-        [f"{now['run']}: {now['status']}"]
-        if is_going_on(now) and now["status"] != before.get("status")
-        else []
-    )
+    is_new = before is None or before["status"] != now["status"]
+    status = f"{now['run']}: {now['status']}"
+    lines = [status] if is_new and is_going_on(now) else []
+    known = {trial["trial"]: trial for trial in before["trials"]} if before else {}
+    each = _epochs_of_a_trial(now["progress"])
     for trial in now["trials"]:
-        was = known.get(trial["trial"], {"status": "pending", "history": []})
-        if _is_over(trial) and trial["status"] != was["status"]:
-            score = (
-                f"{metric_text(metric)} {trial[metric]:.4f}"
-                if trial.get(metric) is not None
-                else trial["error"]
-            )
-            lines.append(
-                f"{trial['trial']}  {trial['status']}  {score}  "
-                f"{count_text(len(trial['history']), 'epoch')}  {config_text(trial['config'])}"
-            )
-        elif len(trial["history"]) > len(was["history"]):
-            last = trial["history"][-1]
-            of = f" of {each}" if each else ""
-            lines.append(
-                f"{trial['trial']}  epoch {last['epoch']}{of}  {metric_text(metric)} "
-                f"{score_text(last.get(metric))}"
-            )
-    if not is_going_on(now) and now["status"] != before.get("status"):
-        lines += [*now.get("errors", []), f"{now['run']}: {now['status']}"]
+        line = _trial_change(known.get(trial["trial"]), trial, metric_of(now), each)
+        if line is not None:
+            lines.append(line)
+    if is_new and not is_going_on(now):
+        # Last, as the run's end comes after those of its trials.
+        lines += [*now.get("errors", []), status]
     return lines
 
 
-def _is_over(trial: Mapping[str, Any]) -> bool:
+def _trial_change(
+    before: TrialDocument | None, trial: TrialDocument, metric: str, each: int | None
+) -> str | None:
+    """What is new of a trial; None where nothing is."""
+    epochs = len(trial["history"])
+    if _is_over(trial) and (before is None or before["status"] != trial["status"]):
+        value = known_metric(trial, metric)
+        score = trial["error"] if value is None else f"{metric_text(metric)} {value:.4f}"
+        return (
+            f"{trial['trial']}  {trial['status']}  {score}  {count_text(epochs, 'epoch')}  "
+            f"{config_text(trial['config'])}"
+        )
+    if epochs > (len(before["history"]) if before else 0):
+        last = trial["history"][-1]
+        of = f" of {each}" if each else ""
+        score = f"{metric_text(metric)} {score_text(known_metric(last, metric))}"
+        return f"{trial['trial']}  epoch {last['epoch']}{of}  {score}"
+    return None
+
+
+def _is_over(trial: TrialDocument) -> bool:
     return trial["status"] not in GOING_ON
 
 
-def _in_order(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _in_order(document: RunStatus) -> list[TrialDocument]:
     """Trials in training, then those that have paused or ended from best to worst, then those that
     wait.
     """
-    metric = document.get("metric", "val_accuracy")
+    metric = metric_of(document)
 
-    def key(trial: Mapping[str, Any]) -> tuple[float, ...]:
-        turn = {"running": 0, "pending": 2}.get(trial["status"], 1)
-        scored = turn == 1 and trial.get(metric) is not None
-        return (turn, *(sort_key(trial, metric) if scored else (math.inf,)))
+    def key(trial: TrialDocument) -> tuple[float, ...]:
+        if trial["status"] == "running":
+            return (0, math.inf)
+        if trial["status"] == "pending":
+            return (2, math.inf)
+        if known_metric(trial, metric) is None:
+            return (1, math.inf)
+        return (1, *sort_key(trial, metric))
 
     return sorted(document["trials"], key=key)
 
 
-def _seconds(clock: str | None) -> float | None:
+def _parse_clock(clock: str | None) -> float | None:
     """Seconds of the epoch of a time as run.json writes it."""
-    return datetime.strptime(clock, "%Y-%m-%dT%H:%M:%S%z").timestamp() if clock else None
+    return datetime.strptime(clock, CLOCK).timestamp() if clock else None
 
 
 def _span(seconds: float) -> str:
     """A time in words: 42 s, 3 min 5 s, 2 h 10 min."""
     whole = max(0, round(seconds))
+    minutes, hours = whole // 60, whole // 3600
     if whole < 60:
         return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60} s"
-        if whole < 3600
-        else f"{whole // 3600} h {whole % 3600 // 60} min"
-    )
+    if whole < 3600:
+        return f"{minutes} min {whole % 60} s"
+    return f"{hours} h {minutes % 60} min"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -23,7 +24,7 @@ def main(job_file: str, timed: bool) -> int:
     from raysft.job import load_job
     from raysft.job.plan import make_plan
     from raysft.run.driver import Workspace
-    from raysft.run.measure import measure, measured_json
+    from raysft.run.measure import measure
     from raysft.run.preflight import outline_of
     from raysft.storage import storage_path
 
@@ -54,15 +55,13 @@ def main(job_file: str, timed: bool) -> int:
         reporter.error(error)
         return error.exit_code
     told = [f"{host.address}: {host.node.cpus:g} CPUs, {host.node.gpus:g} GPUs" for host in nodes]
-    document = (
-        plan_json(job, known, plan, results)
-        | {"nodes": told}
-        | (measured_json(estimate) if estimate else {})
-    )
+    document = plan_json(job, known, plan, results)
+    document["nodes"] = told
     lines = plan_lines(job, known, plan, "; ".join(told), results)
-    reporter.tell(
-        "planned", document=document, lines=lines + ([estimate.line()] if estimate else [])
-    )
+    if estimate is not None:
+        document["measured"] = asdict(estimate)
+        lines.append(estimate.line())
+    reporter.tell("planned", document=document, lines=lines)
     return 0
 
 

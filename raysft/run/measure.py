@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from raysft.job import Job
@@ -101,11 +101,6 @@ def measure(
         seconds / 3600,
         None if price is None else price * seconds / 3600,
     )
-
-
-def measured_json(estimate: Estimate) -> dict[str, Any]:
-    """The estimate as part of a plan's document."""
-    return {"measured": asdict(estimate)}
 
 
 def _span(hours: float) -> str:
