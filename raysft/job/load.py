@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from raysft.errors import JobError, JobErrors
 from raysft.job.plain import LETTERS, NULLS, PlainScalar, guess_value, union_members
 from raysft.job.problems import explain_errors
-from raysft.job.read import mapping, parse, read_yaml
+from raysft.job.read import join_keys, parse_mapping, parse_yaml, printable, read_yaml
 from raysft.job.space import search_problems
 from raysft.job.spec import Job
 from raysft.job.typed import annotation_at, read_scalars
@@ -37,7 +37,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 def load_text(text: str, where: str) -> Job:
     """The validated job of a stored job.yaml; raises JobError."""
-    return validate_job(mapping(text, where), where)
+    return validate_job(parse_mapping(text, where), where)
 
 
 def validate_job(tree: Mapping[str, Written], where: str) -> Job:
@@ -52,7 +52,7 @@ def validate_job(tree: Mapping[str, Written], where: str) -> Job:
         job = Job.model_validate(read)
     except ValidationError as error:
         for keys, text in explain_errors(error, Job, tree):
-            problems.append(JobError(_join(where, keys), text))
+            problems.append(JobError(join_keys(where, keys), text))
     search = read.get("search") if isinstance(read, dict) else None
     if isinstance(search, dict):
         # A wrong key elsewhere must not hide those of the search: its values are then tried with
@@ -63,16 +63,6 @@ def validate_job(tree: Mapping[str, Written], where: str) -> Job:
         raise JobErrors(problems)
     assert job is not None  # no problem means that validation passed
     return job
-
-
-def _join(where: str, keys: Sequence[str]) -> str:
-    dotted = ".".join(_printable(key) for key in keys)
-    return f"{where}: {dotted}" if dotted else where
-
-
-def _printable(text: str) -> str:
-    """A text as part of one line, whatever it holds."""
-    return text if text.isprintable() else repr(text)
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -108,7 +98,7 @@ def dump_job(job: Job) -> str:
 
 def apply_override(tree: dict[str, Written], override: str) -> None:
     """Set a dotted key of `tree`, for example `train.optimizer.lr=1e-3`; raises JobError."""
-    where = f"--set {_printable(override)}"
+    where = f"--set {printable(override)}"
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise JobError(where, "is not KEY=VALUE", "for example --set train.epochs=2")
@@ -137,12 +127,12 @@ def _parse_value(text: str, annotation: object, where: str) -> Written:
     text_alone = set(union_members(annotation)) <= {str, NoneType}
     stripped = text.strip()
     if not text_alone or stripped in NULLS:
-        return parse(text, where)
+        return parse_yaml(text, where)
     # A path such as `C:\data` or `a: b` is no YAML, and a shell has taken the quotes off already.
     if stripped[:1] not in ("'", '"'):
         return PlainScalar(stripped)
     try:
-        value = parse(text, where)
+        value = parse_yaml(text, where)
     except JobError:
         return PlainScalar(stripped)  # begins with a quotation mark, but is not in quotes
     return value if isinstance(value, str) else PlainScalar(stripped)

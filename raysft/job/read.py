@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from datetime import date, datetime
 from pathlib import Path
 
@@ -91,12 +91,12 @@ def read_yaml(path: Path) -> dict[str, Written]:
         raise JobError(str(path), "no such job file", "give the path of a YAML file") from None
     except OSError as error:
         raise JobError(str(path), f"cannot be read ({error.strerror or error})") from None
-    return mapping(_decode(content, str(path)), str(path))
+    return parse_mapping(_decode(content, str(path)), str(path))
 
 
-def mapping(text: str, where: str) -> dict[str, Written]:
+def parse_mapping(text: str, where: str) -> dict[str, Written]:
     """The mapping that a YAML text is; raises JobError."""
-    tree = parse(text, where)
+    tree = parse_yaml(text, where)
     if tree is None or tree == PlainScalar(""):
         raise JobError(where, "is empty: a mapping of keys is expected", "see jobs/quickstart.yaml")
     if not isinstance(tree, dict):
@@ -106,7 +106,7 @@ def mapping(text: str, where: str) -> dict[str, Written]:
     return tree
 
 
-def parse(text: str, where: str) -> Written:
+def parse_yaml(text: str, where: str) -> Written:
     """The tree of a YAML text, no part of which is another one; raises JobError."""
     try:
         return _Copy(where).of(yaml.load(text, Loader=_Loader))
@@ -169,10 +169,21 @@ class _Copy:
             return node
         # Only an explicit tag makes anything else: !!binary, !!timestamp, !!set, !!pairs.
         raise JobError(
-            ": ".join(filter(None, [self._where, ".".join(keys)])),
+            join_keys(self._where, keys),
             f"is {_TAGGED.get(type(node), 'no plain value')} by its tag (!!…), which no key takes",
             "leave the tag out",
         )
+
+
+def join_keys(where: str, keys: Sequence[str]) -> str:
+    """A file, or an override, and the dotted key in it."""
+    dotted = ".".join(printable(key) for key in keys)
+    return f"{where}: {dotted}" if dotted else where
+
+
+def printable(text: str) -> str:
+    """A text as part of one line, whatever it holds."""
+    return text if text.isprintable() else repr(text)
 
 
 # --- encodings ---------------------------------------------------------------------------------

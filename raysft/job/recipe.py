@@ -70,9 +70,7 @@ class Optimizer(Section):
     model_config = ConfigDict(extra="allow", json_schema_extra=_add_arguments)
 
     name: OptimizerName = "sgd"
-    """sgd | adam | adamw | rmsprop | any other of torch.optim; its own arguments (betas, eps, ...)
-    stand beside lr.
-    """
+    """sgd | adam | adamw | rmsprop | any other of torch.optim; its arguments stand beside lr."""
     lr: float = Field(OPTIMIZERS["sgd"][0], gt=0, le=100)
     """Highest learning rate; default 0.01 for sgd, 0.001 for adam, adamw and rmsprop."""
     momentum: float | None = Field(None, ge=0, lt=1)
@@ -136,9 +134,7 @@ class Schedule(Section):
     """How the learning rate changes with the step."""
 
     name: Literal["cosine", "constant", "linear", "step", "one_cycle"] = "cosine"
-    """cosine | linear (both down to `floor` at the last step) | constant | step | one_cycle (up,
-    then down)
-    """
+    """cosine | linear (to `floor` at the last step) | constant | step | one_cycle (up, down)"""
     warmup_epochs: float = Field(0.0, ge=0)
     """Epochs over which the learning rate first rises linearly; one_cycle has a rise of its own."""
     floor: float = Field(0.0, ge=0, lt=1)
@@ -165,23 +161,15 @@ class Augment(Section):
     crop_padding: int = Field(4, ge=0, le=64)
     """Pixels of zero padding around the image before a random crop back to its size; 0: no crop."""
     color_jitter: float = Field(0.0, ge=0, le=1)
-    """Brightness, contrast and saturation change by up to this share, each image by its own; 0:
-    off.
-    """
+    """Brightness, contrast and saturation of each image change by up to this share; 0: off."""
     auto: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """randaugment | trivialaugment | none: torchvision's policies, drawn and applied image by
-    image.
-    """
+    """randaugment | trivialaugment | none: torchvision's policies, applied image by image."""
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a random rectangle of an image is erased."""
     mixup: float = Field(0.0, ge=0)
-    """Mix pairs of images and their labels; alpha of the Beta distribution of their shares; 0:
-    off.
-    """
+    """Mix pairs of images and labels; alpha of the Beta distribution of the shares; 0: off."""
     cutmix: float = Field(0.0, ge=0)
-    """Paste a rectangle of one image into another; alpha as for mixup. With both, each batch takes
-    one by chance.
-    """
+    """Paste a rectangle of one image into another; alpha as for mixup, one of both each batch."""
 
     @property
     def active(self) -> dict[str, bool | float | str]:
@@ -223,9 +211,7 @@ class Train(Section):
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: errors weigh as if all classes had the same number of training images."""
     ema: float | None = Field(None, gt=0, lt=1)
-    """Decay a step of a moving average of the weights, which is validated and delivered; null:
-    none.
-    """
+    """Decay a step of an average of the weights, which is validated and delivered; null: none."""
     patience: int | None = Field(None, ge=1)
     """End a trial after this many epochs without a better search.metric; null: never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -45,9 +45,7 @@ class Data(Section):
     """The labelled images."""
 
     source: Literal["cifar10", "digits", "imagefolder", "shards"] = "digits"
-    """Kind of data: cifar10 | digits | imagefolder (ROOT/CLASS/IMAGE) | shards (made by `raysft
-    data import`).
-    """
+    """cifar10 | digits | imagefolder (ROOT/CLASS/IMAGE) | shards (from `raysft data import`)"""
     path: str | None = None
     """Where it lies: a file or folder; null: bundled, or downloaded to the cache on first use."""
     test_path: str | None = None
@@ -69,15 +67,11 @@ class Data(Section):
     verify: bool = True
     """Compare every shard with its SHA-256 before training."""
     mean: Triple | None = None
-    """Mean of each channel (0 to 1) for normalising; null: that of the weights, without weights the
-    data set's.
-    """
+    """Mean of each channel (0 to 1) for normalising; null: that of the weights, else the data's."""
     std: Triple | None = None
     """Standard deviation of each channel (0 to 1) for normalising; null: as for the mean."""
     budget_gb: float = Field(4.0, gt=0)
-    """Decoded images up to this many gigabytes (10^9 bytes) are kept in memory, more are streamed
-    every epoch.
-    """
+    """Decoded images up to so many gigabytes (10^9 bytes) are kept in memory, more are streamed."""
 
     @field_validator("background")
     @classmethod
@@ -122,9 +116,7 @@ class Model(Section):
     sizes.
     """
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    """How images are scaled; null: small ones are enlarged as the weights were trained, others
-    bilinear.
-    """
+    """How images are scaled; null: small ones as the weights were trained, others bilinear."""
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -147,9 +139,7 @@ class Scheduler(Section):
     others) | none
     """
     grace_epochs: int | None = Field(None, ge=1)
-    """Epochs every trial trains before it can be paused or stopped; null: an eighth of
-    train.epochs.
-    """
+    """Epochs every trial trains before it can be paused or stopped; null: an eighth of all."""
     reduction_factor: int = Field(4, ge=2)
     """asha: at each rung about one trial in this many goes on; rungs are this many times as far as
     the one before.
@@ -276,9 +266,7 @@ class Cluster(Section):
     """How the job uses a cluster; has no effect on one machine."""
 
     scale_up_minutes: float = Field(15, ge=0, le=24 * 60)
-    """How long to wait for nodes that an autoscaler starts, where those there are too few for one
-    trial.
-    """
+    """How long to wait for an autoscaler's nodes, where there are too few for one trial."""
     price_per_hour: float | None = Field(None, ge=0)
     """What the whole cluster costs an hour, in any currency; `raysft plan --measure` then says
     what a run costs.
@@ -294,9 +282,7 @@ class Tracking(Section):
     tensorboard: bool = True
     """Event files in RUN/tensorboard, a folder a trial."""
     mlflow: str | None = None
-    """Address of an MLflow server (http://host:5000) or database (sqlite:///mlflow.db); null:
-    none.
-    """
+    """An MLflow server (http://host:5000) or database (sqlite:///mlflow.db); null: none."""
     mlflow_experiment: str | None = Field(None, min_length=1)
     """MLflow's experiment that the run belongs to; null: the job's name."""
     wandb: str | None = Field(None, min_length=1)
@@ -352,9 +338,7 @@ class Job(Section):
     tracking: Tracking = Field(default_factory=Tracking)
     """Where the curves of a run go besides its own directory."""
     storage: str = "runs"
-    """Folder for run directories, or a URI (s3://…, gs://…); on a cluster all nodes must reach
-    it.
-    """
+    """Folder for run directories, or a URI (s3://…, gs://…); all nodes must reach it."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Fixes splits, order, augmentation, initial weights and the configurations searched."""
 

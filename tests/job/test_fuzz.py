@@ -12,7 +12,7 @@ from raysft.job import Job, dump_job
 from raysft.job.load import apply_override, load_text, validate_job
 from raysft.job.plain import NULLS
 from raysft.job.plan import Node, Outline, make_plan
-from raysft.job.read import mapping
+from raysft.job.read import parse_mapping
 from raysft.search.space import check_configurations, configurations
 
 JOBS = [path.read_text() for path in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))]
@@ -172,7 +172,7 @@ def test_shipped_jobs_with_pieces_replaced(text, changes):
 @given(st.sampled_from(JOBS), NAMES, NAMES, st.one_of(SYNTAX, VALUES.map(str)))
 def test_any_override(text, section, key, value):
     def load() -> Job:
-        tree = mapping(text, "j.yaml")
+        tree = parse_mapping(text, "j.yaml")
         apply_override(tree, f"{section}.{key}={value}")
         return validate_job(tree, "j.yaml")
 
