@@ -217,6 +217,7 @@ def test_a_run_that_is_watched_shows_its_errors_as_they_are(shown):
                 "config": {"model": {"name": "[b]x\n"}},
             }
         ],
+        "progress": None,
         "errors": ["error: [Errno 2] \x1b[31m"],
     }
     text = "\n".join(shown(lambda output: output.out.print(picture(document, 0.0))))
