@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from raysft.console import Output, PlainTable, table_of
@@ -10,7 +11,7 @@ from raysft.data.names import clipped
 from raysft.wording import count_text, metric_text
 
 
-def show_scores(scores: dict[str, Any], output: Output, most: int = 20) -> None:
+def show_scores(scores: Mapping[str, Any], output: Output, most: int = 20) -> None:
     """What `raysft evaluate` found: the whole, then each class, then the confusion matrix where it
     can be read.
     """

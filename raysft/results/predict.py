@@ -7,11 +7,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from raysft.data.decoding import find_conflict
@@ -28,11 +27,27 @@ from raysft.data.shards import (
     verify_checksums,
 )
 from raysft.errors import DataError
+from raysft.results.document import ClassFigures
 from raysft.results.image_files import GivenImage
 from raysft.results.model import ModelCard, load_model
 from raysft.results.ranking import TOP, Failed, Prediction, Ranking
 from raysft.storage import StoragePath
-from raysft.train.metrics import Sums
+from raysft.train.metrics import SplitMetrics, Sums
+
+
+class ClassScores(TypedDict):
+    """Scores of every class, and images of a class (row) by what they were taken for (column)."""
+
+    classes: list[ClassFigures]
+    confusion: list[list[int]]
+
+
+class Evaluation(SplitMetrics, ClassScores):
+    """What `raysft evaluate` says of a model and labelled images."""
+
+    images: int
+    notes: list[str]
+    """What was left out of a folder, what was special about pixels."""
 
 
 class Classifier:
@@ -43,33 +58,40 @@ class Classifier:
     ) -> None:
         """trust_code: as for `raysft.results.model.load_model`."""
         net, self.card = load_model(folder, trust_code)
-        self.net, self._device = net.to(device), device
+        self.net = net.to(device)
+        self._device = device
         self._prepare = Preparer(self.card.preparation, device)
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> torch.Tensor:
         """(n, classes) float32 on the CPU for (n, height, width, 3) uint8 of the card's size."""
-        return self.net(self._prepare(torch.from_numpy(images).to(self._device))).cpu()
+        # As uint8 to the device, a quarter of the bytes; they are prepared there, as in training.
+        batch = self._prepare(torch.from_numpy(images).to(self._device))
+        outputs: torch.Tensor = self.net(batch)
+        return outputs.cpu()
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(n, classes) float32 probabilities, as for `logits`."""
-        return F.softmax(self.logits(images), dim=1).numpy()
+        return torch.softmax(self.logits(images), dim=1).numpy()
 
     def rank(self, images: np.ndarray, top: int = TOP) -> list[Ranking]:
         """The `top` most likely classes of each of (n, height, width, 3) uint8 images of the card's
         size.
         """
-        best = F.softmax(self.logits(images), dim=1).topk(min(top, len(self.card.classes)), dim=1)
-        return [
-            tuple((self.card.classes[i], share) for i, share in zip(labels, shares, strict=True))
-            for shares, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        classes = self.card.classes
+        probabilities = torch.softmax(self.logits(images), dim=1)
+        best = probabilities.topk(min(top, len(classes)), dim=1)
+        rankings: list[Ranking] = []
+        for of_image, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            names = [classes[number] for number in numbers]
+            rankings.append(tuple(zip(names, of_image, strict=True)))
+        return rankings
 
     def image_probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
-        """(n, classes) float32 for n images of any size, of which one at a time is held as it
-        came.
-        """
-        return self.probabilities(np.stack([fitted(image, self.card) for image in images]))
+        """(n, classes) float32 for n images of any size."""
+        # One image at a time is held as it came: photos are much larger than what a network sees.
+        batch = np.stack([fitted(image, self.card) for image in images])
+        return self.probabilities(batch)
 
     def predict(self, paths: Sequence[str]) -> list[Prediction]:
         """The most likely classes of image files; raises DataError for one that cannot be read."""
@@ -90,11 +112,11 @@ class Classifier:
             good = [image[0] for image in decoded if not isinstance(image, DataError)]
             rankings = iter(self.rank(np.stack(good)) if good else ())
             for each, image in zip(part, decoded, strict=True):
-                yield (
-                    Failed(each.name, image)
-                    if isinstance(image, DataError)
-                    else Prediction(each.name, next(rankings), image[1])
-                )
+                # An image that cannot be read keeps its place, and the others their answers.
+                if isinstance(image, DataError):
+                    yield Failed(each.name, image)
+                else:
+                    yield Prediction(each.name, next(rankings), image[1])
 
     def _decoded(self, image: GivenImage) -> tuple[np.ndarray, tuple[str, ...]] | DataError:
         """(height, width, 3) uint8 of the card's size, and what was noted."""
@@ -104,57 +126,55 @@ class Classifier:
         except DataError as error:
             return error
 
-    def evaluate(self, data: StoragePath, split: str) -> dict[str, Any]:
-        """Metrics on a split of a data set, or on a folder with one folder of images a class.
-
-        Returns images, notes (what was left out of a folder, what was special about pixels), the
-        metrics of the whole, `classes` (name, precision, recall, f1, support of each), and
-        `confusion`: images of a class (row) by what they were taken for (column), in the order of
-        the classes.
-        """
+    def evaluate(self, data: StoragePath, split: str) -> Evaluation:
+        """Metrics on a split of a data set, or on a folder with one folder of images a class."""
+        # Summed on the CPU, batch by batch, as in training: the same images, the same figures.
         sums = Sums(len(self.card.classes), torch.device("cpu"))
-        guessed: list[np.ndarray] = []
+        predicted: list[np.ndarray] = []
         actual: list[np.ndarray] = []
         special: Counter[str] = Counter()
         for images, labels in labelled_batches(data, split, self.card, special):
             outputs = self.logits(images)
             sums.add(outputs, torch.from_numpy(labels))
-            guessed.append(outputs.argmax(1).numpy())
+            predicted.append(outputs.argmax(1).numpy())
             actual.append(labels)
-        notes = [
-            *describe_folder(data, split, self.card),
-            *describe_quirks(special, self.card.decoding),
-        ]
+        quirks = describe_quirks(special, self.card.decoding)
+        scores = score_by_class(
+            np.concatenate(actual), np.concatenate(predicted), self.card.classes
+        )
         return {
             "images": sum(map(len, actual)),
-            "notes": notes,
+            "notes": [*describe_folder(data, split, self.card), *quirks],
             **sums.metrics(),
-            **score_by_class(np.concatenate(actual), np.concatenate(guessed), self.card.classes),
+            **scores,
         }
 
 
 def score_by_class(
-    actual: np.ndarray, guessed: np.ndarray, classes: Sequence[str]
-) -> dict[str, Any]:
+    actual: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+) -> ClassScores:
     """scikit-learn's precision, recall, F1 and support of every class, and the confusion matrix."""
+    # Slow to import, and single images are predicted without it.
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+    # All classes of the model, also those without an image, so that rows are where names are.
     numbers = np.arange(len(classes))
-    scores = precision_recall_fscore_support(actual, guessed, labels=numbers, zero_division=0.0)
-    rows = [
-        {
-            "class": name,
-            "precision": float(p),
-            "recall": float(r),
-            "f1": float(f),
-            "support": int(n),
-        }
-        for name, p, r, f, n in zip(classes, *scores, strict=True)
-    ]
-    return {
-        "classes": rows,
-        "confusion": confusion_matrix(actual, guessed, labels=numbers).tolist(),
-    }
+    precision, recall, f1, support = precision_recall_fscore_support(
+        actual, predicted, labels=numbers, zero_division=0.0
+    )
+    rows: list[ClassFigures] = []
+    for i, name in enumerate(classes):
+        rows.append(
+            {
+                "class": name,
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+        )
+    matrix = confusion_matrix(actual, predicted, labels=numbers)
+    return {"classes": rows, "confusion": matrix.tolist()}
 
 
 def fitted(image: Image.Image, card: ModelCard) -> np.ndarray:
@@ -188,24 +208,17 @@ def labelled_batches(
 def labelled_images(
     data: StoragePath, split: str, card: ModelCard, special: Counter[str] | None = None
 ) -> Iterator[tuple[Image.Image, int]]:
-    """Images as they are stored, decoded, with the labels of the model's classes; raises DataError
-    for other classes.
+    """Images as they are stored, decoded, with the labels of the model's classes.
 
     data: a data set with that split, or a folder with one folder of images a class. special: counts
-    what was noted.
+    what was special about pixels. Raises DataError for a class that the model does not have.
     """
-    if (data / MANIFEST).is_file():
-        pairs = _shard_images(data, split, card)
-    else:
-        folders = _folders(data, split, card)
-        pairs = (
-            (decode(Path(file), file, card.decoding), folders.classes[label])
-            for file, label in folders.test
-        )
-    number = {unicodedata.normalize("NFC", name): i for i, name in enumerate(card.classes)}
-    for image, named in pairs:
-        name = unicodedata.normalize("NFC", named)  # data sets of before have it as the disk had it
-        if name not in number:
+    # A data set numbers its classes for itself: names, and not numbers, say what is meant.
+    numbers = {unicodedata.normalize("NFC", name): i for i, name in enumerate(card.classes)}
+    for image, stored_name in _named_images(data, split, card):
+        # Older data sets have names as the disk had them: é as one character, or as e and accent.
+        name = unicodedata.normalize("NFC", stored_name)
+        if name not in numbers:
             raise DataError(
                 str(data),
                 f"has the class {name}, which the model does not know",
@@ -213,7 +226,17 @@ def labelled_images(
             )
         if special is not None:
             special.update(image.quirks)
-        yield image.image, number[name]
+        yield image.image, numbers[name]
+
+
+def _named_images(data: StoragePath, split: str, card: ModelCard) -> Iterator[tuple[Decoded, str]]:
+    """Images with the names of their classes."""
+    if (data / MANIFEST).is_file():
+        yield from _shard_images(data, split, card)
+        return
+    folders = _folders(data, split, card)
+    for file, label in folders.test:
+        yield decode(Path(file), file, card.decoding), folders.classes[label]
 
 
 def count_images(data: StoragePath, split: str, card: ModelCard) -> int:
@@ -248,16 +271,19 @@ def check_stored(spec: ImageSpec, card: ModelCard, where: str) -> None:
     """Raise DataError where images are stored with other black and white values than the model was
     trained with.
     """
-    why = find_conflict(spec.decoding, card.decoding) if spec.encoding == "raw" else None
-    if why is not None:
+    # Of stored files nothing is decided yet; raw pixels were scaled when they were imported.
+    if spec.encoding != "raw":
+        return
+    conflict = find_conflict(spec.decoding, card.decoding)
+    if conflict is not None:
         raise DataError(
             where,
-            f"holds images that were scaled otherwise than those of the model: {why}",
+            f"holds images that were scaled in another way than those of the model: {conflict}",
             "give the folder of the original images",
         )
 
 
-def _shard_images(data: StoragePath, split: str, card: ModelCard) -> Iterable[tuple[Decoded, str]]:
+def _shard_images(data: StoragePath, split: str, card: ModelCard) -> Iterator[tuple[Decoded, str]]:
     manifest = _manifest_with(data, split)
     verify_checksums(data, manifest)
     check_stored(manifest.image, card, str(data))

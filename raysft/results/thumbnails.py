@@ -20,10 +20,10 @@ from raysft.records.documents import DataDocument
 from raysft.storage import StoragePath, storage_path
 
 PIXELS = 96
-ENLARGED_PIXELS = (
-    48  # images up to this are enlarged by the browser, pixel by pixel, and so must not lose any
-)
+# Images up to this are enlarged by the browser, pixel by pixel, and so must not lose any.
+ENLARGED_PIXELS = 48
 JPEG_QUALITY = 75
+# Pictures must not outweigh the page that they are shown in.
 MOST_SAMPLES, MOST_OF_A_CLASS, MOST_CLASSES = 72, 8, 24
 MOST_SHARDS = 12  # that samples are looked for in
 
@@ -53,19 +53,19 @@ class _Shard:
     def gives(self, missing: Mapping[int, int]) -> int:
         """How many of the samples that are missing of each class it holds."""
         labels, rows = np.unique(self.labels, return_counts=True)
-        return sum(
-            min(n, missing.get(label, 0))
-            for label, n in zip(labels.tolist(), rows.tolist(), strict=True)
-        )
+        found = 0
+        for label, n in zip(labels.tolist(), rows.tolist(), strict=True):
+            found += min(n, missing.get(label, 0))
+        return found
 
     def spread(self, label: int, number: int) -> list[int]:
         """The ids of up to so many rows of a class, from its first to its last."""
         ids = self.ids[self.labels == label]
-        return (
-            ids[np.unique(np.linspace(0, len(ids) - 1, number).astype(int))].tolist()
-            if len(ids)
-            else []
-        )
+        if not len(ids):
+            return []
+        # Neighbours are often alike (frames of one film), rows far apart seldom.
+        at = np.linspace(0, len(ids) - 1, number).astype(int)
+        return ids[np.unique(at)].tolist()
 
 
 class Images:
@@ -84,7 +84,8 @@ class Images:
     def counts(self, split: str) -> list[int]:
         """Stored images of each class."""
         labels = np.concatenate([shard.labels for shard in self._index(split)])
-        return np.bincount(labels, minlength=len(self.manifest.classes)).tolist()
+        counts: list[int] = np.bincount(labels, minlength=len(self.manifest.classes)).tolist()
+        return counts
 
     def samples(self, split: str) -> dict[int, list[Thumbnail]]:
         """A few images of each class by its number, of as many classes as a few shards and the
@@ -92,37 +93,47 @@ class Images:
         """
         classes = min(len(self.manifest.classes), MOST_CLASSES)
         each = min(MOST_OF_A_CLASS, MOST_SAMPLES // classes)
+        chosen = self._choose(split, dict.fromkeys(range(classes), each))
+        # All of them at once, so that each shard is read once.
+        found = self.thumbnails(split, [i for ids in chosen.values() for i in ids])
+        samples: dict[int, list[Thumbnail]] = {}
+        for label, ids in sorted(chosen.items()):
+            if ids:
+                samples[label] = [found[i] for i in ids]
+        return samples
+
+    def _choose(self, split: str, missing: dict[int, int]) -> dict[int, list[int]]:
+        """Ids of rows of each class; missing: how many of each class are wanted."""
         chosen: dict[int, list[int]] = {}
-        missing = dict.fromkeys(range(classes), each)
         shards = list(self._index(split))
+        # Shards of sorted data hold a class or two each. Whichever gives most comes next: a few
+        # shards are enough, where the first ones might have one class only.
         for _ in range(min(MOST_SHARDS, len(shards))):
             shard = max(shards, key=lambda s: s.gives(missing))
             if not shard.gives(missing):
                 break
             shards.remove(shard)
-            for label in [label for label, number in missing.items() if number]:
-                ids = shard.spread(label, missing[label])
-                chosen[label] = [*chosen.get(label, []), *ids]
-                missing[label] -= len(ids)
-        found = self.thumbnails(split, [i for ids in chosen.values() for i in ids])
-        return {label: [found[i] for i in ids] for label, ids in sorted(chosen.items()) if ids}
+            for label, number in list(missing.items()):
+                if number:
+                    ids = shard.spread(label, number)
+                    chosen[label] = [*chosen.get(label, []), *ids]
+                    missing[label] -= len(ids)
+        return chosen
 
     def thumbnails(self, split: str, ids: Iterable[int]) -> dict[int, Thumbnail]:
         """Small pictures of some rows; raises DataError where a shard is damaged."""
         wanted = np.array(sorted(set(ids)), np.int64)
+        decoding = self.manifest.image.decoding
         found: dict[int, Thumbnail] = {}
         for shard in self._index(split):
             at = np.flatnonzero(np.isin(shard.ids, wanted))
             if not len(at):
                 continue
-            _, images, _ = unpack_rows(
-                read_table(self.folder, shard.file).take(at), self.manifest.image
-            )
-            how = self.manifest.image.decoding
-            found |= {
-                int(shard.ids[i]): thumbnail(image, how)
-                for i, image in zip(at, images, strict=True)
-            }
+            # A few rows of a shard are wanted, and only they are decoded.
+            table = read_table(self.folder, shard.file).take(at)
+            _, images, _ = unpack_rows(table, self.manifest.image)
+            for i, image in zip(at, images, strict=True):
+                found[int(shard.ids[i])] = make_thumbnail(image, decoding)
         return found
 
     def _index(self, split: str) -> list[_Shard]:
@@ -139,14 +150,19 @@ class Images:
         return self._shards[split]
 
 
-def thumbnail(image: np.ndarray | bytes, how: Decoding) -> Thumbnail:
+def make_thumbnail(image: np.ndarray | bytes, decoding: Decoding) -> Thumbnail:
     """A picture of at most 96 pixels a side of a stored image: (height, width, 3) uint8, or an
     encoded file.
     """
-    whole = stored_rgb(image, "image", how)
+    whole = stored_rgb(image, "image", decoding)
     whole.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
-    kind = "PNG" if max(whole.size) <= ENLARGED_PIXELS else "JPEG"
     content = io.BytesIO()
-    whole.save(content, kind, **({} if kind == "PNG" else {"quality": JPEG_QUALITY}))
+    # JPEG blurs the pixels of a tiny image, whose PNG is small anyway.
+    if max(whole.size) <= ENLARGED_PIXELS:
+        kind = "png"
+        whole.save(content, "PNG")
+    else:
+        kind = "jpeg"
+        whole.save(content, "JPEG", quality=JPEG_QUALITY)
     encoded = base64.b64encode(content.getvalue()).decode()
-    return Thumbnail(f"data:image/{kind.lower()};base64,{encoded}", *whole.size)
+    return Thumbnail(f"data:image/{kind};base64,{encoded}", *whole.size)

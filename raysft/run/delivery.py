@@ -17,7 +17,7 @@ from raysft.records.predictions import PREDICTIONS, write_predictions
 from raysft.records.run import Run, versions
 from raysft.records.trial import TrialRecord, metric_value, validation_metrics
 from raysft.results.answers import score_classes
-from raysft.results.model import ModelCard, deliver
+from raysft.results.model import ModelCard, Provenance, deliver
 from raysft.results.readme import ModelFacts, model_readme
 from raysft.run.outcome import (
     Scored,
@@ -102,7 +102,7 @@ def build_card(run: Run, data: RunData, scored: Scored) -> ModelCard:
     """The card of the delivered model."""
     manifest, test = data.manifest, data.sources["test"]
     prepared = scored.preparation
-    provenance = {
+    provenance: Provenance = {
         "run": run.folder.name,
         "trial": scored.record.trial,
         "epoch": scored.best["epoch"],

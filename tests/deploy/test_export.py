@@ -217,7 +217,7 @@ def answers_elsewhere(
 
 
 def of_model(model: Path, images: np.ndarray) -> np.ndarray:
-    return Classifier(model).probabilities(map(Image.fromarray, images))
+    return Classifier(model).image_probabilities(map(Image.fromarray, images))
 
 
 def compare_elsewhere(
@@ -384,7 +384,7 @@ def test_a_right_answer_more_or_less_is_refused_though_probabilities_are_close(t
     class Coin:
         card = ModelCard(TINY, ("a", "b"), 8, 8, (0.5,) * 3, (0.25,) * 3, {}, {})
 
-        def probabilities(self, images):
+        def image_probabilities(self, images):
             return np.float32([[0.500005, 0.499995]] * len(list(images)))
 
     images, labels = pixels(2, 8, 8), np.array([0, 0])
