@@ -114,3 +114,10 @@ def test_architecture_names_every_package():
 
 def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 180
+
+
+def test_commands_of_make_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in NAMES:
+        given = re.findall(r"(?:^ {4}|`)make ([\w-]+)", (ROOT / name).read_text(), re.MULTILINE)
+        assert set(given) <= targets, name
