@@ -249,6 +249,7 @@ def check_record(made: dict, images: int) -> None:
     assert not list(folder.parent.glob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
 def test_a_small_network_answers_alike_elsewhere(tmp_path, kind):
     model = delivered(tmp_path / "weights", QUICKSTART, (8, 8))
@@ -261,6 +262,7 @@ def test_a_small_network_answers_alike_elsewhere(tmp_path, kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
 @pytest.mark.parametrize(
     ("size", "image_size", "interpolation"),
@@ -273,6 +275,7 @@ def test_images_are_resized_for_the_network_inside(tmp_path, kind, size, image_s
     check_record(export(model, kind, tmp_path / "out", dataset(tmp_path / "D", *size), quiet), 25)
 
 
+@pytest.mark.slow
 def test_resnet18_answers_alike_in_every_format(tmp_path):
     classes = [f"class {i}" for i in range(10)]
     model = delivered(tmp_path / "weights", "resnet18", (32, 32), classes, image_size=64)
@@ -291,6 +294,7 @@ def test_resnet18_answers_alike_in_every_format(tmp_path):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resampling", ["nearest", "bicubic"])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_images_are_scaled_as_in_training(tmp_path, photos, kind, resampling):
@@ -300,6 +304,7 @@ def test_images_are_scaled_as_in_training(tmp_path, photos, kind, resampling):
     assert made["preparation"]["resampling"] == resampling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_photos_of_mixed_sizes_score_alike(tmp_path, photos, kind):
     model = delivered(tmp_path / "weights", QUICKSTART, (224, 224))
@@ -341,6 +346,7 @@ def not_a_number(images, *how):
     return fit(images, *how) * float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
 @pytest.mark.parametrize("sabotage", [darker, not_a_number])
 def test_an_export_that_answers_differently_is_refused_and_leaves_nothing(
@@ -458,6 +464,7 @@ def a_run(tmp_path: Path) -> tuple[Path, Path]:
     return run, data
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_beside_its_model_and_scored_on_its_own_data(tmp_path, call):  # noqa: F811
     run, data = a_run(tmp_path)
     answer = call("export", "--trust-code", run, "--format", "onnx", "--json")

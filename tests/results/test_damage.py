@@ -158,6 +158,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
 
 
+@pytest.mark.slow
 def test_damage_is_told_or_does_not_matter(whole, tmp_path):
     rng, expected, lines = random.Random(0), use(whole), []
     last = expected["checkpoint"][0].epoch

@@ -226,6 +226,7 @@ def test_a_run_that_is_watched_shows_its_errors_as_they_are(shown):
     assert "[Errno 2] \\x1b[31m" in text
 
 
+@pytest.mark.slow
 def test_a_report_shows_the_names(tmp_path):
     page = report_of(make_run(tmp_path, NAMES, some_records(), rows=2 * len(NAMES)))
     shown = [row[0] for row in page.tables["classes"][0][1:]]
@@ -268,6 +269,7 @@ def test_answers_of_a_server_hold_the_names():
     assert tuple(row["class"] for row in json.loads(body)) == NAMES
 
 
+@pytest.mark.slow
 def test_exports_hold_the_names(tmp_path):
     model = make_model(tmp_path / "model", NAMES)
     classifier = Classifier(model)

@@ -293,6 +293,7 @@ def test_the_interval_is_wilson_s(right, images):
     assert wilson_interval(right, images) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_its_program_answers_as_the_model_does(tmp_path):
     torch.manual_seed(0)
     card = a_card()

@@ -494,6 +494,7 @@ def test_names_and_errors_are_text_whatever_they_hold(tmp_path):
     assert page.html.count("</script>") == 3
 
 
+@pytest.mark.slow
 def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_path):
     classes = [f"class number {i}" for i in range(200)]
     records = [
@@ -527,6 +528,7 @@ def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_pat
     assert len(page.pictures) == 24 + 24 * 3  # of each class one from each of three shards
 
 
+@pytest.mark.slow
 def test_the_module_is_light_and_the_report_quick(made):
     told = subprocess.run(
         [
@@ -585,6 +587,7 @@ def test_times_read_as_people_say_them(seconds, text):
     assert format_duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_how_the_data_was_read_is_in_the_report(tmp_path):
     run = make_run(tmp_path)
     manifest = read_manifest(tmp_path / "D")

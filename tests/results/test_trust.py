@@ -115,6 +115,7 @@ def test_processes_that_predict_run_nothing_either(sent, marker):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_report_does_not_load_the_model(call, tmp_path, here, marker):  # noqa: F811
     run = make_run(tmp_path)
     (here / "sent.py").write_text(SENT.format(marker=str(marker)))

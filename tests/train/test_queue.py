@@ -514,6 +514,7 @@ async def in_training(queue) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [1, 600])
 def test_a_day_of_events_is_not_kept_whether_the_driver_is_quick_or_slow(pause_s):
     """Each team tells where it stands every second, and of an epoch every minute."""

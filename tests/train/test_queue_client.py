@@ -169,7 +169,7 @@ def test_a_step_that_is_not_in_the_table_is_refused(phase, following):
         ),
         (Phase.PAUSING, MAX_ATTEMPTS, Pause()),
         (Phase.STOPPING, 0, End("stopped")),
-        *((phase, 0, Ignore()) for phase in WITHOUT_TEAM),
+        *((phase, 0, Ignore()) for phase in Phase if phase in WITHOUT_TEAM),
     ],
 )
 def test_what_becomes_of_a_trial_without_its_team(phase, attempt, decision):
@@ -184,7 +184,7 @@ def test_what_becomes_of_a_trial_without_its_team(phase, attempt, decision):
         (Phase.RUNNING, "out_of_memory", True, End("failed", "why", "trace")),
         (Phase.STOPPING, "out_of_memory", False, End("failed", "why", "trace")),
         (Phase.PAUSING, "out_of_memory", False, Pause()),
-        *((phase, "out_of_memory", False, Ignore()) for phase in WITHOUT_TEAM),
+        *((phase, "out_of_memory", False, Ignore()) for phase in Phase if phase in WITHOUT_TEAM),
     ],
 )
 def test_what_becomes_of_a_trial_that_its_team_gave_up(phase, cause, halved, decision):

@@ -21,6 +21,7 @@ def tried(name: str, size: int, image_size: int | None = None) -> None:
     try_network(net, name, 3, size, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "sizes"),
     [
@@ -38,6 +39,7 @@ def test_a_network_that_cannot_take_the_images_says_which_it_takes(name, size, s
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"), [("resnet18", 32), ("inception_v3", 75), ("maxvit_t", 224)]
 )
@@ -51,6 +53,7 @@ def test_a_network_that_takes_them_is_left_as_it_was(name, size):
     assert torch.equal(generator, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_a_transformer_is_made_for_its_image_size():
     tried("vit_b_16", 64, image_size=64)
     with pytest.raises(ModelError, match=r"model\.image_size: 65: vit_b_16 cannot be made for it"):

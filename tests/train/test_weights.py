@@ -68,6 +68,7 @@ def build(weights: str):
     return build_network(Model(name="tests.tiny:tiny", weights=weights), 3, 0)
 
 
+@pytest.mark.slow
 def test_four_workers_of_a_node_fetch_the_weights_once(served):
     code = (
         "import sys; from raysft.job.spec import Model; from raysft.train.modeling import "
@@ -190,6 +191,7 @@ def test_only_auxiliary_heads_that_a_network_does_not_have_are_left_out(tmp_path
     assert (net["aux_proj"].weight == 1).all()
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_stretches_its_positions_to_its_image_size(tmp_path):
     from torchvision.models import vit_b_16
 
@@ -220,6 +222,7 @@ def test_a_transformer_is_made_for_the_size_of_its_images():
     assert network.net(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights", "expected"),
     [
