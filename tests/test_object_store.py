@@ -12,6 +12,7 @@ import yaml
 
 from raysft.data.importer import import_dataset
 from raysft.data.shards import read_manifest, verify_checksums
+from raysft.data.sources import Source
 from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
 from raysft.records.documents import INFO
@@ -128,15 +129,15 @@ def test_a_data_set_is_imported_restarted_and_read(
             raise Stop
 
     with pytest.raises(Stop):
-        import_dataset("imagefolder", str(images), out, None, "fail", interrupt)
+        import_dataset(Source("imagefolder", str(images)), out, "fail", interrupt)
     with pytest.raises(DataError, match="is not a data set"):
         read_manifest(out)
-    manifest = import_dataset("imagefolder", str(images), out, None, "fail", lambda *a: None)
+    manifest = import_dataset(Source("imagefolder", str(images)), out, "fail", lambda *a: None)
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (60, 15)
     verify_checksums(out, manifest)
     assert {p.name for p in out.iterdir()} == {"dataset.json", "train", "test"}
-    with pytest.raises(DataError, match="is there already"):
-        import_dataset("imagefolder", str(images), out, None, "fail", lambda *a: None)
+    with pytest.raises(DataError, match="already exists"):
+        import_dataset(Source("imagefolder", str(images)), out, "fail", lambda *a: None)
     write_text(out / manifest.splits["test"].files[0].path, "torn")
     with pytest.raises(DataError, match="does not have the checksum"):
         verify_checksums(out, manifest)

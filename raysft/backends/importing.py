@@ -31,6 +31,7 @@ class ImportRequest:
 def import_images(request: ImportRequest, output: Output, show_progress: bool) -> None:
     """Make the data set; raises UserError for what a person has to correct."""
     from raysft.data.importer import download_and_list, import_listing, refuse_existing
+    from raysft.data.sources import Source
 
     if request.kind not in KINDS:
         raise UserError(request.kind, "is not a kind of data", f"give {' | '.join(KINDS)}")
@@ -43,9 +44,8 @@ def import_images(request: ImportRequest, output: Output, show_progress: bool) -
     refuse_existing(out)
     with Watcher(output, "", shown=show_progress) as watcher:
         # Before Ray starts: what is wrong with the files is said at once.
-        listing = download_and_list(
-            request.kind, request.path, request.test, watcher.progress, background
-        )
+        source = Source(request.kind, request.path, request.test, background)
+        listing = download_and_list(source, watcher.progress)
         with silent_ray(this_node(), output):
             import_listing(listing, out, policy, watcher.progress)
 

@@ -1,6 +1,4 @@
-"""Where labelled images come from. Each source lists its images as chunks; one chunk becomes one
-shard.
-"""
+"""Where labelled images come from: a source lists them as chunks, and a chunk becomes one shard."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from raysft.data import cifar
-from raysft.data.decoding import ValueSpan
-from raysft.data.folders import Folders, describe_files
-from raysft.data.images import HEAD_BYTES, decode, read_size, read_span
+from raysft.data.decoding import WHITE, Colour, ValueSpan
+from raysft.data.folders import Folders, Labelled, describe_files
+from raysft.data.images import HEAD_BYTES, Decoded, decode, read_size, read_span
 from raysft.data.names import as_utf8
 from raysft.data.order import stratified_order
 from raysft.data.samples import needs_range
@@ -34,25 +32,42 @@ from raysft.storage import StoragePath, storage_path
 RAW_PIXELS = 128 * 128
 SHARD_BYTES = 16_000_000
 SHARD_ROWS = 4096
+ENCODED_BYTES = 20_000  # of an encoded file, as a guess that spares asking for the size of each
+SIZES_AT_ONCE = 512  # files whose headers are read before it is looked whether they differ
 MAX_NAMES_SHOWN = 5  # names of unreadable images
 DIGITS_ROWS, DIGITS_TEST_ROWS = 1797, 360
+DIGITS_CLASSES = tuple("0123456789")
+DIGITS = "scikit-learn's digits"
+
+BadFile = tuple[str, str]
+"""A file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is imported."""
+
+    kind: str
+    """digits | cifar10 | imagefolder"""
+    path: str | None = None
+    test: str | None = None
+    """The folder of test images, where it is another one."""
+    background: Colour = WHITE
+    """What is behind transparent pixels."""
 
 
 @dataclass(frozen=True)
 class ChunkRows:
-    """The content of one shard: ids, images (as `ImageSpec` says), labels, and the files that could
-    not be read.
-    """
+    """The content of one shard, images as `ImageSpec` says, and the files that cannot be read."""
 
     ids: np.ndarray
     images: np.ndarray | list[bytes]
     labels: np.ndarray
-    bad: tuple[tuple[str, str], ...] = ()
-    """(file, what is wrong with it) of those that could not be read."""
-    pixel_sum: tuple[float, ...] | None = None
-    pixel_square_sum: tuple[float, ...] | None = None
+    bad: tuple[BadFile, ...] = ()
+    pixel_sum: list[float] | None = None
+    pixel_square_sum: list[float] | None = None
     decoded: dict[str, int] = field(default_factory=dict)
-    """How many images were special in what way; see `raysft.data.images.QUIRKS`."""
+    """How many images had each of `raysft.data.images.QUIRKS`."""
 
 
 class SourceChunk(ABC):
@@ -69,13 +84,12 @@ class SourceChunk(ABC):
 
 @dataclass(frozen=True)
 class Listing:
-    """A source before it is read: classes, chunks a split, how images will be stored, and what
-    identifies it.
-    """
+    """A source before it is read: what there is, how it will be stored, and what identifies it."""
 
     classes: tuple[str, ...]
     image: ImageSpec
     chunks: dict[str, tuple[SourceChunk, ...]]
+    """Of each split."""
     rows: dict[str, int]
     where: str
     fingerprint: str
@@ -96,12 +110,12 @@ def outline_source(data: Data, cache: Path) -> Outline:
         return outline_dataset(folder, read_manifest(folder))
     if data.source == "digits":
         train_rows = DIGITS_ROWS - DIGITS_TEST_ROWS
-        return Outline(
-            tuple(map(str, range(10))), train_rows, DIGITS_TEST_ROWS, "scikit-learn's digits"
-        )
+        return Outline(DIGITS_CLASSES, train_rows, DIGITS_TEST_ROWS, DIGITS)
     if data.source == "cifar10":
+        # Known without the archive, which need not be here yet.
         return Outline(cifar.CLASSES, 50_000, 10_000, str(cifar.locate(data.path, cache)))
-    folders = Folders.find(Path(data.path or ""), Path(data.test_path) if data.test_path else None)
+    test = Path(data.test_path) if data.test_path else None
+    folders = Folders.find(Path(data.path or ""), test)
     val = folders.splits.get("val")
     return Outline(
         folders.classes,
@@ -114,9 +128,7 @@ def outline_source(data: Data, cache: Path) -> Outline:
 
 
 def outline_dataset(folder: StoragePath, manifest: Manifest) -> Outline:
-    """What a plan has to know of a data set; raises DataError where it does not have what a run
-    needs.
-    """
+    """What a plan has to know of a data set; raises DataError where a split is missing."""
     missing = {"train", "test"} - manifest.splits.keys()
     if missing:
         raise DataError(
@@ -135,27 +147,29 @@ def outline_dataset(folder: StoragePath, manifest: Manifest) -> Outline:
 
 def describe_unreadable(manifest: Manifest) -> str:
     """How many unreadable images were left out of a data set, and some of their names."""
-    names = [name for each in manifest.counts for name in each.examples.get(UNREADABLE, [])][
-        :MAX_NAMES_SHOWN
-    ]
-    named = f": {', '.join(names)}" if names else ""
-    more = (
-        f" and {manifest.skipped - len(names):,} more"
-        if names and manifest.skipped > len(names)
-        else ""
-    )
-    return f"{manifest.skipped:,} unreadable images were left out of {manifest.source}{named}{more}"
+    text = f"{manifest.skipped:,} unreadable images were left out of {manifest.source}"
+    names: list[str] = []
+    for each in manifest.counts:
+        names += each.examples.get(UNREADABLE, [])
+    # A data set of an older raysft has no names.
+    if not names:
+        return text
+    shown = names[:MAX_NAMES_SHOWN]
+    more = manifest.skipped - len(shown)
+    rest = f" and {more:,} more" if more > 0 else ""
+    return f"{text}: {', '.join(shown)}{rest}"
 
 
-def list_source(kind: str, path: str | None, test: str | None, cache: Path) -> Listing:
+def list_source(source: Source, cache: Path) -> Listing:
     """The listing of `digits`, `cifar10` or `imagefolder`; raises DataError."""
-    if kind == "digits":
+    if source.kind == "digits":
         return list_digits()
-    if kind == "cifar10":
-        return list_cifar10(cifar.locate(path, cache))
-    if path is None:
-        raise DataError(kind, "needs the path of a folder")
-    return list_imagefolder(Path(path), Path(test) if test else None)
+    if source.kind == "cifar10":
+        return list_cifar10(cifar.locate(source.path, cache))
+    if source.path is None:
+        raise DataError(source.kind, "needs the path of a folder")
+    test = Path(source.test) if source.test else None
+    return list_imagefolder(Path(source.path), test)
 
 
 # --- digits ------------------------------------------------------------------------------------
@@ -170,31 +184,33 @@ class ArrayChunk(SourceChunk):
     labels: np.ndarray
 
     def read(self, spec: ImageSpec) -> ChunkRows:
+        """Nothing of it can be unreadable."""
         return ChunkRows(self.ids, self.images, self.labels)
 
 
 def list_digits() -> Listing:
-    """scikit-learn's 1,797 handwritten digits (UCI, 8×8 grey) as 32×32 RGB, every fifth of a class
-    held out.
-    """
+    """scikit-learn's 1,797 handwritten digits (UCI, 8×8 grey) as 32×32 RGB, a fifth as test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    # From 0 to 16 to 0 to 255; each pixel becomes a square of 4 by 4, in three equal channels.
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.repeat(np.repeat(np.repeat(grey, 4, axis=1), 4, axis=2)[..., None], 3, axis=3)
+    enlarged = grey.repeat(4, axis=1).repeat(4, axis=2)
+    images = enlarged[..., None].repeat(3, axis=3)
     labels = digits.target.astype(np.int32)
     order = stratified_order(labels, seed=0)
     cut = DIGITS_ROWS - DIGITS_TEST_ROWS
     chunks: dict[str, tuple[SourceChunk, ...]] = {}
-    for split, chosen in (("train", np.sort(order[:cut])), ("test", np.sort(order[cut:]))):
+    for split, rows in (("train", order[:cut]), ("test", order[cut:])):
+        chosen = np.sort(rows)
         chunks[split] = (ArrayChunk(np.arange(len(chosen)), images[chosen], labels[chosen]),)
     fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     return Listing(
-        tuple(map(str, range(10))),
+        DIGITS_CLASSES,
         ImageSpec("raw", 32, 32),
         chunks,
         {"train": cut, "test": len(labels) - cut},
-        "scikit-learn's digits",
+        DIGITS,
         fingerprint,
     )
 
@@ -206,46 +222,53 @@ def list_digits() -> Listing:
 class CifarChunk(SourceChunk):
     """One batch of the official archive."""
 
-    place: Path
+    archive: Path
     member: str
     first_id: int
 
     def read(self, spec: ImageSpec) -> ChunkRows:
-        images, labels = cifar.read_member(self.place, self.member)
-        return ChunkRows(np.arange(len(labels)) + self.first_id, images, labels)
+        """A batch is read whole or refused: DataError ends the import."""
+        images, labels = cifar.read_member(self.archive, self.member)
+        ids = np.arange(len(labels)) + self.first_id
+        return ChunkRows(ids, images, labels)
 
 
-def list_cifar10(place: Path) -> Listing:
+def list_cifar10(archive: Path) -> Listing:
     """CIFAR-10's 50,000 + 10,000 images of 32×32 in ten classes, from its archive or folder."""
     chunks: dict[str, tuple[SourceChunk, ...]] = {}
     rows = {}
     for split, members in (("train", cifar.TRAIN_MEMBERS), ("test", cifar.TEST_MEMBERS)):
-        chunks[split] = tuple(
-            CifarChunk(place, m, i * cifar.ROWS_PER_MEMBER) for i, m in enumerate(members)
-        )
+        batches = []
+        for number, member in enumerate(members):
+            batches.append(CifarChunk(archive, member, number * cifar.ROWS_PER_MEMBER))
+        chunks[split] = tuple(batches)
         rows[split] = len(members) * cifar.ROWS_PER_MEMBER
-    stat = place.stat()
-    fingerprint = hashlib.sha256(
-        f"{place.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()
-    ).hexdigest()
-    return Listing(cifar.CLASSES, ImageSpec("raw", 32, 32), chunks, rows, str(place), fingerprint)
+    # Not its content, whose checksum is looked at when it is downloaded.
+    stat = archive.stat()
+    identity = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    return Listing(cifar.CLASSES, ImageSpec("raw", 32, 32), chunks, rows, str(archive), fingerprint)
 
 
 # --- folders of images -------------------------------------------------------------------------
 
 
 def pixel_sums(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Sums over images (n, height, width, 3) uint8 of each channel's mean and mean square, of
-    values 0 to 1.
+    """Sums over images of each channel's mean and mean square, of values from 0 to 1.
+
+    images: (n, height, width, 3) uint8.
     """
     flat = images.reshape(-1, 3)
     pixels = max(1, int(np.prod(images.shape[1:3])))
-    histograms = [np.bincount(flat[:, c], minlength=256) for c in range(3)]
     levels = np.arange(256, dtype=np.int64)
-    return (
-        [int((h * levels).sum()) / 255 / pixels for h in histograms],
-        [int((h * levels**2).sum()) / 255**2 / pixels for h in histograms],
-    )
+    sums = []
+    squares = []
+    for channel in range(3):
+        # Sums of a histogram are of integers, hence exact, and need no copy of the image as floats.
+        histogram = np.bincount(flat[:, channel], minlength=256)
+        sums.append(int((histogram * levels).sum()) / 255 / pixels)
+        squares.append(int((histogram * levels**2).sum()) / 255**2 / pixels)
+    return sums, squares
 
 
 @dataclass(frozen=True)
@@ -257,57 +280,59 @@ class FileChunk(SourceChunk):
     labels: tuple[int, ...]
 
     def read(self, spec: ImageSpec) -> ChunkRows:
+        """Decodes every file, whichever way it is stored: what cannot be read is known here."""
         kept: list[int] = []
+        bad: list[BadFile] = []
+        quirks: Counter[str] = Counter()
         images: list[np.ndarray] = []
         encoded: list[bytes] = []
-        bad: list[tuple[str, str]] = []
-        total, squares = np.zeros(3), np.zeros(3)
-        special: Counter[str] = Counter()
-        for i, file in enumerate(self.files):
+        total = np.zeros(3)
+        squares = np.zeros(3)
+        for index, file in enumerate(self.files):
             try:
-                raw = Path(file).read_bytes()
-                decoded = decode(raw, file, spec.decoding)
-                pixels = np.asarray(decoded.image)
-                if spec.encoding == "raw" and pixels.shape != spec.shape:
-                    raise DataError(
-                        file,
-                        f"is {pixels.shape[1]}×{pixels.shape[0]} pixels, its header said otherwise",
-                    )
-            except (DataError, OSError) as error:
-                bad.append(
-                    (
-                        file,
-                        error.what
-                        if isinstance(error, DataError)
-                        else f"cannot be read ({error.strerror})",
-                    )
-                )
+                content = Path(file).read_bytes()
+                decoded = _decode_checked(content, file, spec)
+            except DataError as error:
+                bad.append((file, error.what))
                 continue
-            kept.append(i)
-            special.update(decoded.quirks)
+            except OSError as error:
+                bad.append((file, f"cannot be read ({error.strerror})"))
+                continue
+            kept.append(index)
+            quirks.update(decoded.quirks)
+            pixels = np.asarray(decoded.image)
             if spec.encoding == "raw":
                 images.append(pixels)
-            else:
-                encoded.append(raw)
-                sums = pixel_sums(pixels[None])
-                total += sums[0]
-                squares += sums[1]
-        ids, labels = np.asarray(self.ids, np.int64)[kept], np.asarray(self.labels, np.int32)[kept]
+                continue
+            # The pixels are not kept, so their sums are taken now.
+            encoded.append(content)
+            image_sum, image_squares = pixel_sums(pixels[None])
+            total += image_sum
+            squares += image_squares
+        rows = ChunkRows(
+            np.asarray(self.ids, np.int64)[kept],
+            encoded,
+            np.asarray(self.labels, np.int32)[kept],
+            tuple(bad),
+            decoded=dict(quirks),
+        )
         if spec.encoding == "raw":
             stacked = np.stack(images) if images else np.empty((0, *spec.shape), np.uint8)
-            return ChunkRows(ids, stacked, labels, tuple(bad), decoded=dict(special))
-        return ChunkRows(
-            ids,
-            encoded,
-            labels,
-            tuple(bad),
-            tuple(total.tolist()),
-            tuple(squares.tolist()),
-            dict(special),
-        )
+            return replace(rows, images=stacked)
+        return replace(rows, pixel_sum=total.tolist(), pixel_square_sum=squares.tolist())
 
     def files_to_range(self) -> list[str]:
+        """By the first bytes of each file."""
         return [file for file in self.files if _may_need_range(file)]
+
+
+def _decode_checked(content: bytes, file: str, spec: ImageSpec) -> Decoded:
+    """Raises DataError for an image that is damaged or not of the size of the others."""
+    decoded = decode(content, file, spec.decoding)
+    width, height = decoded.image.size
+    if spec.encoding == "raw" and (height, width) != spec.shape[:2]:
+        raise DataError(file, f"is {width}×{height} pixels, its header said otherwise")
+    return decoded
 
 
 def _may_need_range(file: str) -> bool:
@@ -332,22 +357,26 @@ def read_spans(files: Sequence[str]) -> list[ValueSpan]:
 
 
 def list_imagefolder(root: Path, test: Path | None) -> Listing:
-    """Images in one folder a class; stored raw when all have one small size, as they are
-    otherwise.
-    """
+    """Images in one folder a class; stored raw when all have one small size, else as they are."""
     folders = Folders.find(root, test)
-    spec = _common_size([f for files in folders.splits.values() for f, _ in files])
-    per_row = int(np.prod(spec.shape)) if spec.encoding == "raw" else 20_000
-    step = max(1, min(SHARD_ROWS, SHARD_BYTES // per_row))
+    everything: list[str] = []
+    for files in folders.splits.values():
+        everything += [file for file, _ in files]
+    spec = _common_size(everything)
     chunks: dict[str, tuple[SourceChunk, ...]] = {}
+    rows: dict[str, int] = {}
+    labels: dict[str, frozenset[int]] = {}
     digest = hashlib.sha256()
     for split, files in folders.splits.items():
-        cuts = range(0, len(files), step)
-        chunks[split] = tuple(_file_chunk(files[i : i + step], i) for i in cuts)
+        chunks[split] = tuple(_cut_into_chunks(files, spec))
+        rows[split] = len(files)
+        labels[split] = frozenset(label for _, label in files)
         for file, label in files:
+            # By size and time, for reading every image to know whether it changed would take as
+            # long as importing it.
             stat = os.stat(file)
-            digest.update(json.dumps([split, file, label, stat.st_size, stat.st_mtime_ns]).encode())
-    rows = {str(split): len(files) for split, files in folders.splits.items()}
+            identity = [split, file, label, stat.st_size, stat.st_mtime_ns]
+            digest.update(json.dumps(identity).encode())
     return Listing(
         folders.classes,
         spec,
@@ -358,37 +387,44 @@ def list_imagefolder(root: Path, test: Path | None) -> Listing:
         everywhere=True,
         counts=folders.counts,
         notes=folders.notes,
-        labels={
-            split: frozenset(label for _, label in files) for split, files in folders.splits.items()
-        },
+        labels=labels,
     )
 
 
-def _file_chunk(files: tuple[tuple[str, int], ...], first_id: int) -> FileChunk:
-    names, labels = zip(*files, strict=True)
-    return FileChunk(names, tuple(range(first_id, first_id + len(files))), labels)
+def _cut_into_chunks(files: Labelled, spec: ImageSpec) -> Iterator[FileChunk]:
+    """Chunks of shards of some 16 MB: large enough to read quickly, small enough to shuffle."""
+    row_bytes = spec.nbytes if spec.encoding == "raw" else ENCODED_BYTES
+    step = max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
+    for start in range(0, len(files), step):
+        part = files[start : start + step]
+        names, labels = zip(*part, strict=True)
+        ids = tuple(range(start, start + len(part)))
+        yield FileChunk(names, ids, labels)
 
 
 def _common_size(files: list[str]) -> ImageSpec:
-    """Raw with the one size that all readable images have, if it is small; encoded files
-    otherwise.
-    """
+    """Raw with the one size that all readable images have, if it is small; else encoded files."""
     common: tuple[int, int] | None = None
-    with ThreadPoolExecutor(8) as pool:
-        for start in range(
-            0, len(files), 512
-        ):  # in batches, so that mixed sizes end the reading early
-            for size in pool.map(_size_or_none, files[start : start + 512]):
-                if size is None:
-                    continue  # unreadable: found and named when it is decoded
-                common = common or size
-                if size != common or size[0] * size[1] > RAW_PIXELS:
-                    return ImageSpec("file")
+    for size in _read_sizes(files):
+        common = common or size
+        if size != common or size[0] * size[1] > RAW_PIXELS:
+            return ImageSpec("file")
     return ImageSpec("raw", *common) if common else ImageSpec("file")
+
+
+def _read_sizes(files: list[str]) -> Iterator[tuple[int, int]]:
+    """(height, width) of all images that can be read."""
+    # Threads, for on a network disk nearly all of the time is waiting.
+    with ThreadPoolExecutor(8) as pool:
+        # Not all at once, so that mixed sizes end the reading early.
+        for start in range(0, len(files), SIZES_AT_ONCE):
+            for size in pool.map(_size_or_none, files[start : start + SIZES_AT_ONCE]):
+                if size is not None:
+                    yield size
 
 
 def _size_or_none(file: str) -> tuple[int, int] | None:
     try:
         return read_size(Path(file))
     except DataError:
-        return None
+        return None  # named when it is decoded

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from raysft.data import cifar
+from raysft.data.importer import import_dataset
+from raysft.data.sources import Source
 from raysft.errors import DataError
 
 
@@ -130,25 +132,21 @@ def test_a_download_with_another_checksum_is_refused(tmp_path):
 
 
 def test_the_whole_archive_imports(ray_local, tmp_path, monkeypatch):
-    from raysft.data.importer import import_dataset
-
     monkeypatch.setattr(cifar, "ROWS_PER_MEMBER", 20)
     members = {
         name: batch(i)[2] for i, name in enumerate((*cifar.TRAIN_MEMBERS, *cifar.TEST_MEMBERS))
     }
     archive = archive_of(tmp_path / "cifar.tar.gz", members)
     manifest = import_dataset(
-        "cifar10", str(archive), tmp_path / "D", None, "fail", lambda *a: None
+        Source("cifar10", str(archive)), tmp_path / "D", "fail", lambda *a: None
     )
     assert manifest.classes == cifar.CLASSES
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (100, 20)
 
 
 def test_a_malicious_archive_ends_the_import_with_nothing_left(ray_local, tmp_path):
-    from raysft.data.importer import import_dataset
-
     members = {name: pickle.dumps(Evil()) for name in (*cifar.TRAIN_MEMBERS, *cifar.TEST_MEMBERS)}
     archive = archive_of(tmp_path / "cifar.tar.gz", members)
     with pytest.raises(DataError, match="refused"):
-        import_dataset("cifar10", str(archive), tmp_path / "D", None, "fail", lambda *a: None)
+        import_dataset(Source("cifar10", str(archive)), tmp_path / "D", "fail", lambda *a: None)
     assert not list(tmp_path.glob("D*"))

@@ -15,6 +15,7 @@ from raysft.data.images import open_rgb, read_size
 from raysft.data.importer import import_dataset
 from raysft.data.ingest import read_split
 from raysft.data.shards import MANIFEST, iter_tables, read_manifest, unpack_rows, verify_checksums
+from raysft.data.sources import Source
 from raysft.data.splits import NetworkInputs, split_sources
 from raysft.errors import DataError
 from raysft.storage import read_json, write_json
@@ -29,7 +30,7 @@ def quiet(what: str, done: int, total: int) -> None:
 
 def run(images: Path, out: Path, on_bad_image="fail", test="test"):
     return import_dataset(
-        "imagefolder", str(images / "train"), out, str(images / test), on_bad_image, quiet
+        Source("imagefolder", str(images / "train"), str(images / test)), out, on_bad_image, quiet
     )
 
 
@@ -41,10 +42,8 @@ def rows_of(folder: Path, split: str):
 def test_a_folder_becomes_shards_that_hold_its_pixels(images, tmp_path):
     progress = []
     manifest = import_dataset(
-        "imagefolder",
-        str(images / "train"),
+        Source("imagefolder", str(images / "train"), str(images / "test")),
         tmp_path / "D",
-        str(images / "test"),
         "fail",
         lambda *seen: progress.append(seen),
     )
@@ -76,13 +75,13 @@ def test_mixed_sizes_and_formats_stay_encoded(tmp_path):
     shutil.rmtree(root / "b")
     Image.new("L", (9, 9), 200).save(root / "one/grey.bmp")
     Image.new("RGBA", (9, 9), (1, 2, 3, 4)).save(root / "two/alpha.webp")
-    manifest = import_dataset("imagefolder", str(root), tmp_path / "D", None, "fail", quiet)
+    manifest = import_dataset(Source("imagefolder", str(root)), tmp_path / "D", "fail", quiet)
     assert manifest.image.encoding == "file"
     assert manifest.splits["train"].rows + manifest.splits["test"].rows == 14
 
 
 def test_digits_need_no_network(tmp_path):
-    manifest = import_dataset("digits", None, tmp_path / "D", None, "fail", quiet)
+    manifest = import_dataset(Source("digits"), tmp_path / "D", "fail", quiet)
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (1437, 360)
     assert manifest.image.shape == (32, 32, 3)
     labels = np.concatenate([r[2] for r in rows_of(tmp_path / "D", "test")])
@@ -105,7 +104,7 @@ def test_floats_are_scaled_by_the_range_of_the_data_set(tmp_path):
                 np.full((6, 6), 200 * label + 25 * i, np.float32),
             )
     manifest = import_dataset(
-        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+        Source("imagefolder", str(tmp_path / "images")), tmp_path / "D", "fail", quiet
     )
     assert manifest.image.decoding.ranges == {"float32": (0.0, 300.0)}
     assert "float32 samples: 0 is black, 300 is white" in manifest.notes
@@ -131,16 +130,16 @@ def test_images_that_stretch_the_range_are_named(tmp_path, monkeypatch):
                 np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6),
             )
     save(tmp_path / "images/dark/0.tif", np.full((6, 6), -9999, np.float32))
-    write = importer._manifest
-    monkeypatch.setattr(importer, "_manifest", lambda *_: 1 / 0)
+    write = importer._build_manifest
+    monkeypatch.setattr(importer, "_build_manifest", lambda *_: 1 / 0)
     for _ in range(2):  # what was found is kept for the import that goes on
         with pytest.raises(ZeroDivisionError):
             import_dataset(
-                "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+                Source("imagefolder", str(tmp_path / "images")), tmp_path / "D", "fail", quiet
             )
-    monkeypatch.setattr(importer, "_manifest", write)
+    monkeypatch.setattr(importer, "_build_manifest", write)
     manifest = import_dataset(
-        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+        Source("imagefolder", str(tmp_path / "images")), tmp_path / "D", "fail", quiet
     )
     assert manifest.image.decoding.ranges == {"float32": (-9999.0, 1.0)}
     assert [note for note in manifest.notes if "dark/0.tif)" in note and "1 of 10 images" in note]
@@ -156,7 +155,10 @@ def test_transparency_and_missing_ends_are_counted(tmp_path, background, level):
     first = tmp_path / "images/photos/0.jpg"
     first.write_bytes(first.read_bytes()[:-2])
     manifest = import_dataset(
-        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet, background
+        Source("imagefolder", str(tmp_path / "images"), None, background),
+        tmp_path / "D",
+        "fail",
+        quiet,
     )
     assert manifest.decoded == {"no_end": 1, "composited": 5}
     assert manifest.image.decoding.background == background
@@ -170,7 +172,7 @@ def test_values_of_a_data_set_of_mixed_sizes_stay_with_their_range(tmp_path):
         save(tmp_path / "images/b" / f"{i}.tif", np.full((6, 6 + i), 500.0, np.float32))
     save(tmp_path / "images/b/5.tif", np.zeros((6, 6), np.float32))
     manifest = import_dataset(
-        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+        Source("imagefolder", str(tmp_path / "images")), tmp_path / "D", "fail", quiet
     )
     assert manifest.image.encoding == "file"
     rows = read_split(
@@ -179,7 +181,10 @@ def test_values_of_a_data_set_of_mixed_sizes_stay_with_their_range(tmp_path):
     assert set(rows.images.reshape(-1).tolist()) <= {0, 128, 255}
     assert 128 in rows.images
     other = import_dataset(
-        "imagefolder", str(tmp_path / "images"), tmp_path / "E", None, "fail", quiet, (0, 0, 0)
+        Source("imagefolder", str(tmp_path / "images"), None, (0, 0, 0)),
+        tmp_path / "E",
+        "fail",
+        quiet,
     )
     assert other.fingerprint != manifest.fingerprint
 
@@ -196,7 +201,7 @@ def test_small_tiffs_that_lie_on_their_side_are_taken(tmp_path):
                 extratags=[(274, "H", 1, 6, True)],
             )
     manifest = import_dataset(
-        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", quiet
+        Source("imagefolder", str(tmp_path / "images")), tmp_path / "D", "fail", quiet
     )
     assert manifest.image.shape == (9, 6, 3)
 
@@ -223,10 +228,8 @@ def test_an_interrupted_import_takes_up_what_it_wrote(images, tmp_path, monkeypa
 
     with pytest.raises(Stop):
         import_dataset(
-            "imagefolder",
-            str(images / "train"),
+            Source("imagefolder", str(images / "train"), str(images / "test")),
             tmp_path / "D",
-            str(images / "test"),
             "fail",
             interrupt,
         )
@@ -304,7 +307,7 @@ def test_a_class_whose_test_images_are_unreadable_is_told(images, tmp_path):
 
 def test_a_validation_split_of_its_own_is_imported_and_used(images, tmp_path):
     make_images(images / "valid", {"ant": 4, "bee": 4}, seed=2)
-    manifest = import_dataset("imagefolder", str(images), tmp_path / "D", None, "fail", quiet)
+    manifest = import_dataset(Source("imagefolder", str(images)), tmp_path / "D", "fail", quiet)
     assert {name: split.rows for name, split in manifest.splits.items()} == {
         "train": 60,
         "val": 8,
@@ -369,7 +372,7 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path):
 
 def test_a_data_set_is_never_overwritten(images, tmp_path):
     (tmp_path / "D").mkdir()
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         run(images, tmp_path / "D")
 
 

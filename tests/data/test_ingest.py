@@ -11,6 +11,7 @@ from raysft.data.images import fit
 from raysft.data.importer import import_dataset
 from raysft.data.ingest import read_split, stream_rows
 from raysft.data.shards import ImageSpec, read_manifest
+from raysft.data.sources import Source
 from raysft.data.splits import NetworkInputs, choose_resampling, choose_rows, split_sources
 from raysft.errors import DataError
 from raysft.job.batches import batch_sizes
@@ -24,7 +25,7 @@ def dataset(ray_local, tmp_path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raysft.data.sources.SHARD_ROWS", 20)
         import_dataset(
-            "imagefolder", str(root / "images"), root / "D", None, "fail", lambda *a: None
+            Source("imagefolder", str(root / "images")), root / "D", "fail", lambda *a: None
         )
     return root / "D"
 
@@ -150,7 +151,7 @@ def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolati
     make_images(tmp_path / "images/train", {"a": 4, "b": 4}, size=(20, 30))
     make_images(tmp_path / "images/test", {"a": 2, "b": 2}, size=(30, 20))
     import_dataset(
-        "imagefolder", str(tmp_path / "images"), tmp_path / "D", None, "fail", lambda *_: None
+        Source("imagefolder", str(tmp_path / "images")), tmp_path / "D", "fail", lambda *_: None
     )
     manifest = read_manifest(tmp_path / "D")
     found = {}

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysft.data.importer import import_dataset
+from raysft.data.sources import Source
 from raysft.deploy.bulk import Predictor, predict_all
 from raysft.deploy.image_sources import CHUNK_IMAGES, source_of
 from raysft.errors import UserError
@@ -73,7 +74,7 @@ def test_every_file_of_a_folder_is_a_row_and_a_bad_one_a_row_with_its_error(mode
 
 @pytest.mark.usefixtures("ray_local")
 def test_rows_of_a_data_set_keep_their_labels(model, images, tmp_path):
-    import_dataset("imagefolder", str(images), tmp_path / "D", None, "fail", nothing)
+    import_dataset(Source("imagefolder", str(images)), tmp_path / "D", "fail", nothing)
     predict_all(model, source_of(tmp_path / "D", "test"), tmp_path / "test.parquet", False, nothing)
     rows = pq.read_table(tmp_path / "test.parquet").to_pylist()
     assert [row["image"] for row in rows] == [f"test/{i}" for i in range(15)]

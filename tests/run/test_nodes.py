@@ -15,6 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from raysft.data.importer import import_dataset
+from raysft.data.sources import Source
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.records.reading import read_trials
@@ -142,7 +143,7 @@ def prepared(
     hold = tmp_path / "hold"
     (tmp_path / "held.py").write_text(HELD.format(hold=str(hold), step_s=step_s))
     monkeypatch.chdir(tmp_path)
-    import_dataset("imagefolder", str(images), tmp_path / "D", None, "fail", lambda *a: None)
+    import_dataset(Source("imagefolder", str(images)), tmp_path / "D", "fail", lambda *a: None)
     data = {"source": "shards", "path": str(tmp_path / "D")}
     job = Job.model_validate(
         {
