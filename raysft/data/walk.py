@@ -69,7 +69,8 @@ class FileCounts:
         self.seen += 1
         self.used += 1
         if path.suffix.lower() not in _USUAL:
-            self.unusual[_ending(path)] = self.unusual.get(_ending(path), 0) + 1
+            ending = _ending(path)
+            self.unusual[ending] = self.unusual.get(ending, 0) + 1
 
     def leave_out(self, path: PurePath, kind: str) -> None:
         """Count a file that is not used."""
@@ -83,10 +84,10 @@ class FileCounts:
 
     @property
     def held(self) -> str:
-        """What files there are where none is an image, to be put behind "holds no image"; nothing
-        of no files.
-        """
-        return f": its {self.seen:,} files are {format_counts(self.left_out)}" if self.seen else ""
+        """What files there are where none is an image, to be put behind "holds no image"."""
+        if not self.seen:
+            return ""
+        return f": its {self.seen:,} files are {format_counts(self.left_out)}"
 
     def _note(self, path: PurePath, kind: str) -> None:
         self.left_out[kind] = self.left_out.get(kind, 0) + 1
@@ -97,26 +98,30 @@ class FileCounts:
 
 def is_skipped(name: str) -> bool:
     """Whether a file or folder of this name is hidden or a system's own."""
-    return name.startswith(".") or name.casefold() in _SYSTEM
+    is_hidden = name.startswith(".")
+    # Whatever its case: the disks of Windows and macOS keep it as somebody wrote it.
+    return is_hidden or name.casefold() in _SYSTEM
 
 
 @dataclass(frozen=True)
 class FolderEntry:
-    """A name in a folder and what it stands for, links followed; `status` is None for a link to
-    nothing.
-    """
+    """A name in a folder and what it stands for, links followed."""
 
     path: Path
     status: os.stat_result | None
+    """None for a link to nothing."""
 
     @property
     def is_folder(self) -> bool:
+        """Whether it is a folder, or a link to one."""
         return self.status is not None and stat.S_ISDIR(self.status.st_mode)
 
     @property
     def identity(self) -> tuple[int, int]:
         """What two names of the same file or folder have in common."""
-        return (self.status.st_dev, self.status.st_ino) if self.status is not None else (0, 0)
+        if self.status is None:
+            return 0, 0
+        return self.status.st_dev, self.status.st_ino
 
     def reason_left_out(self) -> str | None:
         """Of a file: None for an image, whole or damaged; else the kind of file that it is."""
@@ -127,7 +132,7 @@ class FolderEntry:
         if not stat.S_ISREG(self.status.st_mode):
             return "sockets, pipes or devices"
         if self.path.suffix.lower() in IMAGE_EXTENSIONS:
-            # what claims to be an image and is none is an unreadable image: the person decides
+            # What claims to be an image and is none is an unreadable image: the person decides.
             return None
         try:
             with self.path.open("rb") as file:
@@ -138,15 +143,12 @@ class FolderEntry:
 
 
 def list_entries(folder: Path) -> list[FolderEntry]:
-    """What is in a folder, in the order of the names; raises DataError for one that cannot be
-    read.
-    """
+    """What is in a folder, in the order of the names; raises DataError where it cannot be read."""
     try:
         with os.scandir(folder) as found:
-            return [
-                FolderEntry(Path(each.path), _status(each))
-                for each in sorted(found, key=lambda each: each.name)
-            ]
+            # The order of a disk is its own, and that of the rows must be the same everywhere.
+            ordered = sorted(found, key=lambda each: each.name)
+            return [FolderEntry(Path(each.path), _status(each)) for each in ordered]
     except OSError as error:
         raise DataError(
             readable(folder), f"cannot be read ({error.strerror})", "give yourself the right to"
@@ -161,13 +163,12 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def list_images(folder: Path, counts: FileCounts) -> list[Path]:
-    """The images in a folder and all folders below it, in the order of their paths, links followed;
-    counts all files.
+    """The images at or below a folder, in the order of their paths; counts all files.
 
-    An image that has a second name there, by a link, is used once. Raises DataError for a folder
-    that cannot be read.
+    Links are followed. Raises DataError for a folder that cannot be read.
     """
     found = []
+    # An image with a second name there, by a link, would count twice, and could be in two splits.
     used: set[tuple[int, int]] = set()
     for entry, why in walk_files(folder):
         if why is not None:
@@ -189,9 +190,7 @@ def images_directly_in(folder: Path) -> Iterator[Path]:
 
 
 def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[FileCounts]:
-    """Count the files below a folder that lie in none of the folders `taken`, a record for each
-    folder that has any.
-    """
+    """Count the files below a folder that lie in none of the folders `taken`, folder by folder."""
     counts = FileCounts(readable(folder))
     for entry in list_entries(folder):
         path = entry.path
@@ -203,6 +202,7 @@ def count_beside(folder: Path, taken: Collection[Path]) -> Iterator[FileCounts]:
         elif not entry.is_folder:
             counts.leave_out(path, entry.reason_left_out() or OUTSIDE)
         elif any(each.is_relative_to(path) for each in taken):
+            # A class lies somewhere below it; what is beside that class is counted apart.
             yield from count_beside(path, taken)
         else:
             yield _all_outside(path)
@@ -217,20 +217,21 @@ def _all_outside(folder: Path) -> FileCounts:
 
 
 def walk_files(folder: Path) -> Iterator[tuple[FolderEntry, str | None]]:
-    """(file, None for an image or why it is left out) of all files at or below a folder; raises
-    DataError.
+    """All files at or below a folder, each with None for an image or why it is left out.
 
-    A folder that is reached a second time through a link is read once, and one that holds `folder`
-    not at all.
+    Raises DataError. A folder that is reached a second time through a link is read once.
     """
+    # A link to a folder that holds `folder` would lead here again, for ever.
     around = [folder, *folder.resolve().parents]
-    yield from _walk(folder, {FolderEntry(each, each.stat()).identity for each in around})
+    read = {FolderEntry(each, each.stat()).identity for each in around}
+    yield from _walk(folder, read)
 
 
 def _walk(folder: Path, read: set[tuple[int, int]]) -> Iterator[tuple[FolderEntry, str | None]]:
     for entry in list_entries(folder):
         if is_skipped(entry.path.name):
-            yield from ((each, HIDDEN) for each in _hidden_below(entry))
+            for each in _hidden_below(entry):
+                yield each, HIDDEN
         elif not entry.is_folder:
             yield entry, entry.reason_left_out()
         elif entry.identity in read:
@@ -247,7 +248,8 @@ def _hidden_below(entry: FolderEntry) -> Iterator[FolderEntry]:
         return
     for below, folders, files in os.walk(entry.path):
         links = [name for name in folders if Path(below, name).is_symlink()]
-        yield from (FolderEntry(Path(below, name), None) for name in (*files, *links))
+        for name in (*files, *links):
+            yield FolderEntry(Path(below, name), None)
 
 
 def explain_not_image(format: str | None, path: PurePath) -> str | None:
@@ -257,8 +259,11 @@ def explain_not_image(format: str | None, path: PurePath) -> str | None:
     missing = missing_decoder(format)
     if missing is not None:
         return f"{format} images ({missing})"
-    # Raw photos and slides are TIFF files that begin with a thumbnail.
-    return f"not images ({_ending(path)})" if format == "TIFF" and path.suffix else None
+    # Raw photos (.nef, .dng) and slides (.svs) are TIFF files that begin with a thumbnail, which
+    # would be taken for the image.
+    if format == "TIFF" and path.suffix:
+        return f"not images ({_ending(path)})"
+    return None
 
 
 def _ending(path: PurePath) -> str:

@@ -451,7 +451,7 @@ def test_values_beyond_the_range_are_refused_unless_few():
     [
         ([ValueSpan("uint16", 0, 900), ValueSpan("uint16", 3, 4000)], (0, 4095)),
         ([ValueSpan("uint16", 0, 65000)], (0, 65535)),
-        ([ValueSpan("uint16", 0, 1000, told=True)], (0, 1000)),
+        ([ValueSpan("uint16", 0, 1000, declared=True)], (0, 1000)),
         ([ValueSpan("float32", 0.01, 0.97)], (0, 1)),
         ([ValueSpan("float32", 0, 0.001)], (0, 0.001)),
         ([ValueSpan("float32", 2, 2)], (2, 3)),
