@@ -77,7 +77,7 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         _srgb(),
         mode,
-        "RGB",  # type: ignore[arg-type]
+        "RGB",
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )

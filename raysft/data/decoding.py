@@ -74,10 +74,11 @@ def parse_decoding(stored: object) -> Decoding:
 def _parse_background(stored: object) -> Colour | None:
     if stored is None:
         return None
-    if isinstance(stored, list) and len(stored) == 3:
-        # Not `isinstance`, by which true is an integer.
-        if all(type(part) is int and 0 <= part <= 255 for part in stored):
-            return stored[0], stored[1], stored[2]
+    parts = stored if isinstance(stored, list) else []
+    # Not `isinstance(part, int)`, by which true is an integer.
+    valid = all(type(part) is int and 0 <= part <= 255 for part in parts)
+    if valid and len(parts) == 3:
+        return parts[0], parts[1], parts[2]
     raise ValueError(f"background is {stored!r:.80}, not three integers from 0 to 255")
 
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -101,8 +100,8 @@ class Folders:
             raise DataError(
                 readable(root), f"has no split {split}", f"it has {', '.join(layout.splits)}"
             )
-        found = _read(layout, cast(SplitName, split))
-        folder = layout.splits[cast(SplitName, split)]
+        found = _read(layout, split)
+        folder = layout.splits[split]
         there = tuple(sorted(name for name, files in found.files.items() if files))
         if not there:
             raise DataError(

@@ -2,96 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import re
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from raysft.data import colours
 from raysft.data.decoding import Decoding, ValueSpan, hex_colour
+from raysft.data.formats import (
+    DECODE_ERRORS,
+    HEAD_BYTES,
+    PILLOW_FORMATS,
+    missing_decoder,
+    sniff_format,
+)
+from raysft.data.jpeg import ensure_whole
+from raysft.data.png import read_png
 from raysft.data.samples import (
     DARK,
     SATURATED,
     WITHOUT_VALUE,
     Samples,
+    is_png16,
     needs_range,
-    read_samples,
-    read_tiff,
-    read_tiff_size,
     transpose_samples,
 )
+from raysft.data.tiff import read_pillow_tiff, read_tiff, read_tiff_size
 from raysft.errors import DataError
 
-# Endings of files that are taken for images unseen; of all others the contents decide.
-IMAGE_EXTENSIONS = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    }
-)
-
-# Pillow would also try decoders that hand the file to other programs.
-PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-
-FILLINGS = 16  # random ones: a single one may change nothing that is seen
-PADDING = 4  # zeros at the end of a file that are no pixels
-HEAD_BYTES = 64  # that `sniff_format` looks at
-
-# What `sniff_format` tells apart.
-KNOWN = (*PILLOW_FORMATS, "AVIF", "HEIC")
-
-# The first bytes of each format; what stands behind them is looked at where two bytes could be
-# those of any text.
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)  # the last two: BigTIFF
-_BMP_HEADERS = frozenset(
-    {12, 16, 40, 52, 56, 64, 108, 124}
-)  # sizes of the header behind that of the file
-_PPM = re.compile(rb"P[1-6f]\s+[#\d]")
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-
-# What Pillow raises for files that are torn, empty, of no known format, or dangerously large.
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-# EXIF orientation (tag 0x0112) to what turns the image upright.
+_ORIENTATION = 0x0112  # the tag of EXIF
+# Its values to what turns the image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -103,43 +48,9 @@ _UPRIGHT = {
 }
 
 
-def sniff_format(head: bytes) -> str | None:
-    """The image format of a file by its first bytes (64 are enough): one of `KNOWN`, None for no
-    image.
-    """
-    for signature, name in _SIGNATURES:
-        if head.startswith(signature):
-            return name
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
-        return "BMP"
-    if _PPM.match(head):
-        return "PPM"
-    return _brand(head) if head[4:8] == b"ftyp" else None
-
-
-def _brand(head: bytes) -> str | None:
-    """AVIF or HEIC by the brands of an ISO media file (those of a video say neither)."""
-    end = min(int.from_bytes(head[:4], "big"), len(head))
-    brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
-    if brands & _AVIF_BRANDS:
-        return "AVIF"
-    return "HEIC" if brands & _HEIC_BRANDS else None
-
-
-def missing_decoder(name: str) -> str | None:
-    """What to do before images of a format (one of `KNOWN`) can be decoded here; None: nothing."""
-    if name == "AVIF" and not features.check("avif"):
-        return "install a Pillow that decodes AVIF (11.3 or newer)"
-    if name == "HEIC" and importlib.util.find_spec("pillow_heif") is None:
-        return "pip install 'raysft[heif]'"
-    return None if name in KNOWN else f"convert it to one of {', '.join(KNOWN)}"
-
-
 @dataclass(frozen=True)
 class Decoded:
-    """An image in 8-bit RGB, and what was noted on the way to it (the keys of `QUIRKS`)."""
+    """An image in 8-bit RGB, and what was special about it (keys of `QUIRKS`)."""
 
     image: Image.Image
     quirks: tuple[str, ...] = ()
@@ -164,12 +75,15 @@ QUIRKS = {
 
 def describe_quirks(counts: Mapping[str, int], how: Decoding) -> list[str]:
     """How many images were special in what way, a line each. counts: by the keys of `QUIRKS`."""
-    behind = f" ({hex_colour(how.background)})" if how.background is not None else ""
-    return [
-        f"images {told}{behind if key == colours.COMPOSITED else ''}: {counts[key]:,}"
-        for key, told in QUIRKS.items()
-        if counts.get(key)
-    ]
+    lines = []
+    for quirk, text in QUIRKS.items():
+        count = counts.get(quirk)
+        if not count:
+            continue
+        if quirk == colours.COMPOSITED and how.background is not None:
+            text = f"{text} ({hex_colour(how.background)})"
+        lines.append(f"images {text}: {count:,}")
+    return lines
 
 
 def open_rgb(source: Path | bytes, name: str = "image", how: Decoding = Decoding()) -> Image.Image:
@@ -182,23 +96,23 @@ def open_rgb(source: Path | bytes, name: str = "image", how: Decoding = Decoding
 
 
 def decode(source: Path | bytes, name: str = "image", how: Decoding = Decoding()) -> Decoded:
-    """As `open_rgb`, with what was noted."""
+    """As `open_rgb`, with what was special about it."""
+    quirks: list[str] = []
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
-        notes: list[str] = []
-        with _opened(content, name, notes.append) as image:
-            made = _upright_rgb(image, content, str(name), how, notes.append)
-        return Decoded(made, tuple(notes))
+        with _opened(content, name, quirks.append) as image:
+            made = _upright_rgb(image, content, str(name), how, quirks.append)
     except DECODE_ERRORS as error:
-        # Of bytes, Pillow tells the address in memory.
-        why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        why = str(error)
+        if isinstance(error, UnidentifiedImageError):
+            # Of bytes, Pillow tells the address in memory.
+            why = "of no known format"
         raise DataError(str(name), f"is not a readable image ({why})") from None
+    return Decoded(made, tuple(quirks))
 
 
 def read_span(content: bytes, name: str) -> ValueSpan | None:
-    """The values of an image with more than 8 bits a sample; None for any other, and for one that
-    cannot be read.
-    """
+    """The values of an image with more than 8 bits a sample; None for any other."""
     try:
         if not needs_range(content[:HEAD_BYTES]):
             return None
@@ -209,11 +123,28 @@ def read_span(content: bytes, name: str) -> ValueSpan | None:
         return None  # named when it is decoded
 
 
+def read_samples(image: Image.Image, content: bytes) -> Samples | None:
+    """The samples of an opened image, upright but by its EXIF data.
+
+    None where Pillow's 8 bits are all there is.
+    """
+    if image.format == "PNG":
+        return read_png(image, content) if is_png16(content) else None
+    if image.format == "PPM" and image.mode in ("I", "F"):
+        image.load()
+        values = np.asarray(image)
+        if image.mode == "F":
+            return Samples("float32", values)
+        # What a PGM file says is white, is 65535 to Pillow.
+        return Samples("uint16", values, declared=(0.0, 65535.0))
+    if isinstance(image, TiffImageFile):
+        return read_pillow_tiff(image, content)
+    return None
+
+
 @contextmanager
 def _opened(content: bytes, name: str, note: colours.Note) -> Iterator[Image.Image | Samples]:
-    """The image with its pixels not yet decoded; of a TIFF that Pillow does not know, its
-    samples.
-    """
+    """The image with its pixels not yet decoded; the samples of a TIFF that Pillow cannot open."""
     known = sniff_format(content[:HEAD_BYTES])
     try:
         image = Image.open(io.BytesIO(content), formats=_pillow_formats(known, name))
@@ -223,7 +154,8 @@ def _opened(content: bytes, name: str, note: colours.Note) -> Iterator[Image.Ima
         yield read_tiff(content)
         return
     with image:
-        whole = _whole_jpeg(image, content) if known == "JPEG" else content
+        # A decoder of JPEG fills what is missing with grey and says nothing.
+        whole = ensure_whole(image, content) if known == "JPEG" else content
         if whole is content:
             yield image
             return
@@ -232,47 +164,10 @@ def _opened(content: bytes, name: str, note: colours.Note) -> Iterator[Image.Ima
             yield again
 
 
-def _whole_jpeg(image: Image.Image, content: bytes) -> bytes:
-    """The content, with the end marker where it has none; raises OSError where more is missing."""
-    why = "image file is truncated"
-    if not _has_no_end(content):
-        try:
-            image.load()
-            return content
-        except OSError as error:
-            why = str(error)
-    whole = (
-        complete_jpeg(content) if _in_one_scan(content) else None
-    )  # of several, none may be missing
-    if whole is None:
-        raise OSError(why)
-    return whole
-
-
-def _in_one_scan(content: bytes) -> bool:
-    """Whether all of a JPEG's pixels come once: not progressive, and not a colour after the other.
-
-    One that is torn between two scans looks complete to a decoder, blurred or without its colours.
-    """
-    at, components = 2, b""
-    while at + 4 <= len(content):
-        marker = content[at + 1]
-        if marker == 0xDA:
-            return components == content[at + 4 : at + 5]
-        if marker in (0xC0, 0xC1):  # sequential
-            components = content[at + 9 : at + 10]
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return False
-
-
-def _has_no_end(content: bytes) -> bool:
-    """Whether a JPEG ends in zeros, which a decoder would take for the pixels that are missing."""
-    return content.endswith(bytes(PADDING)) and not content.rstrip(b"\0").endswith(b"\xff\xd9")
-
-
 def _pillow_formats(known: str | None, name: str) -> tuple[str, ...]:
-    """The formats for Pillow to try, with their plugin registered; raises DataError where one is
-    missing.
+    """The formats for Pillow to try, with their plugin registered.
+
+    Raises DataError where one is missing.
     """
     if known in ("AVIF", "HEIC"):
         missing = missing_decoder(known)
@@ -291,16 +186,17 @@ def _upright_rgb(
 ) -> Image.Image:
     if isinstance(image, Samples):  # turned upright already
         return _levels(image, None, name, how, note)
-    stored = read_samples(image, content)
+    samples = read_samples(image, content)
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
-    profile = image.info.get("icc_profile") if how.profiles else None
-    if stored is not None:
-        made = _levels(
-            stored if turn is None else transpose_samples(stored, turn), profile, name, how, note
-        )
+    if samples is not None:
+        profile = image.info.get("icc_profile") if how.profiles else None
+        upright = samples if turn is None else transpose_samples(samples, turn)
+        made = _levels(upright, profile, name, how, note)
     else:
-        made = colours.to_rgb(image.transpose(turn) if turn is not None else image, how, note)
+        turned = image if turn is None else image.transpose(turn)
+        made = colours.to_rgb(turned, how, note)
+    # Some cameras store a JPEG with a preview as two frames, of which the first is the photo.
     if image.format != "JPEG" and getattr(image, "is_animated", False):
         note(FIRST_OF_SEVERAL)
     return made
@@ -310,62 +206,37 @@ def _levels(
     samples: Samples, profile: bytes | None, name: str, how: Decoding, note: colours.Note
 ) -> Image.Image:
     """Samples of more than 8 bits as RGB."""
-    levels = Image.fromarray(np.ascontiguousarray(samples.scaled(how.ranges, name, note)))
+    scaled = samples.scaled(how.ranges, name, note)
+    levels = Image.fromarray(np.ascontiguousarray(scaled))
     made = colours.in_srgb(levels, profile, note) if profile else levels.convert("RGB")
-    alpha = None if samples.alpha is None else Image.fromarray(np.ascontiguousarray(samples.alpha))
+    if samples.alpha is None:
+        return made
+    alpha = Image.fromarray(np.ascontiguousarray(samples.alpha))
     return colours.on_background(made, alpha, how, note)
 
 
-def complete_jpeg(content: bytes) -> bytes | None:
-    """A JPEG with the end marker that it lacks; None where more than that is missing.
-
-    A decoder takes what follows the last byte for pixels that are still to come, if there are any:
-    where the image is the same with any other bytes behind it, there were none.
-    """
-    if not content.endswith(bytes(PADDING)):
-        return _ended(content.rstrip(b"\xff"))
-    return _ended(content.rstrip(b"\0"))
-
-
-def _ended(body: bytes) -> bytes | None:
-    others = np.random.default_rng(0).integers(
-        0, 255, (FILLINGS, 64), np.uint8
-    )  # 255 would begin a marker
-    ended = [body + filling + b"\xff\xd9" for filling in (b"", bytes(64), *map(bytes, others))]
-    try:
-        first = _pixels(ended[0])
-        same = all(np.array_equal(first, _pixels(each)) for each in ended[1:])
-    except DECODE_ERRORS:
-        return None
-    return ended[0] if same else None
-
-
-def _pixels(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-        return np.asarray(image)
-
-
 def stored_rgb(stored: bytes | np.ndarray, name: str, how: Decoding) -> Image.Image:
-    """The image of a shard's row: an encoded file, or (height, width, 3) uint8. Raises DataError as
-    `open_rgb`.
+    """The image of a shard's row; raises DataError as `open_rgb`.
+
+    stored: an encoded file, or (height, width, 3) uint8.
     """
     return decode_stored(stored, name, how).image
 
 
 def decode_stored(stored: bytes | np.ndarray, name: str, how: Decoding) -> Decoded:
-    """As `stored_rgb`, with what was noted."""
-    return (
-        decode(stored, name, how) if isinstance(stored, bytes) else Decoded(Image.fromarray(stored))
-    )
+    """As `stored_rgb`, with what was special about it."""
+    if isinstance(stored, bytes):
+        return decode(stored, name, how)
+    # Its quirks were counted when it was imported.
+    return Decoded(Image.fromarray(stored))
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; damaged EXIF data says nothing about the pixels and counts as
-    upright.
-    """
+    """EXIF orientation 1 to 8."""
     try:
-        value = image.getexif().get(0x0112, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
     except DECODE_ERRORS:
+        # Damaged EXIF data says nothing about the pixels.
         return 1
     return value if isinstance(value, int) else 1
 
@@ -373,35 +244,31 @@ def _orientation(image: Image.Image) -> int:
 def fit(image: Image.Image, height: int, width: int, resampling: str = "bilinear") -> np.ndarray:
     """(height, width, 3) uint8: scaled so that it covers the area, then cropped around its centre.
 
-    resampling: nearest | bilinear | bicubic. Rows are resized first, then columns. Left to itself,
-    Pillow takes them in an order that is not the same in all of its versions, and rounds in
-    between.
+    resampling: nearest | bilinear | bicubic.
     """
     if image.size != (width, height):
         wide, tall = image.size
-        kept_wide, kept_tall = (
-            min(wide, tall * (width / height)),
-            min(tall, wide / (width / height)),
-        )
-        left, top = (wide - kept_wide) / 2, (tall - kept_tall) / 2
+        kept_wide = min(wide, tall * (width / height))
+        kept_tall = min(tall, wide / (width / height))
+        left = (wide - kept_wide) / 2
+        top = (tall - kept_tall) / 2
         kernel = Image.Resampling[resampling.upper()]
+        # Rows first, then columns. Left to itself, Pillow takes them in an order that is not the
+        # same in all of its versions, and rounds in between.
         image = image.resize((width, tall), kernel, (left, 0, left + kept_wide, tall))
         image = image.resize((width, height), kernel, (0, top, width, top + kept_tall))
     return np.asarray(image, dtype=np.uint8)
 
 
 def read_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
-    """(height, width) from the header alone, as shown upright; raises DataError that names the
-    file.
-    """
+    """(height, width) as shown upright, from the header alone; raises DataError."""
     where = name or str(source)
     try:
         with ExitStack() as stack:
-            file = (
-                io.BytesIO(source)
-                if isinstance(source, bytes)
-                else stack.enter_context(source.open("rb"))
-            )
+            if isinstance(source, bytes):
+                file: io.BytesIO | io.BufferedReader = io.BytesIO(source)
+            else:
+                file = stack.enter_context(source.open("rb"))
             known = sniff_format(file.read(HEAD_BYTES))
             file.seek(0)
             try:
@@ -411,8 +278,9 @@ def read_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
                     raise
                 file.seek(0)
                 return read_tiff_size(file.read())
+            width, height = image.size
             # Pillow tells the size of a TIFF as it is shown.
-            turned = known != "TIFF" and _orientation(image) >= 5
-            return image.size if turned else image.size[::-1]
+            on_its_side = known != "TIFF" and _orientation(image) >= 5
+            return (width, height) if on_its_side else (height, width)
     except DECODE_ERRORS as error:
         raise DataError(where, f"is not a readable image ({error})") from None

@@ -17,7 +17,8 @@ import numpy as np
 from raysft.data import cifar
 from raysft.data.decoding import WHITE, Colour, ValueSpan
 from raysft.data.folders import Folders, Labelled, describe_files
-from raysft.data.images import HEAD_BYTES, Decoded, decode, read_size, read_span
+from raysft.data.formats import HEAD_BYTES
+from raysft.data.images import Decoded, decode, read_size, read_span
 from raysft.data.names import as_utf8
 from raysft.data.order import stratified_order
 from raysft.data.samples import needs_range

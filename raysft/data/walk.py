@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from raysft.data.images import HEAD_BYTES, IMAGE_EXTENSIONS, missing_decoder, sniff_format
+from raysft.data.formats import HEAD_BYTES, IMAGE_EXTENSIONS, missing_decoder, sniff_format
 from raysft.data.kinds import format_counts
 from raysft.data.names import readable
 from raysft.errors import DataError

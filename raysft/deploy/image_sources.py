@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from raysft.data.decoding import find_conflict
-from raysft.data.images import HEAD_BYTES, IMAGE_EXTENSIONS, fit, open_rgb, sniff_format, stored_rgb
+from raysft.data.formats import HEAD_BYTES, IMAGE_EXTENSIONS, sniff_format
+from raysft.data.images import fit, open_rgb, stored_rgb
 from raysft.data.names import readable
 from raysft.data.shards import (
     MANIFEST,

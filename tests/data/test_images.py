@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from raysft.data.images import KNOWN, fit, missing_decoder, sniff_format
+from raysft.data.formats import KNOWN, missing_decoder, sniff_format
+from raysft.data.images import fit
 
 
 def test_images_are_scaled_to_cover_and_cropped_around_their_centre():

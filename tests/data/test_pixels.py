@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from raysft.data import samples
+from raysft.data import png, samples
 from raysft.data.decoding import (
     LEGACY_DECODING,
     Decoding,
@@ -630,9 +630,9 @@ def test_images_of_like_ranges_stretch_none():
 @pytest.mark.parametrize("filters", [(0,), (1,), (2,), (3,), (4,), (2, 1, 0), (4, 2, 3, 1, 0)])
 @pytest.mark.parametrize("shape", [(9, 13, 3), (1, 1, 3), (1, 9, 2), (9, 1, 4), (21, 5, 3)])
 def test_png_filters_are_undone(filters, shape, monkeypatch):
-    monkeypatch.setattr(samples, "_BAND", 4)
+    monkeypatch.setattr(png, "_BAND", 4)
     array = RNG.integers(0, 65536, shape).astype(np.uint16)
-    assert np.array_equal(samples.png_samples(png16(array, filters)), array)
+    assert np.array_equal(png.png_samples(png16(array, filters)), array)
 
 
 def test_a_png_filter_that_is_none_is_refused():
@@ -641,9 +641,9 @@ def test_a_png_filter_that_is_none_is_refused():
 
 
 def test_lines_that_look_to_one_side_only_are_undone_without_diagonals(monkeypatch):
-    monkeypatch.setattr(samples, "_by_diagonal", None)  # which takes many times as long
+    monkeypatch.setattr(png, "_by_diagonal", None)  # which takes many times as long
     array = RNG.integers(0, 65536, (9, 13, 3)).astype(np.uint16)
-    assert np.array_equal(samples.png_samples(png16(array, (1, 2, 0, 1))), array)
+    assert np.array_equal(png.png_samples(png16(array, (1, 2, 0, 1))), array)
 
 
 def test_a_strip_of_a_tiff_that_unpacks_to_too_much_is_refused():
