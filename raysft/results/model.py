@@ -259,12 +259,12 @@ def load_model(folder: StoragePath, trust_code: bool = False) -> tuple[nn.Module
     code.
     """
     # Torch takes long to import, and a card can be read without it.
-    from raysft.train.modeling import network
+    from raysft.train.modeling import create_network
     from raysft.train.weights import read_state_dict
 
     card = read_card(folder)
     check_trust(folder, card, trust_code)
-    net = network(card.architecture, len(card.classes), card.image_size)
+    net = create_network(card.architecture, len(card.classes), card.image_size)
     with local_copy(model_folder(folder) / WEIGHTS) as weights:
         if sha256(weights) != card.weights_sha256:
             raise UserError(

@@ -32,7 +32,7 @@ from raysft.results.image_files import GivenImage
 from raysft.results.model import ModelCard, load_model
 from raysft.results.ranking import TOP, Failed, Prediction, Ranking
 from raysft.storage import StoragePath
-from raysft.train.metrics import SplitMetrics, Sums
+from raysft.train.metrics import MetricSums, SplitMetrics
 
 
 class ClassScores(TypedDict):
@@ -129,7 +129,7 @@ class Classifier:
     def evaluate(self, data: StoragePath, split: str) -> Evaluation:
         """Metrics on a split of a data set, or on a folder with one folder of images a class."""
         # Summed on the CPU, batch by batch, as in training: the same images, the same figures.
-        sums = Sums(len(self.card.classes), torch.device("cpu"))
+        sums = MetricSums(len(self.card.classes), torch.device("cpu"))
         predicted: list[np.ndarray] = []
         actual: list[np.ndarray] = []
         special: Counter[str] = Counter()

@@ -45,7 +45,7 @@ from raysft.train.queue.events import (
     WorkerUnable,
 )
 from raysft.train.run_feed import WorkerRun
-from raysft.train.setup import Setup, absolute
+from raysft.train.setup import Setup, with_absolute_weights
 
 POLL_SECONDS = 1.0
 SCORE = "score"
@@ -139,12 +139,12 @@ class RunDriver:
     def _first_model(self) -> Model | None:
         """The network that workers make while data is read, where it is known which one that is."""
         if self.job.one_model:
-            return absolute(self.job.model)
+            return with_absolute_weights(self.job.model)
         for number in self.search.proposals.waiting[:1]:
             config = self.trials.configs.get(number)
             if config is not None:
                 with suppress(ModelError):  # of weights that are not there: the trial says so
-                    return absolute(trial_settings(self.job, config).model)
+                    return with_absolute_weights(trial_settings(self.job, config).model)
         return None
 
     def _setup(self) -> Setup:

@@ -22,12 +22,12 @@ def outline_of(job: Job) -> Outline:
     from raysft.data.importer import cache_folder
     from raysft.data.sources import outline_source
     from raysft.search.space import check_configurations
-    from raysft.train.setup import weights_file
+    from raysft.train.setup import find_weights_file
 
     check_tracking(job.tracking)
     check_configurations(job)
     if not {"model", "model.weights"} & set(job.search.space if job.search else ()):
-        weights_file(job.model)
+        find_weights_file(job.model)
     return outline_source(job.data, cache_folder())
 
 

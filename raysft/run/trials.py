@@ -23,7 +23,7 @@ from raysft.train.queue.events import (
     TrialProposed,
     TrialStarted,
 )
-from raysft.train.setup import absolute
+from raysft.train.setup import with_absolute_weights
 
 # A search that changes these changes more than the size of a batch.
 _CHANGES_BATCHES = {"train.freeze", "train.head_epochs", "train.accumulate"}
@@ -117,7 +117,7 @@ class RunTrials:
         name = self.names[number]
         settings = trial_settings(self.job, config)
         folder = str(self.run.trial_folder(name))
-        model = absolute(settings.model)
+        model = with_absolute_weights(settings.model)
         return Assignment("train", name, folder, model, settings.train, self.job.seed, config)
 
     def assignment_of_record(self, record: TrialRecord) -> Assignment:

@@ -40,7 +40,7 @@ MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Standing:
+class Position:
     """How far a trial is: whole epochs, steps of the next one and what these came to, the metrics
     of whole epochs.
     """
@@ -60,7 +60,7 @@ class Standing:
 
 
 def save_checkpoint(
-    folder: StoragePath, standing: Standing, learner: Learner, final: bool = False
+    folder: StoragePath, standing: Position, learner: Learner, final: bool = False
 ) -> StoragePath:
     """Write where training stands below `folder`; returns its own folder.
 
@@ -97,9 +97,9 @@ def save_checkpoint(
     return target
 
 
-def newest_sound(
-    folder: StoragePath, fits: Callable[[Standing], bool] = lambda standing: True
-) -> Standing | None:
+def newest_valid(
+    folder: StoragePath, fits: Callable[[Position], bool] = lambda standing: True
+) -> Position | None:
     """Where the newest checkpoint below `folder` stands that is what was written and fits; others
     are passed over.
     """
@@ -111,13 +111,13 @@ def newest_sound(
         except DataError as error:
             logging.getLogger(__name__).warning("%s; the checkpoint before it is taken", error)
         else:
-            standing = Standing(**state["standing"])
+            standing = Position(**state["standing"])
             if fits(standing):
                 return standing
     return None
 
 
-def load_checkpoint(path: StoragePath, learner: Learner) -> Standing:
+def load_checkpoint(path: StoragePath, learner: Learner) -> Position:
     """Restore network and optimizer; returns where training stood. Raises DataError where it is
     damaged.
     """
@@ -128,13 +128,13 @@ def load_checkpoint(path: StoragePath, learner: Learner) -> Standing:
         {name: content for name, content in tensors.items() if name != "optimizer"}, stored
     )
     if "optimizer" not in tensors:  # the trial has trained to its end
-        return Standing(**stored["standing"])
+        return Position(**stored["standing"])
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors["optimizer"], **stored["scalars"]}.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     learner.optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
-    return Standing(**stored["standing"])
+    return Position(**stored["standing"])
 
 
 def read_state(path: StoragePath) -> dict[str, Any]:

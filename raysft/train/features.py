@@ -19,7 +19,7 @@ from raysft.train.team import Team
 BATCH = 128
 
 
-def features_of(
+def compute_features(
     split: KeptSplit, net: nn.Module, head: str, prepare: Preparer, team: Team, limit: float
 ) -> KeptSplit | None:
     """The inputs of the layer `head` in place of the images, each worker of the team computing a
@@ -47,7 +47,7 @@ def features_of(
         part, _ = _features(net, head, prepare(rows.images))
         found[start : start + len(rows)] = part
         start += len(rows)
-    return KeptSplit(Rows(split.rows.ids, team.sums(found).cpu().numpy(), labels))
+    return KeptSplit(Rows(split.rows.ids, team.sum(found).cpu().numpy(), labels))
 
 
 @torch.inference_mode()

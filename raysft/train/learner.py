@@ -33,7 +33,7 @@ class Learner:
         self, net: nn.Module, head: str, train: Train, class_rows: Sequence[int], team: Team
     ) -> None:
         self.head, self.recipe, self.team = head, train, team
-        self.net = team.place(net, train.channels_last)
+        self.net = team.to_device(net, train.channels_last)
         self.frozen = frozen_names(self.net, head, train.freeze)
         self.backbone = frozen_names(self.net, head, "backbone") if head else frozenset()
         train_only(self.net, self.frozen)
@@ -43,7 +43,9 @@ class Learner:
         self.type = compute_type(train.precision, team.device)
         self.scaler = torch.amp.GradScaler(team.device.type, enabled=self.type is torch.float16)
         self.class_weights = (
-            balanced(class_rows, team.device) if train.class_weights == "balanced" else None
+            balanced_class_weights(class_rows, team.device)
+            if train.class_weights == "balanced"
+            else None
         )
         self.on_features = self.head_alone = False
         self._parallel: nn.Module | None = None
@@ -53,11 +55,11 @@ class Learner:
             self.net.compile()
 
     @property
-    def judged(self) -> nn.Module:
+    def evaluated_net(self) -> nn.Module:
         """The network that is validated and delivered: the moving average where there is one."""
         return self.average.module if self.average is not None else self.net
 
-    def part(self, net: nn.Module) -> nn.Module:
+    def stage_part(self, net: nn.Module) -> nn.Module:
         """Of `net` what this stage runs: the head alone where it works on features."""
         return net.get_submodule(self.head) if self.on_features else net
 
@@ -69,9 +71,9 @@ class Learner:
         ):
             self.head_alone, self.on_features = head_alone, on_features
             train_only(self.net, self.backbone if head_alone else self.frozen)
-            self._parallel = self.team.parallel(self.part(self.net))
+            self._parallel = self.team.wrap_parallel(self.stage_part(self.net))
         training_mode(self.net, self.head, head_alone)
-        self._over_batch, self._takes_one = normalises_over_batch(self.part(self.net)), None
+        self._over_batch, self._takes_one = normalises_over_batch(self.stage_part(self.net)), None
 
     def step(
         self,
@@ -107,7 +109,7 @@ class Learner:
         if not self._over_batch or rows // wanted >= LEAST_ROWS:
             return wanted
         if self._takes_one is None:
-            self._takes_one = wanted > 1 and takes_one(self.part(self.net), shape)
+            self._takes_one = wanted > 1 and takes_one(self.stage_part(self.net), shape)
         return wanted if self._takes_one else max(1, min(wanted, rows // LEAST_ROWS))
 
     def _part(
@@ -161,7 +163,7 @@ class Learner:
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Tensors of a checkpoint by the name of their file; `model` is what would be delivered."""
         raw = {} if self.average is None else {"raw": self.net.state_dict()}
-        return {"model": self.judged.state_dict(), **raw}
+        return {"model": self.evaluated_net.state_dict(), **raw}
 
     def counters(self) -> dict[str, Any]:
         """Of a checkpoint what is no tensor and not the optimizer's."""
@@ -195,7 +197,7 @@ def moving_average(net: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(net, multi_avg_fn=update)
 
 
-def balanced(class_rows: Sequence[int], device: torch.device) -> torch.Tensor:
+def balanced_class_weights(class_rows: Sequence[int], device: torch.device) -> torch.Tensor:
     """(classes,) weights n / (classes · rows of the class), as scikit-learn's `balanced`: 1 in the
     mean of the rows.
     """

@@ -29,7 +29,7 @@ class SplitMetrics(OptionalSplitMetrics):
     calibration_error: float
 
 
-class Sums:
+class MetricSums:
     """What is counted of the images of a split, in one float64 tensor; `metrics` makes metrics of
     it.
     """

@@ -18,7 +18,7 @@ from raysft.storage import locked
 from raysft.train import weights
 from raysft.train.architecture import TIMM, torchvision_arguments
 from raysft.train.unwrap import Found, is_beside
-from raysft.train.weights import Pixels
+from raysft.train.weights import ExpectedImages
 
 _IMAGENET_CLASSES = 1000
 
@@ -45,7 +45,7 @@ class Network:
     net: nn.Module
     head: str
     """Name of the last layer, which has one output a class."""
-    pixels: Pixels | None
+    images: ExpectedImages | None
     """How its weights want their images; None where nothing says so."""
     loaded: Loaded | None
     """What came from pretrained weights; None without any."""
@@ -66,7 +66,7 @@ def build_network(spec: Model, classes: int, seed: int) -> Network:
     return _of_torchvision(spec, classes)
 
 
-def network(name: str, classes: int, image_size: int | None = None) -> nn.Module:
+def create_network(name: str, classes: int, image_size: int | None = None) -> nn.Module:
     """The network of a delivered model, before its weights are loaded; raises ModelError."""
     try:
         spec = Model(name=name, weights="none", image_size=image_size)
@@ -88,7 +88,7 @@ def _of_factory(spec: Model, classes: int) -> Network:
     head = layers[-1] if layers else ""
     if spec.weights == "none":
         return Network(net, head, None, None)
-    file = weights.file_of(spec)
+    file = weights.fetch_weights_file(spec)
     if file is None:
         raise ModelError(
             f"model.weights: {spec.weights}",
@@ -96,7 +96,7 @@ def _of_factory(spec: Model, classes: int) -> Network:
             "give a file, or none",
         )
     loaded = load_weights(net, weights.read_fetched(file, net.state_dict(), spec), head, spec)
-    return Network(net, head, weights.delivered_pixels(spec), loaded)
+    return Network(net, head, weights.delivered_images(spec), loaded)
 
 
 def _from_factory(name: str, classes: int) -> nn.Module:
@@ -129,12 +129,12 @@ def _of_torchvision(spec: Model, classes: int) -> Network:
     head = replace_head(net, classes)
     if spec.weights == "none":
         return Network(net, head, None, None)
-    file = weights.file_of(spec)
-    pixels = weights.delivered_pixels(spec) or weights.torchvision_pixels(spec.name, spec.weights)
+    file = weights.fetch_weights_file(spec)
+    images = weights.delivered_images(spec) or weights.torchvision_images(spec.name, spec.weights)
     path = file or weights.torchvision_file(spec.name, spec.weights)
     found = weights.read_fetched(path, net.state_dict(), spec)
     sized = replace(found, state=_for_its_size(net, found.state))
-    return Network(net, head, pixels, load_weights(net, sized, head, spec))
+    return Network(net, head, images, load_weights(net, sized, head, spec))
 
 
 def _for_its_size(net: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -215,7 +215,7 @@ def _of_timm(spec: Model, classes: int) -> Network:
             "is not a network of timm",
             f"did you mean {TIMM}{close[0]}?" if close else "see timm.list_models()",
         )
-    file = weights.file_of(spec) if spec.weights != "none" else None
+    file = weights.fetch_weights_file(spec) if spec.weights != "none" else None
     named = file is None and spec.weights != "none"
     if named and spec.weights != "DEFAULT":
         raise ModelError(
@@ -233,17 +233,17 @@ def _of_timm(spec: Model, classes: int) -> Network:
             f"has {len(head) if head else 'no'} heads",
             "give a network with one",
         )
-    pixels = Pixels(tuple(how["mean"]), tuple(how["std"]), how["interpolation"])
+    images = ExpectedImages(tuple(how["mean"]), tuple(how["std"]), how["interpolation"])
     if file is not None:
         loaded = load_weights(net, weights.read_fetched(file, net.state_dict(), spec), head, spec)
-        return Network(net, head, weights.delivered_pixels(spec) or pixels, loaded)
+        return Network(net, head, weights.delivered_images(spec) or images, loaded)
     new = tuple(key for key in net.state_dict() if key.startswith(f"{head}."))
     if named:
         begin_small(net.get_submodule(head))
     total = len(net.state_dict())
     if not named:
         return Network(net, head, None, None)
-    return Network(net, head, pixels, Loaded(total - len(new), new, new, total))
+    return Network(net, head, images, Loaded(total - len(new), new, new, total))
 
 
 def _make_timm(timm: Any, name: str, classes: int, pretrained: bool, spec: Model) -> Any:

@@ -11,7 +11,7 @@ from raysft.job.spec import Model, Resources
 from raysft.storage import RemotePath, StoragePath, storage_path
 
 
-def weights_file(spec: Model) -> StoragePath | None:
+def find_weights_file(spec: Model) -> StoragePath | None:
     """The file a job names as weights; None where it names a web address, weights of the library,
     or none.
 
@@ -19,7 +19,7 @@ def weights_file(spec: Model) -> StoragePath | None:
     """
     if spec.weights.startswith(("http://", "https://")):
         return None
-    path = storage_path(stated_hash(spec.weights)[0])
+    path = storage_path(split_stated_hash(spec.weights)[0])
     named = isinstance(path, RemotePath) or path.suffix != "" or "/" in spec.weights
     if not named and not path.is_file():
         return None
@@ -32,7 +32,7 @@ def weights_file(spec: Model) -> StoragePath | None:
     return path
 
 
-def stated_hash(weights: str) -> tuple[str, str | None]:
+def split_stated_hash(weights: str) -> tuple[str, str | None]:
     """(address, SHA-256 in hexadecimal or None) of a URI that ends with #sha256=HEX, or of any
     other weights.
     """
@@ -40,10 +40,22 @@ def stated_hash(weights: str) -> tuple[str, str | None]:
     return (address, stated) if separator and "://" in weights else (weights, None)
 
 
-def absolute(spec: Model) -> Model:
+def with_absolute_weights(spec: Model) -> Model:
     """`spec` with the whole path of its weights: workers have another current folder."""
-    path = weights_file(spec)
+    path = find_weights_file(spec)
     return spec.model_copy(update={"weights": str(path)}) if isinstance(path, Path) else spec
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a process stands in its slot."""
+
+    slot: int
+    world_rank: int
+    """Among all workers of the slot, whose teams follow each other."""
+    world_size: int
+    incarnation: int
+    """Grows with every start of the slot's worker group."""
 
 
 @dataclass(frozen=True)
@@ -74,4 +86,5 @@ class Setup:
 
     @property
     def classes(self) -> int:
+        """How many classes there are."""
         return len(self.class_rows)

@@ -24,6 +24,7 @@ from raysft.job.spec import Resources
 from raysft.ray_shortcuts import Trainer, slot_trainer
 from raysft.train.queue.client import QueueClient
 from raysft.train.run_feed import WorkerRun
+from raysft.train.setup import WorkerPlace
 
 # Ray Train waits without end by default where something is wrong; these are its limits, in seconds.
 LIMITS = {
@@ -142,9 +143,9 @@ def _take_part(run: WorkerRun, slot: int, incarnation: int | None) -> None:
         raise
     if incarnation is None:  # the same for all that start together, and ever growing
         incarnation = broadcast_from_rank_zero(time.time_ns())
-    place = (slot, context.get_world_rank(), context.get_world_size())
+    place = WorkerPlace(slot, context.get_world_rank(), context.get_world_size(), incarnation)
     try:
-        run_worker(run.setup, *place, incarnation, queue, run.model, run.seed)
+        run_worker(run.setup, place, queue, run.model, run.seed)
     except ImportError as error:  # of what is imported later, and not by a trial
         _report_unable(queue, slot, error)
         raise

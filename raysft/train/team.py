@@ -70,7 +70,7 @@ class Team:
             dist.destroy_process_group()
             gc.collect()
 
-    def place(self, net: nn.Module, channels_last: bool = True) -> nn.Module:
+    def to_device(self, net: nn.Module, channels_last: bool = True) -> nn.Module:
         """`net` on this worker's device, laid out for images whose channels are last in memory.
 
         On CPUs that takes the images alone: weights in that layout gain nothing, and every step
@@ -81,7 +81,7 @@ class Team:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net
 
-    def parallel(self, net: nn.Module) -> nn.Module:
+    def wrap_parallel(self, net: nn.Module) -> nn.Module:
         """`net` with gradients averaged over the team."""
         if self.workers == 1 or not any(p.requires_grad for p in net.parameters()):
             return net
@@ -100,26 +100,26 @@ class Team:
             for buffer in net.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def sums(self, values: torch.Tensor) -> torch.Tensor:
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         """`values`, floating-point of any shape, summed over the team in place."""
         if self.workers > 1:
             dist.all_reduce(values)
         return values
 
-    def rows(self, values: torch.Tensor) -> torch.Tensor:
+    def gather_rows(self, values: torch.Tensor) -> torch.Tensor:
         """The rows of all members, rank after rank; each gives (n, k), with an n of its own."""
         if self.workers == 1:
             return values
         counts = torch.zeros(self.workers, dtype=torch.float64, device=self.device)
         counts[self.rank] = len(values)
-        lengths = [int(n) for n in self.sums(counts).tolist()]
+        lengths = [int(n) for n in self.sum(counts).tolist()]
         padded = values.new_zeros(max(lengths), values.shape[1])
         padded[: len(values)] = values
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
-    def told(self, numbers: list[int]) -> list[int]:
+    def broadcast(self, numbers: list[int]) -> list[int]:
         """The whole numbers of rank 0."""
         if self.workers == 1:
             return numbers
@@ -129,4 +129,4 @@ class Team:
 
     def agree(self, go_on: bool) -> bool:
         """What rank 0 says."""
-        return bool(self.told([go_on])[0])
+        return bool(self.broadcast([go_on])[0])

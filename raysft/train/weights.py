@@ -24,7 +24,7 @@ import torch
 from raysft.errors import ModelError, describe_error
 from raysft.job.spec import Model
 from raysft.storage import BLOCK, RemotePath, locked, read_json, sha256
-from raysft.train.setup import stated_hash, weights_file
+from raysft.train.setup import find_weights_file, split_stated_hash
 from raysft.train.unwrap import Found, Tensors, read_checkpoint, tensors_for
 
 SILENCE_S = 60
@@ -34,7 +34,7 @@ _HASH_IN_NAME = re.compile(
 
 
 @dataclass(frozen=True)
-class Pixels:
+class ExpectedImages:
     """How a network wants its images: mean and std of each channel (0 to 1), and how they are
     brought to its size.
     """
@@ -44,14 +44,14 @@ class Pixels:
     interpolation: str = "bilinear"
 
 
-def file_of(spec: Model) -> Path | None:
+def fetch_weights_file(spec: Model) -> Path | None:
     """The file on this machine that a job names as weights, fetched if need be; None for a name.
     Raises ModelError.
     """
-    where, (address, stated) = f"model.weights: {spec.weights}", stated_hash(spec.weights)
+    where, (address, stated) = f"model.weights: {spec.weights}", split_stated_hash(spec.weights)
     if address.startswith(("http://", "https://")):
         return fetch(address, _cache() / _name_in_cache(spec.weights), stated, where)
-    path = weights_file(spec)
+    path = find_weights_file(spec)
     if isinstance(path, RemotePath):
         info = path.fs.get_file_info(path.key)
         target = _cache() / _name_in_cache(f"{path.uri}?{info.size}-{info.mtime_ns}#{stated}")
@@ -80,7 +80,7 @@ def torchvision_file(name: str, weights: str) -> Path:
     )
 
 
-def torchvision_pixels(name: str, weights: str) -> Pixels | None:
+def torchvision_images(name: str, weights: str) -> ExpectedImages | None:
     """How torchvision's weights want their images; those of a file of ours are taken for the
     default ones.
     """
@@ -90,14 +90,14 @@ def torchvision_pixels(name: str, weights: str) -> Pixels | None:
     if not len(known):
         return None
     how = (known[weights] if weights in known.__members__ else known.DEFAULT).transforms()  # type: ignore[attr-defined]
-    return Pixels(tuple(how.mean), tuple(how.std), how.interpolation.value)
+    return ExpectedImages(tuple(how.mean), tuple(how.std), how.interpolation.value)
 
 
-def delivered_pixels(spec: Model) -> Pixels | None:
+def delivered_images(spec: Model) -> ExpectedImages | None:
     """How the weights of a model that raysft has delivered want their images; None for any
     others.
     """
-    file = weights_file(spec)
+    file = find_weights_file(spec)
     card = file.parent / "model.json" if file is not None else None
     if card is None or not card.is_file():
         return None
@@ -109,7 +109,7 @@ def delivered_pixels(spec: Model) -> Pixels | None:
             f"the model.json beside it cannot be read ({error})",
             "restore it, or move the weights to a folder without one",
         ) from None
-    return Pixels(tuple(stored["mean"]), tuple(stored["std"]), stored["interpolation"])
+    return ExpectedImages(tuple(stored["mean"]), tuple(stored["std"]), stored["interpolation"])
 
 
 # --- fetching ----------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from raysft.data.epochs import KeptSplit
 from raysft.data.ingest import Rows
 from raysft.data.preparation import Preparation
 from raysft.job.recipe import Train
+from raysft.train.checkpoint import Position
 from raysft.train.learner import Learner
-from raysft.train.loop import Clock, Recipe, train_epoch
+from raysft.train.loop import Clock, Hooks, TrialPlan, train_epoch
 from raysft.train.team import Team
 from tests.benchmarks import images
 from tests.benchmarks.compare import Figure, document, take_turns
@@ -82,7 +83,9 @@ def measure(rounds: int = 7) -> dict[str, Any]:
 def _raysft(rows: Rows) -> Callable[[], None]:
     train = Train(epochs=100, batch_size=BATCH)
     counts = (ROWS // CLASSES,) * CLASSES
-    recipe = Recipe(train, 0, Preparation(MEAN, STD), counts, "val_accuracy", Path("unused"), "fc")
+    recipe = TrialPlan(
+        train, 0, Preparation(MEAN, STD), counts, "val_accuracy", Path("unused"), "fc"
+    )
     learner = Learner(
         resnet18(num_classes=CLASSES),
         "fc",
@@ -91,10 +94,11 @@ def _raysft(rows: Rows) -> Callable[[], None]:
         Team(0, 1, torch.device("cpu")),
     )
     reader = KeptSplit(rows)
+    hooks = Hooks(lambda *report: True, lambda *progress: None)
 
     def epoch() -> None:
         learner.enter(head_alone=False, on_features=False)
-        train_epoch(recipe, 1, learner, reader, Clock(), lambda *told: None)
+        train_epoch(recipe, Position(1), learner, reader, Clock(), hooks)
 
     return epoch
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from raysft.results.model import WEIGHTS, ModelCard, deliver
-from raysft.train.modeling import network
+from raysft.train.modeling import create_network
 
 
 def make_model(
@@ -21,7 +21,7 @@ def make_model(
     """
     checkpoint = folder.with_name(folder.name + "-checkpoint")
     checkpoint.mkdir(parents=True)
-    net = network(architecture, len(classes))
+    net = create_network(architecture, len(classes))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(spread)

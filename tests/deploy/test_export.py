@@ -32,7 +32,7 @@ from raysft.errors import ModelError, RunError, UserError
 from raysft.results import predict
 from raysft.results.model import ModelCard, deliver
 from raysft.storage import read_json, write_json
-from raysft.train.modeling import network
+from raysft.train.modeling import create_network
 from tests.conftest import make_images
 from tests.test_cli import call, here  # noqa: F401
 
@@ -67,7 +67,7 @@ def delivered(
     differ by image.
     """
     torch.manual_seed(0)
-    net = network(architecture, len(classes), image_size)
+    net = create_network(architecture, len(classes), image_size)
     if any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()):
         side = (image_size, image_size) if image_size else size
         with torch.no_grad():
@@ -366,7 +366,7 @@ def test_other_weights_in_a_safetensors_export_are_refused(tmp_path, monkeypatch
         exporting,
         "put_file",
         lambda source, target: save_file(
-            {k: v + 0.1 for k, v in network(TINY, 3).state_dict().items()}, target
+            {k: v + 0.1 for k, v in create_network(TINY, 3).state_dict().items()}, target
         ),
     )
     with pytest.raises(RunError, match="differs from the model"):

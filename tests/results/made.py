@@ -22,7 +22,7 @@ from raysft.records.trial import TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
 from raysft.run.outcome import Scored, build_results, measure_timing, summarize_repeats
 from raysft.storage import StoragePath, write_json
-from raysft.train.metrics import Sums, held_out_scores
+from raysft.train.metrics import MetricSums, held_out_scores
 from raysft.train.queue.assignment import Assignment
 
 CLASSES = ("ant", "bee", "cow")
@@ -183,7 +183,7 @@ def predict(classes: int, rows: int) -> tuple[dict[str, float], Predictions]:
     torch.manual_seed(0)
     labels = torch.arange(rows) % classes
     outputs = torch.randn(rows, classes) + 2.0 * F.one_hot(labels, classes)
-    sums = Sums(classes, torch.device("cpu"))
+    sums = MetricSums(classes, torch.device("cpu"))
     sums.add(outputs, labels)
     probabilities = F.softmax(outputs, dim=1)
     trust, guess = probabilities.max(1)

@@ -31,10 +31,10 @@ from raysft.records.run import Run
 from raysft.records.trial import TrialRecord
 from raysft.results.model import ModelCard, deliver
 from raysft.results.predict import Classifier
-from raysft.train.checkpoint import load_checkpoint, newest_sound
+from raysft.train.checkpoint import load_checkpoint, newest_valid
 from raysft.train.checkpoint_paths import checkpoint_path
 from raysft.train.learner import Learner
-from raysft.train.loop import Recipe, Splits, run_trial
+from raysft.train.loop import Hooks, Splits, TrialPlan, run_trial
 from raysft.train.team import Team
 from tests.tiny import tiny
 
@@ -72,7 +72,7 @@ def whole(tmp_path_factory) -> Path:
     kept = {name: read_split(source[name]) for name in ("train", "val")}
     from raysft.data.epochs import KeptSplit
 
-    recipe = Recipe(
+    recipe = TrialPlan(
         Train(epochs=3, batch_size=8),
         0,
         Preparation((0.5,) * 3, (0.25,) * 3),
@@ -88,8 +88,7 @@ def whole(tmp_path_factory) -> Path:
         tiny(3),
         Splits(KeptSplit(kept["train"]), KeptSplit(kept["val"])),
         ALONE,
-        lambda known, last: history.append(known[-1]) or len(known) < 2,
-        lambda *a: None,
+        Hooks(lambda known, last: history.append(known[-1]) or len(known) < 2, lambda *a: None),
     )
     record = TrialRecord("t0", {"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", history)
     run.save_trial(record)
@@ -118,7 +117,7 @@ def use(root: Path) -> dict:
     splits = split_sources(root / "D", manifest, 6, None, 0)
     rows = {name: read_split(source) for name, source in splits.items()}
     checkpoints = run / "trials/t0/checkpoints"
-    latest = newest_sound(checkpoints)
+    latest = newest_valid(checkpoints)
     learner = Learner(tiny(3), "4", Train(), (6, 6, 6), ALONE)
     if latest is not None:
         load_checkpoint(checkpoint_path(checkpoints, latest.epoch), learner)

@@ -21,7 +21,7 @@ from raysft.job import Job
 from raysft.results.model import ModelCard, deliver
 from raysft.results.predict import Classifier
 from raysft.results.readme import ModelFacts, model_readme, wilson_interval
-from raysft.train.modeling import network
+from raysft.train.modeling import create_network
 
 HOSTILE = (
     "a|b",
@@ -297,7 +297,7 @@ def test_the_interval_is_wilson_s(right, images):
 def test_its_program_answers_as_the_model_does(tmp_path):
     torch.manual_seed(0)
     card = a_card()
-    net = network("resnet18", 3)
+    net = create_network("resnet18", 3)
     with torch.no_grad():
         for _ in range(10):
             net.train()(torch.randn(8, 3, 64, 64))

@@ -15,8 +15,9 @@ from raysft.data.preparation import Preparation
 from raysft.errors import Diverged
 from raysft.job.optimizers import NAMES
 from raysft.job.recipe import Train
-from raysft.train.checkpoint import newest_sound
-from raysft.train.loop import Recipe, Rhythm, Splits, best_epoch, run_trial
+from raysft.train.checkpoint import newest_valid
+from raysft.train.checkpoint_schedule import CheckpointSchedule
+from raysft.train.loop import Hooks, Splits, TrialPlan, best_epoch, run_trial
 from raysft.train.team import Team
 from tests.tiny import tiny
 
@@ -41,7 +42,7 @@ def trial(
 ) -> list[dict]:
     knobs = {"optimizer": {"name": "adam", "lr": 0.01}} | knobs
     train = Train.model_validate({"epochs": epochs, "batch_size": 8} | knobs)
-    recipe = Recipe(train, 0, HOW, (17, 17, 16), "val_accuracy", folder / "t0/checkpoints", "4")
+    recipe = TrialPlan(train, 0, HOW, (17, 17, 16), "val_accuracy", folder / "t0/checkpoints", "4")
     torch.manual_seed(0)
     seen = []
 
@@ -55,8 +56,7 @@ def trial(
         net or tiny(3),
         Splits(TRAIN, VAL),
         Team(0, 1, torch.device("cpu")),
-        report,
-        lambda *a: None,
+        Hooks(report, lambda *a: None),
     )
     return seen
 
@@ -152,17 +152,17 @@ def test_a_trial_killed_inside_an_epoch_ends_as_if_it_had_not_been(tmp_path, eve
 
 def test_checkpoints_inside_an_epoch_go_by_the_clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("raysft.train.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("raysft.train.checkpoint_schedule.time.monotonic", lambda: now[0])
     train, alone = (
         Train.model_validate({"checkpoint_every": "0.5 minutes"}),
         Team(0, 1, torch.device("cpu")),
     )
 
     def due(notice):
-        rhythm = Rhythm(train, alone, lambda: notice(now[0]))
+        schedule = CheckpointSchedule(train, alone, lambda: notice(now[0]))
         for step in range(1, 91):
             now[0] += 1
-            if rhythm.due(step):
+            if schedule.is_due(step):
                 yield step
 
     assert list(due(lambda now: False)) == [30, 60, 90]
@@ -179,10 +179,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, damage):
     folder = tmp_path / "t0/checkpoints"
     shutil.copytree(folder / "epoch-0003", folder / "epoch-0004")
     (folder / "epoch-0009").mkdir()
-    assert newest_sound(folder).epoch == 3
+    assert newest_valid(folder).epoch == 3
     damaged = folder / "epoch-0004" / file
     damaged.write_bytes(damage(damaged.read_bytes()))
-    assert newest_sound(folder).epoch == 3
+    assert newest_valid(folder).epoch == 3
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path):

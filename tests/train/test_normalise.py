@@ -16,9 +16,9 @@ from raysft.data.ingest import Rows
 from raysft.data.preparation import Preparation
 from raysft.errors import JobError
 from raysft.job.recipe import Train
-from raysft.train.checkpoint import newest_sound
+from raysft.train.checkpoint import newest_valid
 from raysft.train.learner import Learner
-from raysft.train.loop import Recipe, Splits, run_trial
+from raysft.train.loop import Hooks, Splits, TrialPlan, run_trial
 from raysft.train.normalise import can_halve, check_batches, normalises_over_batch
 from raysft.train.team import Team
 from raysft.train.tryout import takes_one
@@ -58,7 +58,7 @@ def trial(folder: Path, net: nn.Module, n: int, workers: int = 1, **train) -> li
         seen.append(history[-1])
         return True
 
-    recipe = Recipe(
+    recipe = TrialPlan(
         Train.model_validate({"epochs": 1, "batch_size": 8} | train),
         0,
         HOW,
@@ -68,7 +68,8 @@ def trial(folder: Path, net: nn.Module, n: int, workers: int = 1, **train) -> li
         "3",
         workers,
     )
-    run_trial(recipe, net, Splits(rows(n), rows(6)), ALONE, report, lambda *a: None)
+    hooks = Hooks(report, lambda *a: None)
+    run_trial(recipe, net, Splits(rows(n), rows(6)), ALONE, hooks)
     return seen
 
 
@@ -186,7 +187,7 @@ def test_a_trial_resumed_for_other_workers_trains_on_every_row_once_an_epoch(tmp
     net.dies_at = 4 + 2  # an epoch of 15 rows has 4 steps for one worker, and 1 for four
     with pytest.raises(InterruptedError):
         trial(tmp_path, net, 15, epochs=3, batch_size=4, checkpoint_every="1 steps")
-    assert newest_sound(tmp_path / "t/checkpoints").step == 2
+    assert newest_valid(tmp_path / "t/checkpoints").step == 2
     again = Normalising()
     rest = trial(tmp_path, again, 15, workers=2, epochs=3, batch_size=4)
     assert again.seen == [5, 5, 5] * 2  # the second epoch from its beginning

@@ -16,10 +16,11 @@ from raysft.data.preparation import Preparation
 from raysft.errors import TrialError
 from raysft.job.recipe import Train
 from raysft.train import learner as learners
-from raysft.train.features import features_of
-from raysft.train.learner import Learner, balanced
-from raysft.train.loop import Recipe, Splits, evaluate, run_trial
-from raysft.train.metrics import Sums
+from raysft.train.evaluate import evaluate
+from raysft.train.features import compute_features
+from raysft.train.learner import Learner, balanced_class_weights
+from raysft.train.loop import Hooks, Splits, TrialPlan, run_trial
+from raysft.train.metrics import MetricSums
 from raysft.train.precision import compute_type
 from raysft.train.smallnet import small_cnn
 from raysft.train.team import Team
@@ -63,7 +64,7 @@ def trained(
     )
     train, val = train or rows((20, 20, 20)), val or rows((10, 10, 10), seed=1)
     counts = tuple(np.bincount(train.rows.labels, minlength=3).tolist())
-    recipe = Recipe(spec, 0, HOW, counts, "val_accuracy", folder / "t/checkpoints", head_of(net))
+    recipe = TrialPlan(spec, 0, HOW, counts, "val_accuracy", folder / "t/checkpoints", head_of(net))
     seen: list[dict] = []
 
     def report(history, last):
@@ -71,7 +72,8 @@ def trained(
         return True
 
     given = {} if features is None else {"features": features}
-    run_trial(recipe, net, Splits(train, val, **given), ALONE, report, lambda *a: None)
+    hooks = Hooks(report, lambda *a: None)
+    run_trial(recipe, net, Splits(train, val, **given), ALONE, hooks)
     return seen
 
 
@@ -137,7 +139,7 @@ def test_features_computed_once_give_the_same_numbers_as_images(tmp_path):
     def features(split: str) -> KeptSplit | None:
         asked.append(split)
         source = {"train": rows((20, 20, 20)), "val": rows((10, 10, 10), seed=1)}[split]
-        return features_of(source, small(), "14", Preparer(HOW), ALONE, 1e9)
+        return compute_features(source, small(), "14", Preparer(HOW), ALONE, 1e9)
 
     with_images = trained(tmp_path / "a", small(), **knobs)
     with_features = trained(tmp_path / "b", small(), features=features, **knobs)
@@ -160,11 +162,11 @@ def test_features_are_not_kept_where_they_would_not_do():
             return 2 * self.net(images)  # something comes after the head
 
     split = rows((5, 5, 5))
-    assert features_of(split, tiny(3), "4", Preparer(HOW), ALONE, 1e9) is not None
-    assert features_of(split, tiny(3), "4", Preparer(HOW), ALONE, 100.0) is None
-    assert features_of(split, Scaled(), "net.4", Preparer(HOW), ALONE, 1e9) is None
+    assert compute_features(split, tiny(3), "4", Preparer(HOW), ALONE, 1e9) is not None
+    assert compute_features(split, tiny(3), "4", Preparer(HOW), ALONE, 100.0) is None
+    assert compute_features(split, Scaled(), "net.4", Preparer(HOW), ALONE, 1e9) is None
     pooled = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert features_of(split, pooled, "0", Preparer(HOW), ALONE, 1e9) is None
+    assert compute_features(split, pooled, "0", Preparer(HOW), ALONE, 1e9) is None
 
 
 # --- the step ----------------------------------------------------------------------------------
@@ -217,7 +219,9 @@ def test_balanced_weights_are_those_of_scikit_learn():
 
     labels = np.repeat([0, 1, 2], [50, 10, 5])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    assert balanced((50, 10, 5), torch.device("cpu")).numpy() == pytest.approx(expected, rel=1e-6)
+    assert balanced_class_weights((50, 10, 5), torch.device("cpu")).numpy() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_class_weights_raise_the_balanced_accuracy_of_a_skewed_set(tmp_path):
@@ -342,7 +346,7 @@ def test_metrics_are_those_of_scikit_learn():
     labels = torch.randint(0, 6, (200,)).clamp(max=5)
     labels[labels == 4] = 3  # a class that does not occur
     outputs = torch.randn(200, 7) + 1.5 * F.one_hot(labels, 7)
-    sums = Sums(7, torch.device("cpu"))
+    sums = MetricSums(7, torch.device("cpu"))
     for part in range(0, 200, 64):
         sums.add(outputs[part : part + 64], labels[part : part + 64])
     found, guess = sums.metrics(), outputs.argmax(1)
@@ -365,6 +369,6 @@ def test_metrics_are_those_of_scikit_learn():
 
 
 def test_five_classes_have_no_top_five():
-    sums = Sums(5, torch.device("cpu"))
+    sums = MetricSums(5, torch.device("cpu"))
     sums.add(torch.randn(4, 5), torch.tensor([0, 1, 2, 3]))
     assert "top5_accuracy" not in sums.metrics()

@@ -19,7 +19,7 @@ from raysft.job.spec import Model
 from raysft.storage import write_json
 from raysft.train.modeling import build_network, load_weights
 from raysft.train.unwrap import Found
-from raysft.train.weights import Pixels, file_of
+from raysft.train.weights import ExpectedImages, fetch_weights_file
 from tests.tiny import tiny
 
 REPOSITORY = Path(__file__).parents[2]
@@ -125,8 +125,8 @@ def test_a_date_in_a_name_is_no_hash(served):
 
 
 def test_two_addresses_are_two_files(served):
-    first = file_of(Model(name="x:y", weights=served.url))
-    second = file_of(Model(name="x:y", weights=served.url.replace("/w.", "/other/w.")))
+    first = fetch_weights_file(Model(name="x:y", weights=served.url))
+    second = fetch_weights_file(Model(name="x:y", weights=served.url.replace("/w.", "/other/w.")))
     assert first != second
     assert served.requests == 2
 
@@ -136,8 +136,10 @@ def test_weights_say_how_they_want_their_images(tmp_path):
 
     save_file(resnet18(weights=None).state_dict(), tmp_path / "w.safetensors")
     network = build_network(Model(name="resnet18", weights=str(tmp_path / "w.safetensors")), 3, 0)
-    assert network.pixels == Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
-    assert build_network(Model(name="resnet18", weights="none"), 3, 0).pixels is None
+    assert network.images == ExpectedImages(
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear"
+    )
+    assert build_network(Model(name="resnet18", weights="none"), 3, 0).images is None
 
 
 def test_a_model_of_raysft_says_so_itself(tmp_path):
@@ -145,7 +147,7 @@ def test_a_model_of_raysft_says_so_itself(tmp_path):
     write_json(
         tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
     )
-    assert build(str(tmp_path / "model.safetensors")).pixels == Pixels(
+    assert build(str(tmp_path / "model.safetensors")).images == ExpectedImages(
         (0.1,) * 3, (0.2,) * 3, "bicubic"
     )
 
@@ -214,7 +216,7 @@ def test_a_network_of_timm_takes_a_file_and_says_how_it_wants_its_images(tmp_pat
     assert network.head == "classifier"
     assert network.net(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     assert torch.equal(network.net.conv_stem.weight, source.conv_stem.weight)
-    assert network.pixels == Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
+    assert network.images == ExpectedImages((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 
 
 def test_a_transformer_is_made_for_the_size_of_its_images():
