@@ -90,7 +90,7 @@ def execute(
             results = driver.deliver(begun)
         finally:
             driver.close(wait_for_end)
-        tracking.delivered(results)
+        tracking.set_results(results)
     return results
 
 

@@ -14,7 +14,7 @@ MODEL, REPORT = "model", "report.html"
 
 
 @contextmanager
-def delivered(run: StoragePath) -> Iterator[tuple[Path, Path | None]]:
+def delivered_files(run: StoragePath) -> Iterator[tuple[Path, Path | None]]:
     """The delivered model of a run as a folder on this machine's disk, and its report, if it has
     one.
     """

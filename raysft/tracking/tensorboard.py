@@ -9,17 +9,36 @@ other use for.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from raysft.job import Job
 from raysft.records.trial import TrialRecord
 from raysft.storage import StoragePath, put_file
-from raysft.tracking.tracker import Close, News
-from raysft.tracking.values import metrics_of, searched_of
+from raysft.tracking.tracker import RunEnd, TrackerState, TrialUpdate
+from raysft.tracking.values import Parameter, epoch_numbers, searched_parameters
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 FOLDER = "tensorboard"
 PUT_SECONDS = 30.0  # from one copy of a growing file to the next, on an object store
+
+
+@dataclass(frozen=True)
+class _Modules:
+    """What of tensorboard is imported once there is something to log."""
+
+    event: ModuleType
+    summary: ModuleType
+    writer: ModuleType
+    hparams: ModuleType
+    plugin: ModuleType
+    api: ModuleType
+    metadata: ModuleType
 
 
 class TensorBoard:
@@ -30,118 +49,126 @@ class TensorBoard:
     def __init__(self, job: Job, folder: StoragePath, scratch: Path) -> None:
         self.job, self.target = job, folder / FOLDER
         self.local = self.target if isinstance(self.target, Path) else scratch / FOLDER
-        self.remembers: dict[str, Any] = {"trials": {}}
-        self._writers: dict[str, Any] = {}
+        self.state: TrackerState = {"trials": {}}
+        self._writers: dict[str, EventFileWriter] = {}
         self._logged: dict[str, int] = {}
         self._ended: set[str] = set()
         self._sizes: dict[Path, int] = {}
         self._put = 0.0
+        self._modules: _Modules | None = None
 
     def open(self) -> None:
+        """Import the writer of event files."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer import event_file_writer
 
-        self._event, self._summary, self._file = event_pb2, summary_pb2, EventFileWriter
-        self._hparams, self._plugin, self._api, self._metadata = (
+        self._modules = _Modules(
+            event_pb2,
+            summary_pb2,
+            event_file_writer,
             summary_v2,
             plugin_data_pb2,
             api_pb2,
             metadata,
         )
 
-    def trial(self, news: News) -> None:
-        record = news.record
-        known = self.remembers["trials"].get(record.trial, {"epochs": 0})
+    @property
+    def _tensorboard(self) -> _Modules:
+        assert self._modules is not None
+        return self._modules
+
+    def trial(self, update: TrialUpdate) -> None:
+        """Write the epochs that are new, and the end."""
+        record = update.record
         if record.trial in self._ended:  # and its files are not where they belong yet
             return
-        writer = self._writers.get(record.trial) or self._begin(record, known["epochs"])
+        logged = self.state["trials"].get(record.trial)
+        before = 0 if logged is None else logged["epochs"]
+        writer = self._writers.get(record.trial) or self._begin(record, before)
         for epoch in record.history:
-            if epoch["epoch"] > self._logged[record.trial]:
-                values = [
-                    self._summary.Summary.Value(tag=name, simple_value=value)
-                    for name, value in metrics_of(epoch).items()
-                ]
-                self._add(
-                    writer,
-                    self._summary.Summary(value=values),
-                    epoch["epoch"],
-                    news.at(epoch["epoch"]),
-                )
-                self._logged[record.trial] = epoch["epoch"]
+            number = epoch["epoch"]
+            if number > self._logged[record.trial]:
+                summary = self._scalars(epoch_numbers(epoch))
+                self._add(writer, summary, number, update.time_of(number))
+                self._logged[record.trial] = number
         if record.ended:
             self._end(record)
         else:
             writer.flush()
-        self._settle(at_once=record.ended)
+        self._update_state(at_once=record.ended)
 
-    def close(self, close: Close) -> None:
-        for writer in (
-            self._writers.values()
-        ):  # of trials that were interrupted: they may go on in another file
+    def close(self, end: RunEnd) -> None:
+        """Close the files of trials that were interrupted: they may go on in another file."""
+        for writer in self._writers.values():
             writer.close()
-        self._settle(at_once=True)
+        self._update_state(at_once=True)
 
     # --- files ----------------------------------------------------------------------------------
 
-    def _begin(self, record: TrialRecord, epochs: int) -> Any:
+    def _begin(self, record: TrialRecord, epochs: int) -> EventFileWriter:
         """A new event file of a trial that has `epochs` in earlier ones; what they hold beyond that
         is void.
         """
-        writer = self._file(str(self.local / record.trial))
+        modules = self._tensorboard
+        writer: EventFileWriter = modules.writer.EventFileWriter(str(self.local / record.trial))
         if epochs:
-            again = self._event.SessionLog(status=self._event.SessionLog.START)
-            writer.add_event(
-                self._event.Event(wall_time=time.time(), step=epochs + 1, session_log=again)
-            )
-        values = {
-            key: value if isinstance(value, (bool, int, float)) else str(value)
-            for key, value in searched_of(self.job, record).items()
-        }
-        self._add(
-            writer, self._hparams.hparams_pb(values, record.trial, record.started), 0, time.time()
-        )
-        self._writers[record.trial], self._logged[record.trial] = writer, epochs
+            # TensorBoard drops what earlier files have from this step on.
+            event = modules.event
+            restart = event.SessionLog(status=event.SessionLog.START)
+            now = time.time()
+            writer.add_event(event.Event(wall_time=now, step=epochs + 1, session_log=restart))
+        values: dict[str, Parameter] = searched_parameters(self.job, record)
+        configuration = modules.hparams.hparams_pb(values, record.trial, record.started)
+        self._add(writer, configuration, 0, time.time())
+        self._writers[record.trial] = writer
+        self._logged[record.trial] = epochs
         return writer
+
+    def _scalars(self, numbers: dict[str, float]) -> Summary:
+        summary = self._tensorboard.summary.Summary
+        values = [summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        scalars: Summary = summary(value=values)
+        return scalars
 
     def _end(self, record: TrialRecord) -> None:
         """Say in its file how a trial ended, and close it."""
-        well = record.status in ("finished", "stopped")
-        ended = self._plugin.SessionEndInfo(
-            end_time_secs=time.time(),
-            status=self._api.Status.Value("STATUS_SUCCESS" if well else "STATUS_FAILURE"),
-        )
-        about = self._metadata.create_summary_metadata(
-            self._plugin.HParamsPluginData(session_end_info=ended)
-        )
-        value = self._summary.Summary.Value(
-            tag=self._metadata.SESSION_END_INFO_TAG,
-            metadata=about,
-            tensor=self._metadata.NULL_TENSOR,
+        modules = self._tensorboard
+        succeeded = record.status in ("finished", "stopped")
+        status = modules.api.Status.Value("STATUS_SUCCESS" if succeeded else "STATUS_FAILURE")
+        ended = modules.plugin.SessionEndInfo(end_time_secs=time.time(), status=status)
+        data = modules.plugin.HParamsPluginData(session_end_info=ended)
+        summary = modules.summary.Summary
+        # The HParams tab reads the end from the metadata of a tensor without values.
+        value = summary.Value(
+            tag=modules.metadata.SESSION_END_INFO_TAG,
+            metadata=modules.metadata.create_summary_metadata(data),
+            tensor=modules.metadata.NULL_TENSOR,
         )
         writer = self._writers.pop(record.trial)
-        self._add(writer, self._summary.Summary(value=[value]), 0, time.time())
+        self._add(writer, summary(value=[value]), 0, time.time())
         writer.close()
         self._ended.add(record.trial)
 
-    def _add(self, writer: Any, summary: Any, step: int, at: float) -> None:
-        writer.add_event(self._event.Event(wall_time=at, step=step, summary=summary))
+    def _add(self, writer: EventFileWriter, summary: Summary, step: int, at: float) -> None:
+        event = self._tensorboard.event.Event(wall_time=at, step=step, summary=summary)
+        writer.add_event(event)
 
-    def _settle(self, at_once: bool) -> None:
-        """Remember as logged what is where the run is: at once on a disk, once it is copied to an
-        object store.
+    def _update_state(self, at_once: bool) -> None:
+        """Count as logged what is where the run is: on a disk at once, on an object store once it
+        is copied there.
         """
         if not isinstance(self.target, Path):
             if not at_once and time.monotonic() - self._put < PUT_SECONDS:
                 return
             self._copy()
         for trial, epochs in self._logged.items():
-            self.remembers["trials"][trial] = {"epochs": epochs, "ended": trial in self._ended}
+            self.state["trials"][trial] = {"epochs": epochs, "ended": trial in self._ended}
 
     def _copy(self) -> None:
         self._put = time.monotonic()
-        files = {file: file.stat().st_size for file in self.local.rglob("*") if file.is_file()}
-        for file, size in files.items():
+        for file in [file for file in self.local.rglob("*") if file.is_file()]:
+            size = file.stat().st_size
             if self._sizes.get(file) != size:  # event files only grow
                 put_file(file, self.target / str(file.relative_to(self.local)))
                 self._sizes[file] = size

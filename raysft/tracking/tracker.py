@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
+
+from typing_extensions import NotRequired, TypedDict
 
 from raysft.records.documents import ResultsDocument
 from raysft.records.trial import TrialRecord
@@ -13,24 +15,48 @@ from raysft.records.trial import TrialRecord
 Ending = Literal["finished", "killed", "failed"]
 
 
+class LoggedTrial(TypedDict):
+    """How much of a trial a tracker has logged."""
+
+    epochs: int
+    """The last epoch that is logged."""
+    ended: bool
+    run: NotRequired[str]
+    """What the tracker's store calls the trial; event files are called after it anyway."""
+
+
+class LoggedResult(TypedDict):
+    """Where a tracker has logged the result of a run."""
+
+    run: str
+
+
+class TrackerState(TypedDict):
+    """What a tracker has to know when a run is resumed; its part of tracking.json."""
+
+    trials: dict[str, LoggedTrial]
+    uri: NotRequired[str | None]
+    """The store of MLflow."""
+    parent: NotRequired[str | None]
+    """MLflow's run above those of the trials."""
+    experiment: NotRequired[str]
+    result: NotRequired[LoggedResult]
+
+
 @dataclass(frozen=True)
-class News:
-    """The newest state of a trial, and when (seconds of the epoch) each of its epochs was heard
-    of.
-    """
+class TrialUpdate:
+    """The newest state of a trial, and when (seconds of the epoch) each of its epochs ended."""
 
     record: TrialRecord
-    heard: Mapping[int, float]
+    epoch_times: Mapping[int, float]
 
-    def at(self, epoch: int) -> float:
-        """When an epoch was heard of; of one from an earlier part of the run nothing is known but
-        that it was.
-        """
-        return self.heard.get(epoch, time.time())
+    def time_of(self, epoch: int) -> float:
+        """When an epoch ended; of one from an earlier part of the run nobody knows any more."""
+        return self.epoch_times.get(epoch, time.time())
 
 
 @dataclass(frozen=True)
-class Close:
+class RunEnd:
     """How a run ended: with its results, or without."""
 
     ending: Ending
@@ -38,21 +64,16 @@ class Close:
 
 
 class Tracker(Protocol):
-    """One place that trials are logged to; all of it is called in one thread and may take its
-    time.
-    """
+    """One place that trials are logged to; called in one thread only, and may take its time."""
 
     name: str
-    remembers: dict[str, Any]
-    """What it has to know when the run is taken up again, with `trials`: for each, its epochs and
-    whether it ended.
-    """
+    state: TrackerState
 
     def open(self) -> None:
         """Import its library and reach its store."""
 
-    def trial(self, news: News) -> None:
+    def trial(self, update: TrialUpdate) -> None:
         """Log what is new of a trial that had not ended when it was last logged."""
 
-    def close(self, close: Close) -> None:
+    def close(self, end: RunEnd) -> None:
         """Log the results, and close the trials that are still open."""

@@ -1,9 +1,9 @@
 """Trackers of a run, each in a thread of its own: what they do costs the run nothing, what fails in
 them as little.
 
-A tracker is handed the newest state of each trial and logs what it has not logged yet. So its
-mailbox holds no more than one record a trial, a slow server loses nothing, and a run that is taken
-up again is logged on from where it was.
+A tracker is handed the newest state of each trial and logs what it has not logged yet. So no more
+than one update a trial waits for it, a slow server loses nothing, and a run that is resumed is
+logged on from where it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from raysft import interrupts
 from raysft.errors import describe_error
@@ -23,150 +23,149 @@ from raysft.records.documents import ResultsDocument
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord
 from raysft.storage import StoragePath, is_disk_full, read_json, write_json
-from raysft.tracking.tracker import Close, News, Tracker
+from raysft.tracking.tracker import Ending, RunEnd, Tracker, TrackerState, TrialUpdate
 
 FLUSH_SECONDS = 30.0  # for all trackers together, at the end of a run
 MODEL_SECONDS = 300.0  # more, where one of them takes the delivered model
 # after Ctrl-C: a cluster kills a job that is not gone three seconds after it was asked to go
 STOP_SECONDS = 2.0
-KEEP_SECONDS, REMOTE_KEEP_SECONDS = (
-    1.0,
-    30.0,
-)  # between two writes of what trackers remember: disk, object store
-MEMORY = "tracking.json"
+# Between two writes of tracking.json: an object store asks money for each.
+SAVE_SECONDS = 1.0
+REMOTE_SAVE_SECONDS = 30.0
+STATE_FILE = "tracking.json"
 
 
 @dataclass
-class Memory:
-    """What trackers remember, in RUN/tracking.json."""
+class TrackingFile:
+    """RUN/tracking.json: what each tracker has to know when the run is resumed."""
 
     folder: StoragePath
-    known: dict[str, Any] = field(default_factory=dict)
-    written: float = 0.0
-    standing: dict[str, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    states: dict[str, TrackerState] = field(default_factory=dict)
+    _saved_at: float = 0.0
+    _saved_ends: dict[str, dict[str, bool]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, folder: StoragePath) -> Memory:
-        """That of a run directory; empty where nothing was tracked yet. Raises OSError,
-        ValueError.
-        """
+    def read(cls, folder: StoragePath) -> TrackingFile:
+        """That of a run directory, empty where nothing was tracked yet; OSError, ValueError."""
         try:
-            return cls(folder, read_json(folder / MEMORY))
+            return cls(folder, read_json(folder / STATE_FILE))
         except FileNotFoundError:
             return cls(folder)
 
-    def keep(self, tracker: Tracker, now: bool = False) -> None:
-        """Write down what a tracker remembers now and then, at once what must not be forgotten.
+    def save(self, tracker: Tracker, at_once: bool = False) -> None:
+        """Write down the state of a tracker now and then, at once what must not be forgotten.
 
         That is which trials it knows and which of them have ended; of epochs it can find out what
         it has.
         """
-        standing = {trial: known["ended"] for trial, known in tracker.remembers["trials"].items()}
-        with self.lock:
-            self.known[tracker.name] = copy.deepcopy(
-                tracker.remembers
-            )  # others' threads change theirs meanwhile
-            pause = KEEP_SECONDS if isinstance(self.folder, Path) else REMOTE_KEEP_SECONDS
-            now = now or self.standing.get(tracker.name) != standing
-            if now or time.monotonic() - self.written > pause:
-                self.standing[tracker.name], self.written = standing, time.monotonic()
-                write_json(self.folder / MEMORY, self.known)
+        ends = {trial: logged["ended"] for trial, logged in tracker.state["trials"].items()}
+        on_disk = isinstance(self.folder, Path)
+        pause = SAVE_SECONDS if on_disk else REMOTE_SAVE_SECONDS
+        with self._lock:
+            # A copy: another tracker's thread writes it while this one goes on with its own.
+            self.states[tracker.name] = copy.deepcopy(tracker.state)
+            changed = self._saved_ends.get(tracker.name) != ends
+            if at_once or changed or time.monotonic() - self._saved_at > pause:
+                self._saved_ends[tracker.name] = ends
+                self._saved_at = time.monotonic()
+                write_json(self.folder / STATE_FILE, self.states)
 
 
 class TrackerThread(threading.Thread):
-    """A tracker at work; `note` is told once why it has given up, if it has."""
+    """A tracker at work; `note` is called once with the reason if it gives up."""
 
-    def __init__(self, tracker: Tracker, memory: Memory, note: Callable[[str], None]) -> None:
+    def __init__(self, tracker: Tracker, file: TrackingFile, note: Callable[[str], None]) -> None:
         super().__init__(name=f"track-{tracker.name}", daemon=True)
-        self.tracker, self.memory, self.note = tracker, memory, note
-        self._mail: dict[str, News] = {}
-        self._close: Close | None = None
+        self.tracker, self.file, self.note = tracker, file, note
+        self._updates: dict[str, TrialUpdate] = {}
+        self._end: RunEnd | None = None
         self._changed = threading.Condition()
 
-    def tell(self, news: News) -> None:
+    def submit(self, update: TrialUpdate) -> None:
         """Put the newest state of a trial in place of the one before."""
         with self._changed:
-            self._mail[news.record.trial] = news
+            self._updates[update.record.trial] = update
             self._changed.notify()
 
-    def end(self, close: Close) -> None:
+    def end(self, end: RunEnd) -> None:
         """Nothing more will come."""
         with self._changed:
-            self._close = close
+            self._end = end
             self._changed.notify()
 
     @property
-    def has_mail(self) -> bool:
-        return bool(self._mail)
+    def has_updates(self) -> bool:
+        """Whether there is something that is not logged yet."""
+        return bool(self._updates)
 
     def run(self) -> None:
+        """Log until the run has ended, or the tracker fails."""
         try:
             self.tracker.open()
-            self.memory.keep(self.tracker, now=True)
-            while self._work():
+            self.file.save(self.tracker, at_once=True)
+            while self._log_updates():
                 pass
-        except (
-            Exception
-        ) as error:  # of any kind, by library and by what is wrong with the disk or the network
-            why = "no space is left to write to" if is_disk_full(error) else describe_error(error)
+        # Each library raises errors of its own kind, and so do disk and network.
+        except Exception as error:
+            reason = describe_error(error)
+            if is_disk_full(error):
+                reason = "no space is left to write to"
             self.note(
-                f"tracking {self.tracker.name}: {why}; nothing more is logged there, the run "
+                f"tracking {self.tracker.name}: {reason}; nothing more is logged there, the run "
                 "goes on"
             )
 
-    def _work(self) -> bool:
-        """Log what has come; whether more may."""
+    def _log_updates(self) -> bool:
+        """Wait for updates and log them; returns whether more may come."""
         with self._changed:
-            self._changed.wait_for(lambda: self._mail or self._close)
-            mail, self._mail = self._mail, {}
-            close = self._close
+            self._changed.wait_for(lambda: self._updates or self._end)
+            updates = self._updates
+            self._updates = {}
+            end = self._end
         try:
-            for news in mail.values():
-                known = self.tracker.remembers["trials"].get(news.record.trial)
-                if known is None or not known["ended"]:
-                    self.tracker.trial(news)
-            if close is not None:
-                self.tracker.close(close)
+            for update in updates.values():
+                logged = self.tracker.state["trials"].get(update.record.trial)
+                if logged is None or not logged["ended"]:
+                    self.tracker.trial(update)
+            if end is not None:
+                self.tracker.close(end)
         finally:
-            self.memory.keep(self.tracker, now=close is not None)
-        return close is None
+            # Also what was logged before a failure: a resumed run must not log it twice.
+            self.file.save(self.tracker, at_once=end is not None)
+        return end is None
 
 
 class Tracking:
-    """All trackers of a run, as the driver sees them; a context that closes them as the run
-    ends.
-    """
+    """All trackers of a run, as the driver sees them; a context that closes them at its end."""
 
     def __init__(self, job: Job, run: Run, note: Callable[[str], None], scratch: Path) -> None:
         self.job, self.run, self.note = job, run, note
         self.results: ResultsDocument | None = None
-        self.heard: dict[str, dict[int, float]] = {}
-        self.begun = False
-        self.threads = self._threads(_trackers_of(job, run, scratch))
-        for (
-            record
-        ) in run.known.values():  # what an earlier part of the run could not log is logged now
-            self._tell(record)
+        self._epoch_times: dict[str, dict[int, float]] = {}
+        self._has_begun = False
+        self.threads = self._make_threads(_wanted_trackers(job, run, scratch))
+        # What an earlier part of the run could not log is logged now.
+        for record in run.known.values():
+            self._submit(record)
 
-    def _threads(self, trackers: list[Tracker]) -> list[TrackerThread]:
-        """A thread a tracker, none where it is not known what was logged already: that would be
-        logged twice.
-        """
+    def _make_threads(self, trackers: list[Tracker]) -> list[TrackerThread]:
+        """A thread a tracker; none where it is not known what was logged already."""
         if not trackers:
             return []
         try:
-            memory = Memory.of(self.run.folder)
-        except (OSError, ValueError) as error:
+            file = TrackingFile.read(self.run.folder)
+        except (OSError, ValueError) as error:  # without it all would be logged twice
             self.note(
-                f"tracking: {self.run.folder / MEMORY} cannot be read ({error}); nothing is "
-                "logged, the run goes "
-                "on. Without that file all is logged anew"
+                f"tracking: {self.run.folder / STATE_FILE} cannot be read ({error}); nothing is "
+                "logged, the run goes on. Without that file all is logged anew"
             )
             return []
         for tracker in trackers:
-            tracker.remembers |= memory.known.get(tracker.name, {})
-        return [TrackerThread(tracker, memory, self.note) for tracker in trackers]
+            stored = file.states.get(tracker.name)
+            if stored is not None:
+                tracker.state.update(stored)
+        return [TrackerThread(tracker, file, self.note) for tracker in trackers]
 
     def trial(self, record: TrialRecord, kind: str, at: float) -> None:
         """Something happened to a trial at `at` (seconds of the epoch).
@@ -177,55 +176,54 @@ class Tracking:
         if not self.threads or kind in ("proposed", "started"):
             return
         if kind == "epoch":
-            self.heard.setdefault(record.trial, {}).setdefault(record.history[-1]["epoch"], at)
+            times = self._epoch_times.setdefault(record.trial, {})
+            # An epoch that is trained again after a crash was logged with its first time.
+            times.setdefault(record.history[-1]["epoch"], at)
         if kind != "progress":
-            self._tell(record)
+            self._submit(record)
         self._begin()
 
-    def delivered(self, results: ResultsDocument) -> None:
+    def set_results(self, results: ResultsDocument) -> None:
         """The run has its model: what results.json holds."""
         self.results = results
 
     def __enter__(self) -> Tracking:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
-        stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))
-        if stopped:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        ending: Ending = "finished" if kind is None else "failed"
+        if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
             interrupts.acknowledge()
-        self._finish(Close("killed" if stopped else "failed" if kind else "finished", self.results))
+            ending = "killed"
+        self._finish(RunEnd(ending, self.results))
 
-    def _tell(self, record: TrialRecord) -> None:
+    def _submit(self, record: TrialRecord) -> None:
         # The history of a record is replaced at every epoch and never changed, so a shallow copy is
         # one of a moment.
+        times = self._epoch_times.get(record.trial, {})
         for thread in self.threads:
-            thread.tell(News(replace(record), self.heard.get(record.trial, {})))
+            thread.submit(TrialUpdate(replace(record), times))
 
     def _begin(self) -> None:
-        if not self.begun:
-            self.begun = True
+        if not self._has_begun:
+            self._has_begun = True
             for thread in self.threads:
                 thread.start()
 
-    def _finish(self, close: Close) -> None:
-        """Wait for all trackers, but not without end; one that nothing has come for has nothing to
-        close.
-        """
-        if not self.begun and not (
-            close.results and any(thread.has_mail for thread in self.threads)
-        ):
-            return
+    def _finish(self, end: RunEnd) -> None:
+        """Wait for all trackers, but not without end."""
+        has_updates = any(thread.has_updates for thread in self.threads)
+        if not self._has_begun and not (end.results and has_updates):
+            return  # nothing was logged, so there is nothing to close
         self._begin()
         for thread in self.threads:
-            thread.end(close)
-        takes_model = close.results is not None and (
-            self.job.tracking.mlflow or self.job.tracking.wandb
-        )
-        limit = (
-            STOP_SECONDS
-            if close.ending == "killed"
-            else FLUSH_SECONDS + (MODEL_SECONDS if takes_model else 0)
-        )
+            thread.end(end)
+        limit = self._seconds_to_finish(end)
         deadline = time.monotonic() + limit
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -235,18 +233,27 @@ class Tracking:
                     "seconds"
                 )
 
+    def _seconds_to_finish(self, end: RunEnd) -> float:
+        if end.ending == "killed":
+            return STOP_SECONDS
+        takes_model = self.job.tracking.mlflow or self.job.tracking.wandb
+        if end.results is not None and takes_model:
+            return FLUSH_SECONDS + MODEL_SECONDS
+        return FLUSH_SECONDS
 
-def _trackers_of(job: Job, run: Run, scratch: Path) -> list[Tracker]:
-    wanted, found = job.tracking, list[Tracker]()
-    if wanted.tensorboard:
+
+def _wanted_trackers(job: Job, run: Run, scratch: Path) -> list[Tracker]:
+    # Imported where they are wanted: each library takes a second or more.
+    found: list[Tracker] = []
+    if job.tracking.tensorboard:
         from raysft.tracking.tensorboard import TensorBoard
 
         found.append(TensorBoard(job, run.folder, scratch))
-    if wanted.mlflow:
+    if job.tracking.mlflow:
         from raysft.tracking.mlflow import Mlflow
 
         found.append(Mlflow(job, run.folder, run.metric))
-    if wanted.wandb:
+    if job.tracking.wandb:
         from raysft.tracking.wandb import Wandb
 
         found.append(Wandb(job, run.folder, scratch))

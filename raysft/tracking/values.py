@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from raysft.job import Job
 from raysft.job.space import job_key, trial_settings
+from raysft.records.documents import EpochMetrics
 from raysft.records.trial import TrialRecord
 
+Parameter = bool | int | float | str
+"""What every store takes as a parameter."""
 
-def metrics_of(epoch: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an epoch as trial.json has them, with images a second and the share of waiting
-    for data.
-    """
-    found = {
-        key: float(value)
-        for key, value in epoch.items()
-        if key != "epoch" and isinstance(value, (int, float))
-    }
+
+def epoch_numbers(epoch: EpochMetrics) -> dict[str, float]:
+    """The numbers of an epoch as trial.json has them, with images a second and waiting for data."""
+    found: dict[str, float] = {}
+    for key, value in epoch.items():
+        if key != "epoch" and isinstance(value, (int, float)):  # which is the step of all others
+            found[key] = float(value)
     busy = found.get("train_seconds")
     if busy:
         found["images_per_second"] = epoch["images"] / busy
@@ -27,33 +27,31 @@ def metrics_of(epoch: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def parameters_of(job: Job, record: TrialRecord) -> dict[str, Any]:
-    """Network and recipe of a trial under the dotted keys of the job file: what was searched and
-    all the rest.
-    """
+def all_parameters(job: Job, record: TrialRecord) -> dict[str, Parameter]:
+    """Network and recipe of a trial under the dotted keys of the job file."""
     try:
-        recipe = trial_settings(job, record.config)
+        settings = trial_settings(job, record.config)
     except ValueError:  # a configuration that no trial can have
-        return searched_of(job, record)
-    return flattened({"model": recipe.model.model_dump(), "train": recipe.train.model_dump()})
+        return searched_parameters(job, record)
+    return flatten({"model": settings.model.model_dump(), "train": settings.train.model_dump()})
 
 
-def searched_of(job: Job, record: TrialRecord) -> dict[str, Any]:
-    """What sets a trial apart from the others: its configuration; without a search the whole
-    recipe.
-    """
+def searched_parameters(job: Job, record: TrialRecord) -> dict[str, Parameter]:
+    """What sets a trial apart from the others; without a search all of its parameters."""
     if job.search is None:
-        return parameters_of(job, record)
-    return flattened({job_key(key): value for key, value in record.config.items()})
+        return all_parameters(job, record)
+    return flatten({job_key(key): value for key, value in record.config.items()})
 
 
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, Parameter]:
     """The values of a tree by dotted keys, lists as JSON, without those that are not set."""
-    found: dict[str, Any] = {}
+    found: dict[str, Parameter] = {}
     for key, value in tree.items():
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= flattened(value, f"{prefix}{key}.")
-        elif value is not None:
-            plain = isinstance(value, (bool, int, float, str))
-            found[f"{prefix}{key}"] = value if plain else json.dumps(value, default=str)
+            found |= flatten(value, f"{name}.")
+        elif isinstance(value, (bool, int, float, str)):
+            found[name] = value
+        elif value is not None:  # stores have no lists, and some refuse an empty value
+            found[name] = json.dumps(value, default=str)
     return found

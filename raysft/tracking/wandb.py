@@ -8,14 +8,19 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from raysft.job import Job
+from raysft.records.documents import BestDocument
 from raysft.records.trial import TrialRecord
 from raysft.storage import StoragePath, put_file
-from raysft.tracking.artifacts import delivered
-from raysft.tracking.tracker import Close, News
-from raysft.tracking.values import flattened, metrics_of, parameters_of
+from raysft.tracking.artifacts import delivered_files
+from raysft.tracking.tracker import LoggedTrial, RunEnd, TrackerState, TrialUpdate
+from raysft.tracking.values import Parameter, all_parameters, epoch_numbers, flatten
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
 
 FOLDER = "wandb"
 INTERRUPTED = 130  # exit code of a run that was stopped
@@ -30,42 +35,50 @@ class Wandb:
         self.job, self.folder = job, folder
         self.local = folder if isinstance(folder, Path) else scratch
         self.mode = job.tracking.wandb_mode or os.environ.get("WANDB_MODE", "online")
-        self.remembers: dict[str, Any] = {"trials": {}}
-        self._runs: dict[str, Any] = {}
+        self.state: TrackerState = {"trials": {}}
+        self._runs: dict[str, Run] = {}
         self._put: dict[Path, int] = {}
+        self._module: ModuleType | None = None
 
     def open(self) -> None:
+        """Import the library."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        self._wandb = wandb
+        self._module = wandb
 
-    def trial(self, news: News) -> None:
-        record = news.record
-        known = self.remembers["trials"].get(record.trial)
-        if known is None:
-            known = self.remembers["trials"][record.trial] = {
-                "run": self._id(record.trial),
-                "epochs": 0,
-                "ended": False,
-            }
-        run = self._runs.get(record.trial) or self._begin(record, known)
+    @property
+    def _wandb(self) -> ModuleType:
+        assert self._module is not None
+        return self._module
+
+    def trial(self, update: TrialUpdate) -> None:
+        """Log the epochs that are new, and the end."""
+        record = update.record
+        logged = self.state["trials"].get(record.trial)
+        if logged is None:
+            logged = {"run": self._id(record.trial), "epochs": 0, "ended": False}
+            self.state["trials"][record.trial] = logged
+        run = self._runs.get(record.trial) or self._begin(record, logged)
         for epoch in record.history:
-            if epoch["epoch"] > known["epochs"]:
-                run.log(metrics_of(epoch), step=epoch["epoch"])
-                known["epochs"] = epoch["epoch"]
-        if record.ended:
-            run.summary.update(
-                {"status": record.status} | ({"error": record.error} if record.error else {})
-            )
-            self._end(record.trial, 0 if record.status in ("finished", "stopped") else 1)
-            known["ended"] = True
+            if epoch["epoch"] > logged["epochs"]:
+                run.log(epoch_numbers(epoch), step=epoch["epoch"])
+                logged["epochs"] = epoch["epoch"]
+        if not record.ended:
+            return
+        outcome = {"status": record.status}
+        if record.error:
+            outcome["error"] = record.error
+        run.summary.update(outcome)
+        self._end(record.trial, 0 if record.status in ("finished", "stopped") else 1)
+        logged["ended"] = True
 
-    def close(self, close: Close) -> None:
+    def close(self, end: RunEnd) -> None:
+        """Log the results, and close the runs that are still open."""
         for trial in list(self._runs):
-            self._end(trial, INTERRUPTED if close.ending == "killed" else 1)
-        if close.results is not None and close.results["best"] is not None:
-            self._deliver(close.results["best"])
+            self._end(trial, INTERRUPTED if end.ending == "killed" else 1)
+        if end.results is not None and end.results["best"] is not None:
+            self._deliver(end.results["best"])
         self._copy()
         # its helper process ends here: the process of a run may end without a farewell
         self._wandb.teardown()
@@ -76,20 +89,20 @@ class Wandb:
         """A name that the project has not seen, and that can be recognised."""
         return f"{self.folder.name}-{trial}-{uuid.uuid4().hex[:8]}"[-128:]
 
-    def _begin(self, record: TrialRecord, known: dict[str, Any]) -> Any:
-        config = parameters_of(self.job, record) | {
+    def _begin(self, record: TrialRecord, logged: LoggedTrial) -> Run:
+        config = all_parameters(self.job, record) | {
             "run": self.folder.name,
             "trial": record.trial,
             "seed": self.job.seed,
         }
-        run = self._start(known["run"], record.trial, "trial", config)
-        known["epochs"] = max(
-            known["epochs"], run.step - 1
-        )  # a run taken up online knows what it has
+        run = self._start(logged["run"], record.trial, "trial", config)
+        # A run that is resumed online knows what it has: more than tracking.json where the last
+        # part of the run died.
+        logged["epochs"] = max(logged["epochs"], run.step - 1)
         self._runs[record.trial] = run
         return run
 
-    def _start(self, number: str, name: str, kind: str, config: Mapping[str, Any]) -> Any:
+    def _start(self, number: str, name: str, kind: str, config: Mapping[str, Parameter]) -> Run:
         quiet = self._wandb.Settings(
             silent=True,
             console="off",
@@ -98,7 +111,7 @@ class Wandb:
             x_disable_stats=True,
             stop_fn=_nothing,
         )
-        return self._wandb.init(
+        run: Run = self._wandb.init(
             project=self.job.tracking.wandb,
             group=self.folder.name,
             id=number,
@@ -108,22 +121,22 @@ class Wandb:
             dir=str(self.local),
             reinit="create_new",
             settings=quiet,
-            mode=self.mode,  # type: ignore[arg-type]  # what the environment says, for W&B to judge
+            mode=self.mode,  # what the environment says, for W&B to judge
             resume="allow" if self.mode == "online" else None,
         )
+        return run
 
     def _end(self, trial: str, code: int) -> None:
         self._runs.pop(trial).finish(exit_code=code)
         self._copy()
 
-    def _deliver(self, best: Mapping[str, Any]) -> None:
+    def _deliver(self, best: BestDocument) -> None:
         """Scores, model and report of a run, as a run of their own beside its trials."""
-        known = self.remembers.setdefault("result", {"run": self._id("result")})
-        run = self._start(known["run"], "result", "result", flattened(self.job.model_dump()))
-        run.summary.update(
-            {"best_trial": best["trial"]} | {k: v for k, v in best.items() if isinstance(v, float)}
-        )
-        with delivered(self.folder) as (model, report):
+        logged = self.state.setdefault("result", {"run": self._id("result")})
+        run = self._start(logged["run"], "result", "result", flatten(self.job.model_dump()))
+        scores = {key: value for key, value in best.items() if isinstance(value, float)}
+        run.summary.update({"best_trial": best["trial"], **scores})
+        with delivered_files(self.folder) as (model, report):
             artifact = self._wandb.Artifact(f"{self.folder.name}-model", type="model")
             artifact.add_dir(str(model))
             if report is not None:
@@ -136,13 +149,12 @@ class Wandb:
         if isinstance(self.folder, Path) or self.mode != "offline":
             return
         for file in (self.local / FOLDER).rglob("*"):
-            if (
-                file.is_file()
-                and not file.is_symlink()
-                and self._put.get(file) != file.stat().st_size
-            ):
+            if file.is_symlink() or not file.is_file():  # links name the latest run once more
+                continue
+            size = file.stat().st_size
+            if self._put.get(file) != size:
                 put_file(file, self.folder / str(file.relative_to(self.local)))
-                self._put[file] = file.stat().st_size
+                self._put[file] = size
 
 
 def _nothing() -> None:

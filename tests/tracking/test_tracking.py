@@ -20,8 +20,9 @@ from raysft.records.trial import TrialRecord
 from raysft.run.preflight import check_tracking, outline_of
 from raysft.storage import read_json, write_json
 from raysft.tracking import Tracking
-from raysft.tracking.trackers import Memory, TrackerThread
-from raysft.tracking.values import flattened
+from raysft.tracking.tracker import TrackerState
+from raysft.tracking.trackers import TrackerThread, TrackingFile
+from raysft.tracking.values import flatten
 
 SEARCH = {
     "space": {
@@ -93,7 +94,7 @@ class Tracked:
                     between()
                 tracking.trial(told, told.status if told.ended else "epoch", 1000.0 + number)
             if results is not None:
-                tracking.delivered(results)
+                tracking.set_results(results)
             if ends is not None:
                 raise ends
 
@@ -394,17 +395,17 @@ class Stuck:
     name = "stuck"
 
     def __init__(self) -> None:
-        self.remembers: dict = {"trials": {}}
+        self.state: TrackerState = {"trials": {}}
         self.asked, self.answer = threading.Event(), threading.Event()
 
     def open(self) -> None:
         self.asked.set()
         self.answer.wait(60)
 
-    def trial(self, news) -> None:
+    def trial(self, update) -> None:
         raise AssertionError
 
-    def close(self, close) -> None:
+    def close(self, end) -> None:
         raise AssertionError
 
 
@@ -414,12 +415,12 @@ def test_a_server_that_does_not_answer_holds_nothing_up_for_long(tmp_path, monke
     began = time.monotonic()
     with Tracking(run.job, run.run, run.notes.append, run.scratch) as tracking:
         tracking.threads.append(
-            thread := TrackerThread(stuck, Memory(run.run.folder), run.notes.append)
+            thread := TrackerThread(stuck, TrackingFile(run.run.folder), run.notes.append)
         )
         for number in range(1, 1000):
             tracking.trial(record("t0", number % 7), "epoch", 1.0) if number % 7 else None
         assert stuck.asked.wait(10)
-        assert len(thread._mail) == 1  # the newest state of the trial, not a thousand
+        assert len(thread._updates) == 1  # the newest state of the trial, not a thousand
     assert time.monotonic() - began < 10
     assert run.notes == ["tracking stuck: did not take everything within 0.3 seconds"]
     stuck.answer.set()
@@ -578,7 +579,7 @@ def test_wandb_online_needs_a_key(tmp_path, monkeypatch):
 
 
 def test_a_tree_is_flat_without_what_is_not_set():
-    assert flattened({"a": {"b": 1, "c": None, "d": {"e.f": True}}, "g": [1, "x"]}) == {
+    assert flatten({"a": {"b": 1, "c": None, "d": {"e.f": True}}, "g": [1, "x"]}) == {
         "a.b": 1,
         "a.d.e.f": True,
         "g": '[1, "x"]',
