@@ -28,35 +28,32 @@ def training_doubts(
     images = sum(class_rows)
     if not epochs or not images:
         return []
-    right = round(
-        max((epoch["val_accuracy"] for epoch in epochs if _known(epoch["val_accuracy"])), default=0)
-        * images
-    )
+    # A loss that diverged leaves metrics that are no numbers.
+    right = round(_highest(epochs, "val_accuracy") * images)
+    balanced = _highest(epochs, "val_balanced_accuracy")
+    most_frequent = max(class_rows)
     found = []
-    balanced = max(
-        (
-            epoch["val_balanced_accuracy"]
-            for epoch in epochs
-            if _known(epoch.get("val_balanced_accuracy"))
-        ),
-        default=0.0,
-    )
-    if at_chance(right, max(class_rows), images, len(histories)) and not beats_chance(
-        balanced, class_rows
-    ):
+    # With class weights a model may be below the most frequent class and have learned a lot.
+    at_chance_level = at_chance(right, most_frequent, images, len(histories))
+    if at_chance_level and not beats_chance(balanced, class_rows):
         found.append(
             f"nothing was learned as far as can be told: the best of all epochs has {right:,} of "
-            f"{images:,} "
-            "validation images right; to always answer the most frequent class gets "
-            f"{max(class_rows):,}"
-            f"{_flat(histories[0])}"
+            f"{images:,} validation images right; to always answer the most frequent class gets "
+            f"{most_frequent:,}{_flat(histories[0])}"
         )
     # Where all images are right there is nothing left to tell trials apart by.
-    if right < images and (same := _same(histories, metric)) is not None:
+    same = _same(histories, metric)
+    if right < images and same is not None:
         found.append(
             f"{metric} is {same:.4f} in all {len(histories):,} trials: it does not tell them apart"
         )
     return found
+
+
+def _highest(epochs: Sequence[EpochMetrics], metric: str) -> float:
+    """The highest value of a metric; 0 where no epoch has it."""
+    values = [metric_value(epoch, metric) for epoch in epochs if epoch.get(metric) is not None]
+    return max(filter(math.isfinite, values), default=0.0)
 
 
 def score_doubts(scores: HeldOutScores, class_rows: Sequence[int]) -> list[str]:
@@ -87,7 +84,9 @@ def beats_chance(balanced: float, class_rows: Sequence[int]) -> bool:
     """
     seen = [rows for rows in class_rows if rows]
     chance = 1 / len(seen)
-    error = math.sqrt(sum(chance * (1 - chance) / rows for rows in seen)) / len(seen)
+    # Classes are counted apart, so that the variances of their recalls add up.
+    variance = sum(chance * (1 - chance) / rows for rows in seen)
+    error = math.sqrt(variance) / len(seen)
     return balanced > chance + 3 * error
 
 
@@ -108,7 +107,10 @@ def at_chance(right: int, most_frequent: int, images: int, tries: int = 1) -> bo
         return False
     if right <= most_frequent:
         return True
-    share, level = most_frequent / images, SURE / max(1, tries)
+    share = most_frequent / images
+    # The best of many trials is lucky more often: each may be so only in its part of all cases.
+    level = SURE / max(1, tries)
+    # Not even all images right would be rare enough: there is no evidence either way.
     if share**images > level:
         return False
     return binomial_tail(right, images, share) > level
@@ -118,6 +120,7 @@ def binomial_tail(right: int, images: int, share: float) -> float:
     """The probability of at least `right` of `images`, above the mean, each with probability 0 <
     `share` < 1.
     """
+    # By logarithms: factorials of some hundred images are beyond any float.
     term = math.exp(
         math.lgamma(images + 1)
         - math.lgamma(right + 1)
@@ -126,9 +129,8 @@ def binomial_tail(right: int, images: int, share: float) -> float:
         + (images - right) * math.log1p(-share)
     )
     total = 0.0
-    for count in range(
-        right, images + 1
-    ):  # above the mean each term is smaller than the one before
+    # Above the mean each term is smaller than the one before: the rest soon adds nothing.
+    for count in range(right, images + 1):
         total += term
         if term < 1e-12 * total:
             break

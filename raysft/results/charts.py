@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from raysft.job.metrics import metric_mode
 from raysft.records.trial import metric_value
@@ -103,23 +103,27 @@ def curve_charts(figures: Figures) -> dict[str, Spec]:
     return {name: curves(values, key) for name, key in names.items()} if values else {}
 
 
-def epoch_values(figures: Figures) -> list[dict[str, Any]]:
+def epoch_values(figures: Figures) -> list[Spec]:
     """What curves show of each epoch, once for all of them; `best` is there in those of the best
     trial alone.
     """
     keys = dict.fromkeys([figures["metric"], "val_loss", "train_loss"])
     shown = trials_with_curves(figures["trials"])
-    return [
-        {
-            "trial": trial["trial"],
-            "optimizer": trial["optimizer"],
-            "epoch": epoch["epoch"],
-            **{key: _rounded(metric_value(epoch, key)) for key in keys},
-            **({"best": True} if trial is shown[0] else {}),
-        }
-        for trial in shown
-        for epoch in trial["history"]
-    ]
+    values: list[Spec] = []
+    for trial in shown:
+        for epoch in trial["history"]:
+            value: Spec = {
+                "trial": trial["trial"],
+                "optimizer": trial["optimizer"],
+                "epoch": epoch["epoch"],
+            }
+            for key in keys:
+                value[key] = _rounded(metric_value(epoch, key))
+            # Only where it is true: false would be written thousands of times.
+            if trial is shown[0]:
+                value["best"] = True
+            values.append(value)
+    return values
 
 
 def trials_with_curves(trials: Sequence[TrialFigures]) -> list[TrialFigures]:
@@ -133,11 +137,12 @@ def trials_with_curves(trials: Sequence[TrialFigures]) -> list[TrialFigures]:
     return shown
 
 
-def curves(values: Sequence[dict[str, Any]], key: str) -> Spec:
+def curves(values: Sequence[Spec], key: str) -> Spec:
     """One value of every epoch of some trials, the best of which is drawn thicker."""
     title = metric_text(key, short=False)
-    scale, axis = _scale([value[key] for value in values])
+    scale, axis = _scale([metric_value(value, key) for value in values])
     several = len({value["trial"] for value in values})
+    # Many curves lie over each other: the more there are, the fainter each, but never unseen.
     opacity = min(0.55, max(0.12, 8 / several))
     lines: list[Spec] = [
         {
@@ -190,9 +195,8 @@ def _scale(values: Sequence[float]) -> tuple[Spec, Spec]:
     """(scale, axis) of values, logarithmic where they differ by more than a factor of 20."""
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_RATIO:
-        ticks = log_ticks(
-            low, high
-        )  # Vega would leave every other one out where there are more than tickCount
+        ticks = log_ticks(low, high)
+        # Vega would leave every other one out where there are more than tickCount.
         return {"type": "log", "nice": False, "padding": 6}, {
             "values": ticks,
             "tickCount": len(ticks),
@@ -206,65 +210,83 @@ def log_ticks(low: float, high: float) -> list[float]:
     are few.
     """
     steps = (1, 2, 5) if high / low < 300 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
-    return [tick for tick in ticks if low <= tick <= high]
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    ticks = []
+    for power in range(first, last + 1):
+        for step in steps:
+            # Read from text, so that it is the float nearest to what the axis shows.
+            tick = float(f"{step}e{power}")
+            if low <= tick <= high:
+                ticks.append(tick)
+    return ticks
 
 
 # --- the search --------------------------------------------------------------------------------
 
 
-def scored_trials(figures: Figures) -> list[dict[str, Any]]:
-    """What charts of a search show of each trial with an epoch, the best of them, in the order of
-    the leaderboard.
-    """
-    numbers = {
-        name: i for i, name in enumerate(sorted(trial["trial"] for trial in figures["trials"]), 1)
-    }
-    return [
-        {
-            "trial": trial["trial"],
-            "number": numbers[trial["trial"]],
-            "optimizer": trial["optimizer"],
-            "lr": trial["lr"],
-            "value": _rounded(metric_value(trial, figures["metric"])),
-            "epochs": trial["epochs"],
-            "ended": ENDS.get(trial["status"], trial["status"]),
-            "best": i == 0,
-        }
-        for i, trial in enumerate(
-            [trial for trial in figures["trials"] if trial["history"]][:MOST_TRIALS]
+class TrialPoint(TypedDict):
+    """What charts of a search show of a trial."""
+
+    trial: str
+    number: int
+    """1 for the first that was proposed."""
+    optimizer: str
+    lr: float
+    value: float
+    epochs: int
+    ended: str
+    best: bool
+
+
+def scored_trials(figures: Figures) -> list[TrialPoint]:
+    """The trials with an epoch, as many as charts have room for, the best first."""
+    names = sorted(trial["trial"] for trial in figures["trials"])
+    numbers = {name: number for number, name in enumerate(names, 1)}
+    scored = [trial for trial in figures["trials"] if trial["history"]]
+    points: list[TrialPoint] = []
+    for trial in scored[:MOST_TRIALS]:
+        points.append(
+            {
+                "trial": trial["trial"],
+                "number": numbers[trial["trial"]],
+                "optimizer": trial["optimizer"],
+                "lr": trial["lr"],
+                "value": _rounded(metric_value(trial, figures["metric"])),
+                "epochs": trial["epochs"],
+                "ended": ENDS.get(trial["status"], trial["status"]),
+                "best": trial is scored[0],
+            }
         )
-    ]
+    return points
 
 
-def rates(values: list[dict[str, Any]], metric: str) -> Spec:
+def rates(values: list[TrialPoint], metric: str) -> Spec:
     """The metric of each trial over its learning rate."""
     title = metric_text(metric, short=False)
-    ends = [end for end in ENDS.values() if any(value["ended"] == end for value in values)]
-    shapes = dict(zip(ENDS.values(), ("circle", "triangle-down", "cross", "square"), strict=True))
-    shape: Spec = {
-        "field": "ended",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": ends, "range": [shapes[end] for end in ends]},
-        "legend": {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}
-        if len(ends) > 1
-        else None,
-    }
-    whole = {value["ended"] == ENDS["finished"] for value in values}
-    points = [
-        {
-            "transform": [
-                {"filter": f"(datum.ended === '{ENDS['finished']}') === {str(filled).lower()}"}
-            ],
-            "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2},
-            "encoding": dict[str, Any](shape=shape) | _by_optimizer(values),
-        }
-        for filled in sorted(whole, reverse=True)
-    ]
     low, high = min(value["lr"] for value in values), max(value["lr"] for value in values)
-    name = {
+    x: Spec = {
+        "field": "lr",
+        "type": "quantitative",
+        "title": "learning rate (log scale)",
+        "scale": {"type": "log", "nice": False, "padding": 16},
+        "axis": {"format": "~g", "grid": True, "values": log_ticks(low, high)},
+    }
+    y: Spec = {
+        "field": "value",
+        "type": "quantitative",
+        "title": title,
+        # Accuracies of a search lie close together: from zero on all would look the same.
+        "scale": {"zero": False, "padding": 12},
+    }
+    tooltip = [
+        _tip("trial"),
+        _tip("optimizer"),
+        _tip("lr", "learning rate", ".3~g"),
+        _tip("value", title, ".4f"),
+        _tip("epochs"),
+        _tip("ended", "trained"),
+    ]
+    name: Spec = {
         "transform": [{"filter": "datum.best"}],
         "encoding": {"text": {"field": "trial"}},
         "mark": {"type": "text", "dy": -13, "fontWeight": 600, "fontSize": 12},
@@ -273,43 +295,51 @@ def rates(values: list[dict[str, Any]], metric: str) -> Spec:
         f"{title} of each trial over its learning rate",
         values,
         {
-            "encoding": {
-                "x": {
-                    "field": "lr",
-                    "type": "quantitative",
-                    "title": "learning rate (log scale)",
-                    "scale": {"type": "log", "nice": False, "padding": 16},
-                    "axis": {"format": "~g", "grid": True, "values": log_ticks(low, high)},
-                },
-                "y": {
-                    "field": "value",
-                    "type": "quantitative",
-                    "title": title,
-                    "scale": {"zero": False, "padding": 12},
-                },
-                "tooltip": [
-                    _tip("trial"),
-                    _tip("optimizer"),
-                    _tip("lr", "learning rate", ".3~g"),
-                    _tip("value", title, ".4f"),
-                    _tip("epochs"),
-                    _tip("ended", "trained"),
-                ],
-            },
-            "layer": [*points, name],
+            "encoding": {"x": x, "y": y, "tooltip": tooltip},
+            "layer": [*_trial_points(values), name],
         },
         height=300,
     )
 
 
-def progress(values: list[dict[str, Any]], metric: str) -> Spec:
+def _trial_points(values: Sequence[TrialPoint]) -> list[Spec]:
+    """Layers of points, filled for trials that came to their end, hollow for the others."""
+    ends = [end for end in ENDS.values() if any(value["ended"] == end for value in values)]
+    # Shapes, and not colours, which say the optimizer.
+    shapes = dict(zip(ENDS.values(), ("circle", "triangle-down", "cross", "square"), strict=True))
+    legend = {"symbolFillColor": "transparent", "symbolStrokeColor": "var(--soft)"}
+    shape: Spec = {
+        "field": "ended",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": ends, "range": [shapes[end] for end in ends]},
+        # A legend of one shape would explain nothing.
+        "legend": legend if len(ends) > 1 else None,
+    }
+    finished = ENDS["finished"]
+    layers: list[Spec] = []
+    # `filled` holds for a whole layer: one for each of the two kinds that there are.
+    for filled in sorted({value["ended"] == finished for value in values}, reverse=True):
+        is_shown = f"(datum.ended === '{finished}') === {str(filled).lower()}"
+        layers.append(
+            {
+                "transform": [{"filter": is_shown}],
+                "mark": {"type": "point", "filled": filled, "size": 90, "strokeWidth": 2},
+                "encoding": {"shape": shape, **_by_optimizer(values)},
+            }
+        )
+    return layers
+
+
+def progress(values: list[TrialPoint], metric: str) -> Spec:
     """The metric of the trials in the order they were proposed, and the best so far."""
     title = metric_text(metric, short=False)
-    best, line = None, []
     better = min if metric_mode(metric) == "min" else max
+    line: list[Spec] = []
+    best = None
     for value in sorted(values, key=lambda v: v["number"]):
         best = value["value"] if best is None else better(best, value["value"])
-        line.append(value | {"so_far": best})
+        line.append({**value, "so_far": best})
     x = {
         "field": "number",
         "type": "quantitative",
@@ -445,9 +475,9 @@ def _tip(field: str, title: str | None = None, format: str | None = None) -> Spe
     return tip if format is None else {**tip, "type": "quantitative", "format": format}
 
 
-def _by_optimizer(values: Iterable[dict[str, Any]]) -> Spec:
+def _by_optimizer(values: Iterable[Mapping[str, object]]) -> Spec:
     """A colour for each optimizer, where there are several."""
-    known = sorted({value["optimizer"] for value in values})
+    known = sorted({str(value["optimizer"]) for value in values})
     if len(known) < 2:
         return {}
     return {

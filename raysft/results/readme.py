@@ -1,16 +1,13 @@
-"""The model card: README.md of a delivered model, filled from what its run knows, for people and
-for model hubs.
-"""
+"""README.md of a delivered model, filled from what its run knows, for people and model hubs."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 import yaml
@@ -20,6 +17,7 @@ from raysft.job import Job
 from raysft.job.recipe import Augment, Schedule, Train
 from raysft.job.space import TrialSettings, trial_settings
 from raysft.records.documents import Confirmation, LoadedWeights, TrialRow
+from raysft.results import markdown
 from raysft.results.model import ModelCard
 from raysft.train.architecture import TIMM, foreign_module, is_torchvision, network_call
 
@@ -60,118 +58,108 @@ class ModelFacts:
     """What speaks against the result, as in results.json."""
 
 
-def model_readme(card: ModelCard, known: ModelFacts) -> str:
+def model_readme(card: ModelCard, facts: ModelFacts) -> str:
     """Front matter (YAML) and Markdown. A fact that is not known is left out."""
-    recipe = trial_settings(known.job, card.provenance["config"])
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(
-                _front_matter(card, known), sort_keys=False, allow_unicode=True
-            ).rstrip(),
-            "---",
-            "",
-            f"# {_text(card.architecture)} for {len(card.classes)} classes",
-            "",
-            *_summary(card, known, recipe),
-            "",
-            "## Use",
-            "",
-            *_use(card),
-            "",
-            "## Metrics",
-            "",
-            *_metrics(card, known),
-            "",
-            "## Data",
-            "",
-            *_data(card, known),
-            "",
-            "## Training",
-            "",
-            *_training(card, known, recipe),
-            "",
-            "## Limits",
-            "",
-            *_limits(card, known),
-            "",
-            "## Provenance",
-            "",
-            *_provenance(card),
-            "",
-        ]
-    )
+    recipe = trial_settings(facts.job, card.provenance["config"])
+    front_matter = yaml.safe_dump(_front_matter(card, facts), sort_keys=False, allow_unicode=True)
+    lines = ["---", front_matter.rstrip(), "---", ""]
+    lines += [f"# {markdown.text(card.architecture)} for {len(card.classes)} classes", ""]
+    lines += [*_summary(card, facts, recipe), ""]
+    sections = {
+        "Use": _use(card),
+        "Metrics": _metrics(card, facts),
+        "Data": _data(card, facts),
+        "Training": _training(card, facts, recipe),
+        "Limits": _limits(card, facts),
+        "Provenance": _provenance(card),
+    }
+    for title, content in sections.items():
+        lines += [f"## {title}", "", *content, ""]
+    return "\n".join(lines)
 
 
 # --- for hubs ----------------------------------------------------------------------------------
 
 
-def _front_matter(card: ModelCard, known: ModelFacts) -> dict[str, Any]:
+class HubMetric(TypedDict):
+    """A metric as the hub reads it."""
+
+    type: str
+    value: float
+    name: str
+
+
+def _front_matter(card: ModelCard, facts: ModelFacts) -> dict[str, object]:
     """Metadata as the Hugging Face hub reads it (its specification of model cards, `model-index`
     included).
     """
-    found = [
-        {"type": _HUB_METRICS.get(name, name), "value": value, "name": f"test {_words(name)}"}
-        for name, value in _scores(card, "test").items()
-    ]
-    source = known.job.data.source
-    library = (
-        ["timm"]
-        if card.architecture.startswith(TIMM)
-        else ["torchvision"]
-        if is_torchvision(card.architecture)
-        else []
-    )
-    tags = ["image-classification", "pytorch", *library, _plain(card.architecture)]
-    matter: dict[str, Any] = {
+    found: list[HubMetric] = []
+    for name, value in _scores(card, "test").items():
+        kind = _HUB_METRICS.get(name, name)
+        found.append({"type": kind, "value": value, "name": f"test {markdown.words(name)}"})
+    source = facts.job.data.source
+    matter: dict[str, object] = {
         "library_name": "raysft",
         "pipeline_tag": "image-classification",
-        "tags": tags,
+        "tags": _tags(card),
     }
+    # The hub links `datasets`: a name of ours would be a dead link.
     if source in _HUB_DATASETS:
         matter["datasets"] = [_HUB_DATASETS[source]]
+    # Two of our metrics may be the same one to the hub, which wants each once.
+    matter["metrics"] = list(dict.fromkeys(metric["type"] for metric in found))
     results = {
         "task": {"type": "image-classification", "name": "Image classification"},
         "dataset": {
-            "name": _plain(_data_name(known.job)),
+            "name": markdown.plain(_data_name(facts.job)),
             "type": _HUB_DATASETS.get(source, source),
             "split": "test",
         },
         "metrics": found,
     }
-    return matter | {
-        "metrics": list(dict.fromkeys(m["type"] for m in found)),
-        "model-index": [{"name": _plain(card.provenance["run"]), "results": [results]}],
-    }
+    run = markdown.plain(card.provenance["run"])
+    matter["model-index"] = [{"name": run, "results": [results]}]
+    return matter
+
+
+def _tags(card: ModelCard) -> list[str]:
+    tags = ["image-classification", "pytorch"]
+    if card.architecture.startswith(TIMM):
+        tags.append("timm")
+    elif is_torchvision(card.architecture):
+        tags.append("torchvision")
+    return [*tags, markdown.plain(card.architecture)]
 
 
 def _scores(card: ModelCard, split: str) -> dict[str, float]:
-    """The metrics on a split by their names; what is not a number says nothing."""
-    return {
-        key.removeprefix(f"{split}_"): value
-        for key, value in card.scores.items()
-        if key.startswith(f"{split}_") and math.isfinite(value)
-    }
+    """The metrics on a split by their names."""
+    found = {}
+    for key, value in card.scores.items():
+        # What is not a number says nothing, and neither YAML nor the hub reads it.
+        if key.startswith(f"{split}_") and math.isfinite(value):
+            found[key.removeprefix(f"{split}_")] = value
+    return found
 
 
 def _data_name(job: Job) -> str:
-    return _DATA_NAMES.get(job.data.source) or _last_part(job.data.path or job.data.source)
+    known = _DATA_NAMES.get(job.data.source)
+    if known is not None:
+        return known
+    return _last_part(job.data.path or job.data.source)
 
 
 # --- for people --------------------------------------------------------------------------------
 
 
-def _summary(card: ModelCard, known: ModelFacts, recipe: TrialSettings) -> list[str]:
-    started = (
-        "trained from scratch"
-        if recipe.model.weights == "none"
-        else "fine-tuned from pretrained weights"
-    )
+def _summary(card: ModelCard, facts: ModelFacts, recipe: TrialSettings) -> list[str]:
+    started = "fine-tuned from pretrained weights"
+    if recipe.model.weights == "none":
+        started = "trained from scratch"
+    network, data = markdown.code(card.architecture), markdown.text(_data_name(facts.job))
     return [
-        f"An image classifier, {_code(card.architecture)}, {started} on "
-        f"{_text(_data_name(known.job))} with "
-        f"raysft. It tells {len(card.classes)} classes apart; `model.json` names them in the "
-        "order of the outputs."
+        f"An image classifier, {network}, {started} on {data} with raysft. "
+        f"It tells {len(card.classes)} classes apart; `model.json` names them in the order of the "
+        "outputs."
     ]
 
 
@@ -180,13 +168,11 @@ def _use(card: ModelCard) -> list[str]:
     flag = "" if module is None else " --trust-code"
     lines = ["With raysft, in this folder:", "", f"    raysft predict{flag} . IMAGE..."]
     if module is not None:
+        maker, code = markdown.code(card.architecture), markdown.code(module)
         lines += [
             "",
-            f"The network is made by {_code(card.architecture)}. The module {_code(module)} is "
-            "not part of "
-            "this folder and has to be importable where the model is used; `--trust-code` says "
-            "that its code may "
-            "run.",
+            f"The network is made by {maker}. The module {code} is not part of this folder and has "
+            "to be importable where the model is used; `--trust-code` says that its code may run.",
         ]
     if is_torchvision(card.architecture):
         lines += [
@@ -202,24 +188,15 @@ def _use(card: ModelCard) -> list[str]:
     return lines
 
 
-def _of_pixels(how: Decoding) -> list[str]:
-    """What a program has to do to images that are not opaque RGB of 8 bits before it hands them
-    on.
-    """
-    behind = (
-        f"Transparent pixels go over {hex_colour(how.background)}. "
-        if how.background is not None
-        else ""
-    )
-    ranges = (
-        f"More than 8 bits have to be scaled first: {'; '.join(describe_ranges(how))}."
-        if how.ranges
-        else ""
-    )
-    return [
-        "This program is for opaque images in sRGB with 8 bits a channel. "
-        f"{behind}{ranges}".rstrip()
-    ]
+def _of_pixels(decoding: Decoding) -> list[str]:
+    """What a program must do first to images that are not opaque RGB of 8 bits."""
+    line = "This program is for opaque images in sRGB with 8 bits a channel. "
+    if decoding.background is not None:
+        line += f"Transparent pixels go over {hex_colour(decoding.background)}. "
+    if decoding.ranges:
+        ranges = "; ".join(describe_ranges(decoding))
+        line += f"More than 8 bits have to be scaled first: {ranges}."
+    return [line.rstrip()]
 
 
 def _snippet(card: ModelCard) -> list[str]:
@@ -264,49 +241,51 @@ def _snippet(card: ModelCard) -> list[str]:
     ]
 
 
-def _metrics(card: ModelCard, known: ModelFacts) -> list[str]:
+def _metrics(card: ModelCard, facts: ModelFacts) -> list[str]:
     val, test = _scores(card, "val"), _scores(card, "test")
-    rows = [
-        (_words(name), *(f"{found[name]:.4f}" if name in found else "" for found in (val, test)))
-        for name in dict.fromkeys([*val, *test])
-    ]
-    return [
-        *_table(("metric", "validation", "test"), rows),
+    rows = []
+    for name in dict.fromkeys([*val, *test]):
+        cells = [f"{scores[name]:.4f}" if name in scores else "" for scores in (val, test)]
+        rows.append((markdown.words(name), *cells))
+    lines = markdown.table(("metric", "validation", "test"), rows)
+    lines += [
         "",
-        f"`{known.metric}` on the validation images picked the model; the test images were "
+        f"`{facts.metric}` on the validation images picked the model; the test images were "
         "scored once.",
-        *(line for doubt in known.doubts for line in ("", f"**Doubtful: {_text(doubt)}.**")),
     ]
+    # A doubt belongs where the figures are read, and not among limits that every model has.
+    for doubt in facts.doubts:
+        lines += ["", f"**Doubtful: {markdown.text(doubt)}.**"]
+    return lines
 
 
-def _data(card: ModelCard, known: ModelFacts) -> list[str]:
+def _data(card: ModelCard, facts: ModelFacts) -> list[str]:
     splits = [
-        (name, f"{known.rows[key]:,}")
+        (name, f"{facts.rows[key]:,}")
         for key, name in (("train", "training"), ("val", "validation"), ("test", "test"))
-        if key in known.rows
+        if key in facts.rows
     ]
     lines = [
-        f"{_text(_data_name(known.job))} (source: {known.job.data.source}).",
+        f"{markdown.text(_data_name(facts.job))} (source: {facts.job.data.source}).",
         "",
-        *_table(("split", "images"), splits),
+        *markdown.table(("split", "images"), splits),
         "",
     ]
-    if known.skipped:
-        lines += [f"{known.skipped:,} unreadable images were left out.", ""]
-    if known.notes:
-        lines += [*(f"- {_text(note)}" for note in known.notes), ""]
+    if facts.skipped:
+        lines += [f"{facts.skipped:,} unreadable images were left out.", ""]
+    if facts.notes:
+        lines += [*(f"- {markdown.text(note)}" for note in facts.notes), ""]
     size = f"{card.height} × {card.width}"
+    mean, std = markdown.numbers(card.mean), markdown.numbers(card.std)
     lines += [
         f"Images are scaled to cover {size} pixels (height × width) and cropped around their "
-        "centre, "
-        f"normalised with mean {_numbers(card.mean)} and standard deviation {_numbers(card.std)} "
-        "of values from "
-        f"0 to 1{_seen(card)}.",
+        f"centre, normalised with mean {mean} and standard deviation {std} of values from 0 to 1"
+        f"{_seen(card)}.",
         "",
     ]
-    shown = list(zip(card.classes, known.class_rows, strict=True))[:CLASSES_SHOWN]
-    lines += _table(
-        ("class", "training images"), [(_text(name), f"{rows:,}") for name, rows in shown]
+    shown = list(zip(card.classes, facts.class_rows, strict=True))[:CLASSES_SHOWN]
+    lines += markdown.table(
+        ("class", "training images"), [(markdown.text(name), f"{rows:,}") for name, rows in shown]
     )
     if len(card.classes) > CLASSES_SHOWN:
         lines += ["", f"{len(card.classes) - CLASSES_SHOWN:,} more classes are in `model.json`."]
@@ -314,17 +293,19 @@ def _data(card: ModelCard, known: ModelFacts) -> list[str]:
 
 
 def _seen(card: ModelCard) -> str:
-    if card.image_size is None or (card.image_size, card.image_size) == (card.height, card.width):
+    side = card.image_size
+    # Images that are decoded at the network's size are not resized once more.
+    if side is None or (side, side) == (card.height, card.width):
         return ""
-    return f", then resized to {card.image_size} × {card.image_size} ({card.interpolation})"
+    return f", then resized to {side} × {side} ({card.interpolation})"
 
 
-def _training(card: ModelCard, known: ModelFacts, recipe: TrialSettings) -> list[str]:
-    train, given = recipe.train, known.job.resources
+def _training(card: ModelCard, facts: ModelFacts, recipe: TrialSettings) -> list[str]:
+    train, given = recipe.train, facts.job.resources
     least = f"{given.least_workers} to " if given.elastic else ""
     lines = [
-        f"- Weights: {_weights(recipe, known.weights)}",
-        f"- Optimizer: {train.optimizer.name}, {_settings(train.optimizer.arguments)}",
+        f"- Weights: {_weights(recipe, facts.weights)}",
+        f"- Optimizer: {train.optimizer.name}, {markdown.settings(train.optimizer.arguments)}",
         f"- Learning rate: {_schedule(train.schedule)}",
         f"- Epochs: {train.epochs} at most; delivered is epoch {card.provenance['epoch']}",
         f"- Batch: {train.batch_size} images a step, over {least}"
@@ -333,22 +314,22 @@ def _training(card: ModelCard, known: ModelFacts, recipe: TrialSettings) -> list
     ]
     if rest := _rest(train):
         lines.append(f"- Besides: {rest}")
-    return [*lines, f"- {_search(card, known)}"]
+    return [*lines, f"- {_search(card, facts)}"]
 
 
-def _weights(recipe: TrialSettings, told: LoadedWeights | None) -> str:
+def _weights(recipe: TrialSettings, loaded: LoadedWeights | None) -> str:
     if recipe.model.weights == "none":
         return "drawn at random"
-    of = f" of {told['total']}" if told is not None and "total" in told else ""
-    loaded = (
-        f" ({told['loaded']}{of} tensors loaded, {len(told['new'])} new)"
-        if told is not None
-        else ""
-    )
-    return f"{_text(_last_part(recipe.model.weights))}{loaded}"
+    name = markdown.text(_last_part(recipe.model.weights))
+    if loaded is None:
+        return name
+    # Older runs did not count the tensors of the network.
+    total = f" of {loaded['total']}" if "total" in loaded else ""
+    return f"{name} ({loaded['loaded']}{total} tensors loaded, {len(loaded['new'])} new)"
 
 
 def _schedule(schedule: Schedule) -> str:
+    # Of all settings those that this schedule reads: others would seem to have had an effect.
     own = {
         "cosine": ("warmup_epochs", "floor"),
         "linear": ("warmup_epochs", "floor"),
@@ -356,74 +337,80 @@ def _schedule(schedule: Schedule) -> str:
         "step": ("warmup_epochs", "step_epochs", "step_factor"),
         "one_cycle": ("rise",),
     }[schedule.name]
-    settings = _settings({name: value for name in own if (value := getattr(schedule, name))})
-    return f"{schedule.name}{f', {settings}' if settings else ''}"
+    values = {name: getattr(schedule, name) for name in own}
+    used = markdown.settings({name: value for name, value in values.items() if value})
+    return f"{schedule.name}, {used}" if used else schedule.name
 
 
 def _augmentation(augment: Augment) -> str:
-    return _settings(augment.active) or "none"
+    return markdown.settings(augment.active) or "none"
 
 
 def _rest(train: Train) -> str:
-    """What of a recipe is not told elsewhere and is not as usual."""
-    told = {
+    """What of a recipe is not said elsewhere and is not as usual."""
+    elsewhere = {
         "optimizer",
         "schedule",
         "augment",
         "epochs",
         "batch_size",
+        # These two change how a run goes, and not what it comes to.
         "checkpoint_every",
         "channels_last",
     }
     usual = Train()
-    return _settings(
-        {name: value for name, value in train if name not in told and value != getattr(usual, name)}
-    )
+    rest = {}
+    for name, value in train:
+        if name not in elsewhere and value != getattr(usual, name):
+            rest[name] = value
+    return markdown.settings(rest)
 
 
-def _search(card: ModelCard, known: ModelFacts) -> str:
-    trial, search = _text(card.provenance["trial"]), known.job.search
+def _search(card: ModelCard, facts: ModelFacts) -> str:
+    trial, search = markdown.text(card.provenance["trial"]), facts.job.search
     if search is None:
-        return f"One trial, no search; `{known.metric}` picked its epoch"
-    ended = ", ".join(
-        f"{count} {status}" for status, count in Counter(t["status"] for t in known.trials).items()
-    )
-    early = (
-        f", {search.scheduler.name} could end them early" if search.scheduler.name != "none" else ""
-    )
+        return f"One trial, no search; `{facts.metric}` picked its epoch"
+    counts = Counter(row["status"] for row in facts.trials)
+    ended = ", ".join(f"{count} {status}" for status, count in counts.items())
+    early = ""
+    if search.scheduler.name != "none":
+        early = f", {search.scheduler.name} could end them early"
     again = ""
-    if known.confirmed is not None:
+    if facts.confirmed is not None:
+        repeated = facts.confirmed
         again = (
-            f"; over {len(known.confirmed['seeds'])} seeds its `{known.confirmed['metric']}` is "
-            f"{known.confirmed['mean']:.4f} ± {known.confirmed['std']:.4f}"
+            f"; over {len(repeated['seeds'])} seeds its `{repeated['metric']}` is "
+            f"{repeated['mean']:.4f} ± {repeated['std']:.4f}"
         )
     return (
-        f"Search: {len(known.trials)} trials, {search.algorithm}{early} ({ended}); "
-        f"`{known.metric}` picked trial "
-        f"{trial}{again}"
+        f"Search: {len(facts.trials)} trials, {search.algorithm}{early} ({ended}); "
+        f"`{facts.metric}` picked trial {trial}{again}"
     )
 
 
-def _limits(card: ModelCard, known: ModelFacts) -> list[str]:
+def _limits(card: ModelCard, facts: ModelFacts) -> list[str]:
     lines = []
-    accuracy, images = card.scores.get("test_accuracy"), known.rows.get("test")
+    accuracy, images = card.scores.get("test_accuracy"), facts.rows.get("test")
     if accuracy is not None and images:
         low, high = wilson_interval(round(accuracy * images), images)
         lines.append(
             f"- The test accuracy is that of {images:,} images. Were they drawn at random from "
-            "what the model "
-            f"will see, its accuracy there would lie between {low:.4f} and {high:.4f} (95 % "
-            "confidence, "
-            "Wilson's score interval: E. B. Wilson, J. Am. Stat. Assoc. 22, 209-212, 1927)."
+            "what the model will see, its accuracy there would lie between "
+            f"{low:.4f} and {high:.4f} (95 % confidence, Wilson's score interval: E. B. Wilson, "
+            "J. Am. Stat. Assoc. 22, 209-212, 1927)."
         )
-    counted = sorted(zip(known.class_rows, card.classes, strict=True))
-    if fewest := [(rows, name) for rows, name in counted if rows < counted[-1][0]][:FEWEST_SHOWN]:
-        named = ", ".join(f"{_text(name)} ({rows:,})" for rows, name in fewest)
+    counted = sorted(zip(facts.class_rows, card.classes, strict=True))
+    most = counted[-1][0]
+    # Where all classes have as many images, none has the fewest.
+    fewest = [(rows, name) for rows, name in counted if rows < most][:FEWEST_SHOWN]
+    if fewest:
+        named = ", ".join(f"{markdown.text(name)} ({rows:,})" for rows, name in fewest)
         lines.append(f"- The classes with the fewest training images: {named}.")
-    if known.recall:
-        recall, name = min((share, name) for name, share in known.recall.items())
+    if facts.recall:
+        recall, name = min((share, name) for name, share in facts.recall.items())
+        shown = markdown.text(name)
         lines.append(
-            f"- The class with the lowest recall on the test images: {_text(name)} ({recall:.4f})."
+            f"- The class with the lowest recall on the test images: {shown} ({recall:.4f})."
         )
     return [
         *lines,
@@ -434,16 +421,15 @@ def _limits(card: ModelCard, known: ModelFacts) -> list[str]:
 
 def _provenance(card: ModelCard) -> list[str]:
     known = card.provenance
-    lines = [
-        f"- Run {_code(known['run'])}, trial {_code(known['trial'])}, epoch {known['epoch']}, "
-        f"seed {known['seed']}"
-    ]
-    if known.get("git"):
-        lines.append(f"- Git revision of the working folder: {_code(known['git'])}")
+    run, trial = markdown.code(known["run"]), markdown.code(known["trial"])
+    lines = [f"- Run {run}, trial {trial}, epoch {known['epoch']}, seed {known['seed']}"]
+    git = known.get("git")
+    if git:  # None outside a repository
+        lines.append(f"- Git revision of the working folder: {markdown.code(git)}")
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     return [
         *lines,
-        f"- Versions: {_text(versions)}",
+        f"- Versions: {markdown.text(versions)}",
         "- The whole job, the configuration of the trial and the checksum of the weights are in "
         "`model.json`",
     ]
@@ -453,63 +439,17 @@ def wilson_interval(right: int, images: int) -> tuple[float, float]:
     """The 95 % confidence interval of a share of which `right` of `images` were seen (Wilson's
     score interval).
     """
+    # The normal approximation would give an interval of no width to a model that is always right.
     share, z2 = right / images, _Z95**2
-    middle = (share + z2 / (2 * images)) / (1 + z2 / images)
-    reach = (
-        _Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
-    )
+    scale = 1 + z2 / images
+    middle = (share + z2 / (2 * images)) / scale
+    variance = share * (1 - share) / images + z2 / (4 * images**2)
+    reach = _Z95 / scale * math.sqrt(variance)
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-# --- text --------------------------------------------------------------------------------------
-
-_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&$!:@])")
-
-
-def _plain(value: object) -> str:
-    """One line of characters that can be seen and written: names of folders may hold anything."""
-    text = str(value).encode("utf-8", "replace").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _text(value: object) -> str:
-    """Plain text in Markdown, whatever it holds; also in a table."""
-    return _MARKS.sub(r"\\\1", _plain(value))
-
-
-def _code(value: object) -> str:
-    """Code in Markdown, whatever it holds; not for tables, where a bar would end the cell."""
-    text = _plain(value)
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    padding = " " if "`" in text else ""
-    return f"{fence}{padding}{text}{padding}{fence}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; cells are Markdown."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        _words(name) if value is True else f"{_words(name)} {_value(value)}"
-        for name, value in values.items()
-    )
-
-
-def _value(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _text(value)
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
-
-
-def _words(name: str) -> str:
-    return {"lr": "highest rate"}.get(name, name.replace("_", " "))
-
-
 def _last_part(where: str) -> str:
-    """The name at the end of a path or address: what is before it is nobody else's business."""
-    return PurePosixPath(urlsplit(where).path).name or "without a name"
+    """The name at the end of a path or address."""
+    # What is before it (folders, users, keys in an address) is nobody else's business.
+    path = PurePosixPath(urlsplit(where).path)
+    return path.name or "without a name"
