@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from raysft.cli import app
+from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -110,6 +111,13 @@ def test_architecture_names_every_package():
     text = ARCHITECTURE.read_text()
     packages = [folder.parent.name for folder in (ROOT / "raysft").glob("*/__init__.py")]
     assert [name for name in packages if f"`{name}`" not in text] == []
+
+
+def test_architecture_has_the_layers_in_order():
+    section = ARCHITECTURE.read_text().split("## Layers")[1].split("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| `")]
+    told = [set(INLINE_CODE.findall(row.split("|")[1])) for row in rows]
+    assert told == [names for names in LAYERS if names != {"__main__"}]
 
 
 def test_readme_is_short():
