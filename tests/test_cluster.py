@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from raysft.cluster.messages import decode, messages, summarize
-from raysft.entrypoints.train import shared_storage
+from raysft.entrypoints.ray_job import shared_storage
 from raysft.errors import UserError
 from raysft.job import load_job
 from raysft.records.run import Run

@@ -26,6 +26,7 @@ import raysft
 from raysft.cluster.address import VARIABLE, Address
 from raysft.cluster.client_errors import GONE, REFUSED, explained, http_status, refusal
 from raysft.cluster.messages import Message, RunSummary, decode, messages
+from raysft.cluster.versions import client_environment
 from raysft.errors import RaysftError, RunError, UserError, describe_error
 from raysft.job import Job, dump_job
 
@@ -287,7 +288,8 @@ class ClusterClient:
                 Path(folder, "raysft"),
                 ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
             )
-            environment = {"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}}
+            variables = {"PYTHONUNBUFFERED": "1"} | client_environment()
+            environment = {"working_dir": folder, "env_vars": variables}
             return self._asked(
                 lambda: self._client.submit_job(
                     entrypoint=f"python -m {command}",

@@ -68,15 +68,17 @@ def _is_head(info: _NodeInfo) -> bool:
     return address.rpartition(":")[0] == info["NodeManagerAddress"]
 
 
-def on_every(
+def run_on_all(
     all_hosts: Sequence[Host], function: Callable[..., T], *arguments: Any
 ) -> list[T | Exception]:
     """The result of a function on each node, or why there is none."""
-    calls = [call_on(host, function, *arguments) for host in all_hosts]
+    calls = [start_on(host, function, *arguments) for host in all_hosts]
     return [call() for call in calls]
 
 
-def call_on(host: Host, function: Callable[..., T], *arguments: Any) -> Callable[[], T | Exception]:
+def start_on(
+    host: Host, function: Callable[..., T], *arguments: Any
+) -> Callable[[], T | Exception]:
     """Start a function on a node; what is returned waits for its result, or tells why there is
     none.
 
@@ -125,7 +127,7 @@ def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None
     try:
         names = [f"node-{number}" for number in range(len(all_hosts))]
         calls = [
-            call_on(host, _touch, str(folder), name)
+            start_on(host, _touch, str(folder), name)
             for host, name in zip(all_hosts, names, strict=True)
         ]
         answers = [call() for call in calls]

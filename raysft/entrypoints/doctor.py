@@ -15,9 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from raysft.ray_shortcuts import describe_shortcuts
+
+if TYPE_CHECKING:
+    from raysft.cluster.messages import Reporter
+    from raysft.cluster.nodes import Host
 
 REDUCED_BYTES, ROUNDS = 16_000_000, 5
 MEETING_SECONDS = 60
@@ -33,38 +37,41 @@ class Finding:
     text: str
 
 
+class NodeAnswer(TypedDict):
+    """What a node says of itself."""
+
+    versions: dict[str, str]
+    weights: list[str]
+
+
+Answer = NodeAnswer | Exception  # the latter where the node could not say it
+
+
 def examine(storage: str) -> list[Finding]:
     """All findings about the cluster this process is connected to."""
-    from raysft.cluster.nodes import hosts, on_every, storage_problems
+    from raysft.cluster.nodes import hosts, run_on_all, storage_problems
 
     nodes = hosts()
-    about = on_every(nodes, describe_node)
-    found = [_node(host, answer) for host, answer in zip(nodes, about, strict=True)]
-    found += _versions(nodes, about)
-    # A missing shortcut costs time and nothing else, so it is nothing wrong.
-    found.append(Finding("Ray shortcuts", nodes[0].address, "ok", describe_shortcuts()))
-    found += [
-        Finding(
-            "storage",
-            host.address,
-            "wrong" if problem else "ok",
-            problem or f"{storage}: reads and writes",
-        )
-        for host, problem in zip(nodes, storage_problems(storage, nodes), strict=True)
-    ]
+    answers = run_on_all(nodes, describe_node)
+    found = [_node(host, answer) for host, answer in zip(nodes, answers, strict=True)]
+    found += _versions(nodes, answers)
+    found += _ray(nodes[0])
+    for host, problem in zip(nodes, storage_problems(storage, nodes), strict=True):
+        text = problem or f"{storage}: reads and writes"
+        found.append(Finding("storage", host.address, "wrong" if problem else "ok", text))
     if len(nodes) > 1:
-        found += _network(nodes)
+        found.append(_network(nodes))
     if not any(host.node.cpus for host in nodes):
         found.append(Finding("resources", "cluster", "wrong", "no node has a CPU for workers"))
     return found
 
 
-def describe_node() -> dict[str, Any]:
+def describe_node() -> NodeAnswer:
     """On a node: versions, and the weights that are in torch's cache."""
     from raysft.records.run import PACKAGES, versions
 
-    # raysft itself is sent along with every run.
     found = {name: "missing" for name in PACKAGES} | versions()
+    # raysft itself is sent along with every run.
     found.pop("raysft")
     return {"versions": found, "weights": cached_weights()}
 
@@ -91,83 +98,90 @@ def torch_hub() -> Path:
     return Path(os.path.expanduser(os.environ.get("TORCH_HOME", usual)), "hub")
 
 
-def _node(host: Any, answer: Any) -> Finding:
+def _node(host: Host, answer: Answer) -> Finding:
     if isinstance(answer, Exception):
-        return Finding("node", host.address, "wrong", f"runs nothing ({type(answer).__name__})")
-    cached = (
-        f", weights cached: {', '.join(answer['weights'])}"
-        if answer["weights"]
-        else ", no weights cached"
-    )
-    return Finding(
-        "node",
-        host.address,
-        "ok",
-        f"{'head, ' if host.head else ''}{host.node.cpus:g} CPUs, {host.node.gpus:g} GPUs, "
-        "object store "
-        f"{host.store_bytes / 1e9:.1f} GB{cached}",
-    )
+        problem = f"cannot run a task ({type(answer).__name__})"
+        return Finding("node", host.address, "wrong", problem)
+    parts = ["head"] if host.head else []
+    parts += [f"{host.node.cpus:g} CPUs", f"{host.node.gpus:g} GPUs"]
+    parts.append(f"object store {host.store_bytes / 1e9:.1f} GB")
+    cached = ", ".join(answer["weights"])
+    parts.append(f"weights cached: {cached}" if cached else "no weights cached")
+    return Finding("node", host.address, "ok", ", ".join(parts))
 
 
-def _versions(nodes: Sequence[Any], about: Sequence[Any]) -> list[Finding]:
-    known = [
-        (host, answer["versions"])
-        for host, answer in zip(nodes, about, strict=True)
-        if not isinstance(answer, Exception)
-    ]
-    if not known:
-        return []
-    first = known[0][1]
-    text = ", ".join(f"{name} {version}" for name, version in first.items())
-    missing = [name for name, version in first.items() if version == "missing"]
-    found = [Finding("versions", known[0][0].address, "wrong" if missing else "ok", text)]
-    for host, versions in known[1:]:
-        other = [
-            f"{name} {version} instead of {first[name]}"
-            for name, version in versions.items()
-            if version != first[name]
-        ]
-        found.append(
-            Finding(
-                "versions", host.address, "wrong" if other else "ok", ", ".join(other) or "the same"
-            )
-        )
+def _versions(nodes: Sequence[Host], answers: Sequence[Answer]) -> list[Finding]:
+    found: list[Finding] = []
+    first: dict[str, str] = {}
+    for host, answer in zip(nodes, answers, strict=True):
+        if isinstance(answer, Exception):
+            continue
+        versions = answer["versions"]
+        if not first:
+            # The head comes first: the others have to have what it has.
+            first = versions
+            text = ", ".join(f"{name} {version}" for name, version in versions.items())
+            wrong = "missing" in versions.values()
+        else:
+            other = _differences(versions, first)
+            text = ", ".join(other) or "the same"
+            wrong = bool(other)
+        found.append(Finding("versions", host.address, "wrong" if wrong else "ok", text))
     return found
 
 
-def _network(nodes: Sequence[Any]) -> list[Finding]:
+def _differences(versions: dict[str, str], first: dict[str, str]) -> list[str]:
+    return [
+        f"{name} {version} instead of {first[name]}"
+        for name, version in versions.items()
+        if version != first[name]
+    ]
+
+
+def _ray(head: Host) -> list[Finding]:
+    """Whether this Ray's series fits, and which of its shortcuts it has."""
+    import ray
+
+    from raysft.cluster.versions import series_problem
+
+    # A missing shortcut costs time and nothing else, so it is nothing wrong.
+    found = [Finding("Ray shortcuts", head.address, "ok", describe_shortcuts())]
+    problem = series_problem(ray.__version__)
+    if problem is not None:
+        found.insert(0, Finding("Ray", head.address, "wrong", "; ".join(problem)))
+    return found
+
+
+def _network(nodes: Sequence[Host]) -> Finding:
     """An all-reduce over one process a node, over the interface that training would use."""
-    from raysft.cluster.nodes import call_on
+    from raysft.cluster.nodes import start_on
 
     with socket.socket() as probe:
         probe.bind(("", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
     calls = [
-        call_on(host, all_reduce, rank, len(nodes), nodes[0].address, port, host.address)
+        start_on(host, all_reduce, rank, len(nodes), nodes[0].address, port, host.address)
         for rank, host in enumerate(nodes)
     ]
-    speeds = []
-    for host, answer in zip(nodes, [call() for call in calls], strict=True):
+    # All have to have begun before the first is waited for: they meet.
+    speeds: list[float] = []
+    for host, call in zip(nodes, calls, strict=True):
+        answer = call()
         if isinstance(answer, Exception):
-            reason = (
-                str(answer).strip().splitlines()[-1]
-                if str(answer).strip()
-                else type(answer).__name__
-            )
-            return [
-                Finding(
-                    "network",
-                    host.address,
-                    "wrong",
-                    f"an all-reduce over all nodes failed: {reason}",
-                )
-            ]
+            problem = f"an all-reduce over all nodes failed: {_last_line(answer)}"
+            return Finding("network", host.address, "wrong", problem)
         speeds.append(answer)
     text = (
         f"all-reduce of {REDUCED_BYTES / 1e6:g} MB over {len(nodes)} nodes: "
         f"{min(speeds) / 1e6:,.0f} MB/s"
     )
-    return [Finding("network", "all nodes", "ok", text)]
+    return Finding("network", "all nodes", "ok", text)
+
+
+def _last_line(error: Exception) -> str:
+    # Ray carries an error over with its traceback before it.
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def all_reduce(rank: int, nodes: int, head: str, port: int, own: str) -> float:
@@ -185,7 +199,8 @@ def all_reduce(rank: int, nodes: int, head: str, port: int, own: str) -> float:
 
     use_interface_of(own)
     limit = datetime.timedelta(seconds=MEETING_SECONDS)
-    store = dist.TCPStore(head, port, nodes, is_master=rank == 0, timeout=limit)
+    # torch says by a pattern what it exports, which mypy cannot read
+    store = dist.TCPStore(head, port, nodes, is_master=rank == 0, timeout=limit)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=nodes, timeout=limit)
     try:
         values = torch.ones(REDUCED_BYTES // 4)
@@ -200,22 +215,17 @@ def all_reduce(rank: int, nodes: int, head: str, port: int, own: str) -> float:
 
 def main(storage: str) -> int:
     """Examine the cluster as one of its jobs."""
-    import ray
+    from raysft.entrypoints.ray_job import answer_question
 
-    from raysft.cluster.messages import Reporter
+    return answer_question(lambda reporter: _report(storage, reporter), check=False)
+
+
+def _report(storage: str, reporter: Reporter) -> None:
     from raysft.cluster.nodes import hosts
-    from raysft.entrypoints.train import shared_storage, to_stream
-    from raysft.errors import UserError
+    from raysft.entrypoints.ray_job import shared_storage
 
-    ray.init(address="auto", log_to_driver=False)
-    reporter = Reporter(to_stream(sys.stdout))
-    try:
-        found = examine(shared_storage(storage, len(hosts())))
-    except UserError as error:
-        reporter.error(error)
-        return error.exit_code
+    found = examine(shared_storage(storage, len(hosts())))
     reporter.tell("doctor", findings=[asdict(finding) for finding in found])
-    return 0
 
 
 if __name__ == "__main__":

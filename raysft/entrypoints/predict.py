@@ -7,36 +7,31 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from raysft.cluster.messages import Reporter
+from raysft.entrypoints.ray_job import answer_question
+
 
 def main(request_file: str) -> int:
     """Predict what `ClusterBackend.predict` asks for; sends progress and results."""
-    import ray
+    return answer_question(lambda reporter: _predict(request_file, reporter))
 
-    from raysft.cluster.messages import Reporter
+
+def _predict(request_file: str, reporter: Reporter) -> None:
+    # They import torch, which the cluster's Python may not have: that is told before.
     from raysft.deploy.bulk import predict_all
     from raysft.deploy.image_sources import source_of
-    from raysft.entrypoints.train import to_stream
-    from raysft.errors import RaysftError
     from raysft.storage import storage_path
 
     request = json.loads(Path(request_file).read_text())
-    ray.init(address="auto", log_to_driver=False)
-    reporter = Reporter(to_stream(sys.stdout))
-    try:
-        source = source_of(storage_path(request["source"]), request["split"])
-        predicted = predict_all(
-            storage_path(request["model"]),
-            source,
-            storage_path(request["out"]),
-            request["probabilities"],
-            reporter.progress,
-            request["trust_code"],
-        )
-    except RaysftError as error:
-        reporter.error(error)
-        return error.exit_code
+    predicted = predict_all(
+        storage_path(request["model"]),
+        source_of(storage_path(request["source"]), request["split"]),
+        storage_path(request["out"]),
+        request["probabilities"],
+        reporter.progress,
+        request["trust_code"],
+    )
     reporter.tell("predicted", **asdict(predicted))
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from raysft import interrupts
 from raysft.cluster.messages import Reporter
+from raysft.cluster.versions import check_versions
 from raysft.display.plan import plan_lines
+from raysft.entrypoints.ray_job import DATASETS, connect, shared_storage, to_stream
 from raysft.errors import RaysftError, ResourceError, RunError, UserError
 from raysft.job import Job, dump_job, load_job
 from raysft.job.plan import Node, Outline, RunPlan, make_plan
@@ -33,10 +33,6 @@ from raysft.records.relocation import parse_places
 from raysft.run.preflight import outline_of
 from raysft.storage import storage_path
 from raysft.wording import count_text
-
-STORAGE_VARIABLE = "RAYSFT_STORAGE"
-DATASETS = "datasets"
-RAY_SERIES = "2.60."
 
 
 def main(
@@ -50,7 +46,7 @@ def main(
     reporter = Reporter(to_stream(sys.stdout))
     status, code = "failed", 1
     try:
-        _check_versions()
+        check_versions()
         job = _job_of(job_file, workers) if resume else load_job(job_file)
         _run(job, name, resume, places, reporter)
         status, code = "done", 0
@@ -65,35 +61,6 @@ def main(
     finally:
         reporter.tell("end", status=status, exit_code=code)
     return code
-
-
-def to_stream(stream: Any) -> Callable[[str], None]:
-    """A writer that leaves nothing in a buffer."""
-
-    def write(text: str) -> None:
-        stream.write(text)
-        stream.flush()
-
-    return write
-
-
-def _check_versions() -> None:
-    """Raise UserError where this cluster's Python environment is not one that raysft works in."""
-    try:
-        import ray
-        import torch  # noqa: F401  # asked for, not used
-    except ImportError as error:
-        raise UserError(
-            "cluster",
-            f"its Python {platform.python_version()} has no {error.name}",
-            "install raysft's requirements.lock on every node",
-        ) from None
-    if not ray.__version__.startswith(RAY_SERIES):
-        raise UserError(
-            "cluster",
-            f"runs Ray {ray.__version__}, raysft needs {RAY_SERIES}x",
-            "install raysft's requirements.lock on every node, and start the cluster again",
-        )
 
 
 def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
@@ -112,14 +79,12 @@ def _job_of(job_file: str, workers: int | list[int] | None) -> Job:
 
 
 def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter: Reporter) -> None:
-    import ray
-
     from raysft.cluster.nodes import check_storage, hosts
     from raysft.data.importer import download_source
     from raysft.records.run import Run
     from raysft.run.driver import Workspace, execute
 
-    ray.init(address="auto", log_to_driver=False)
+    connect()
     interrupts.listen()  # ray.init has put handlers of its own there
     job = job.model_copy(update={"storage": shared_storage(job.storage, len(hosts()))})
     run: Run | None = None
@@ -156,26 +121,6 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
         )
         run.save(status="done")
     reporter.tell("results", results=results)
-
-
-def shared_storage(storage: str, nodes: int) -> str:
-    """Where runs go on a cluster: an absolute folder or URI as it is, anything else below
-    $RAYSFT_STORAGE.
-
-    Raises UserError where several nodes would each write to a folder of their own.
-    """
-    if "://" in storage or storage.startswith("/"):
-        return storage
-    base = os.environ.get(STORAGE_VARIABLE)
-    if base:
-        return f"{base.rstrip('/')}/{storage}"
-    if nodes == 1:
-        return str(Path.home() / storage)
-    raise UserError(
-        f"storage: {storage}",
-        "is a folder of one node, and the cluster has several",
-        f"--set storage=s3://… or a folder that all share, or set {STORAGE_VARIABLE} on the head",
-    )
 
 
 def _refuse_store_of_this_job(job: Job) -> None:
