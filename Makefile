@@ -13,7 +13,7 @@ PURE := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: $(STAMP)  ## install what is needed, then run all tests
 	$(PURE) -m "not ray" --durations=20
-	$(BIN)/python -m pytest -m ray --durations=40
+	$(BIN)/python -m pytest -m "ray and not long" --durations=40
 
 test-fast: $(STAMP)  ## the tests that answer within a minute
 	$(PURE) -m "not ray and not slow" --hypothesis-profile fast

@@ -77,6 +77,24 @@ def _turn(item: pytest.Item) -> int:
 
 
 @pytest.fixture(scope="session")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """What tells pyarrow and boto3 of an S3 server of our own."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def _shared_ray() -> Iterator[None]:
     yield
     import ray
@@ -85,13 +103,17 @@ def _shared_ray() -> Iterator[None]:
 
 
 @pytest.fixture
-def ray_local(_shared_ray: None) -> None:
+def ray_local(_shared_ray: None, s3_environment: dict[str, str]) -> None:
     """The Ray of the session, started when first needed and again after a test that had to be
     alone.
     """
     import ray
 
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment.items():
+            patch.setenv(name, value)  # workers have the environment of their Ray's start
         ray.init(
             address="local",
             num_cpus=2,

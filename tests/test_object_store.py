@@ -36,27 +36,15 @@ RAYSFT = str(Path(sys.executable).parent / "raysft")
 
 
 @pytest.fixture(scope="module")
-def s3():
+def s3(s3_environment):
     """Where a bucket of a local S3 server is; the environment points pyarrow and boto3 to it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
+        for name, value in s3_environment.items():
             patch.setenv(name, value)
         import boto3
 
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield "s3://bucket"
-    server.stop()
 
 
 def test_a_folder_is_complete_once_its_last_file_is_there(s3, tmp_path):
@@ -113,11 +101,7 @@ def test_a_bucket_that_is_not_there_is_one_line(s3):
         storage_path("nothing://x/y").exists()
 
 
-def test_a_data_set_is_imported_restarted_and_read(
-    s3, no_ray, ray_local, images, tmp_path, monkeypatch
-):
-    # A Ray that was started before does not know the server: its workers have the environment of
-    # its start.
+def test_a_data_set_is_imported_restarted_and_read(s3, ray_local, images, monkeypatch):
     monkeypatch.setattr("raysft.data.sources.SHARD_ROWS", 10)
     out = storage_path(f"{s3}/data/D")
 

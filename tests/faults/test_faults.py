@@ -1,7 +1,8 @@
 """A search is killed at random moments, in all of its parts, and ends with the metrics of one that
 was left in peace.
 
-`make test` runs the first case, `make faults` twenty; what happened in each is printed.
+`make test` runs one case of a short search, `make faults` twenty of a longer one; what happened in
+each is printed.
 """
 
 import json
@@ -22,16 +23,17 @@ from tests.conftest import MARK, processes_of, processes_of_ray
 RAYSFT = str(Path(sys.executable).parent / "raysft")
 CASES = int(os.environ.get("RAYSFT_FAULTS", "1"))
 VICTIMS = ("driver", "ray", "worker", "controller")
-TRIALS, RESUMES = 6, 3
-JOB = """
+TRIALS, EPOCHS = (2, 4) if CASES == 1 else (6, 8)
+RESUMES = 3
+JOB = f"""
 name: faults
-data: {source: digits, limit: 400}
-model: {name: "raysft.train.smallnet:small_cnn", weights: none}
-train: {epochs: 8, batch_size: 32, checkpoint_every: 5 steps}
+data: {{source: digits, limit: 400}}
+model: {{name: "raysft.train.smallnet:small_cnn", weights: none}}
+train: {{epochs: {EPOCHS}, batch_size: 32, checkpoint_every: 5 steps}}
 search:
-  trials: 6
-  scheduler: {name: none}
-  space: {optimizer: [{name: sgd, lr: {loguniform: [0.001, 0.1]}}, {name: adamw, lr: {loguniform: [0.0001, 0.01]}}]}
+  trials: {TRIALS}
+  scheduler: {{name: none}}
+  space: {{optimizer: [{{name: sgd, lr: {{loguniform: [0.001, 0.1]}}}}, {{name: adamw, lr: {{loguniform: [0.0001, 0.01]}}}}]}}
 """
 
 

@@ -184,6 +184,7 @@ def test_the_doctor_sees_every_host_its_storage_and_the_network(cluster, folder,
     assert "all-reduce of 16 MB over 3 nodes" in network["text"]
 
 
+@pytest.mark.long
 def test_a_storage_that_one_host_alone_sees_is_refused(cluster, folder, environment):
     done = raysft(
         folder,
@@ -200,6 +201,7 @@ def test_a_storage_that_one_host_alone_sees_is_refused(cluster, folder, environm
     assert "cannot be used from node 10.77.0.12 (and 1 more" in line
 
 
+@pytest.mark.long
 def test_without_the_token_a_client_is_refused(cluster, folder, environment):
     (folder / "stranger").mkdir()
     done = raysft(
@@ -209,6 +211,7 @@ def test_without_the_token_a_client_is_refused(cluster, folder, environment):
     assert "refuses this client" in done.stderr
 
 
+@pytest.mark.long
 def test_behind_the_rule_of_gpu_yaml_a_stranger_finds_ssh_alone(cluster, network, hosts):
     head, *workers = hosts
     stranger = network.add(sshd=False)
@@ -256,6 +259,7 @@ def open_ports(host, address: str, ports: set[int]) -> set[int]:
     return set(map(int, host.execute(sys.executable, "-c", code, address, *sorted(ports)).split()))
 
 
+@pytest.mark.long
 def test_a_run_on_s3_trains_on_both_workers_and_outlives_the_death_of_one(
     cluster, folder, environment, hosts, s3
 ):
