@@ -9,9 +9,8 @@ from typing import NotRequired, Protocol, TypedDict
 
 from raysft.deploy.prediction import Predicted, PredictionRequest
 from raysft.display.plan import PlanDocument
-from raysft.display.status import RunStatus
 from raysft.entrypoints.doctor import Finding
-from raysft.records.documents import ResultsDocument
+from raysft.records.documents import ResultsDocument, StatusDocument
 
 Workers = int | list[int]
 """N, or [LEAST, MOST], as resources.workers has them."""
@@ -64,10 +63,10 @@ class Backend(Protocol):
     def runs(self, storage: str) -> list[RunRow]:
         """All runs that are known, oldest first; `storage` is a folder of this machine."""
 
-    def status(self, run: str) -> RunStatus:
+    def status(self, run: str) -> StatusDocument:
         """How far a run is, with its trials."""
 
-    def watch(self, run: str) -> Iterator[RunStatus]:
+    def watch(self, run: str) -> Iterator[StatusDocument]:
         """The status of a run again and again, until it has ended."""
 
     def results(self, run: str) -> ResultsDocument:

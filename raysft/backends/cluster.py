@@ -18,7 +18,7 @@ from raysft.cluster.messages import Message, RunSummary, decode, summarize
 from raysft.console import Output, Watcher
 from raysft.deploy.prediction import Predicted, PredictionRequest
 from raysft.display.results import show_outcome
-from raysft.display.status import RunStatus
+from raysft.display.status import ClusterStatus
 from raysft.entrypoints.doctor import Finding
 from raysft.errors import JobErrors, UserError
 from raysft.job import Job, dump_job, load_job, load_text
@@ -157,12 +157,12 @@ class ClusterBackend:
             for run in self._cluster.runs()
         ]
 
-    def status(self, run: str) -> RunStatus:
+    def status(self, run: str) -> ClusterStatus:
         """How far a run is, by its events."""
         found = self._cluster.run(run)
         return _status_document(found, summarize(self._cluster.messages(found)))
 
-    def watch(self, run: str) -> Iterator[RunStatus]:
+    def watch(self, run: str) -> Iterator[ClusterStatus]:
         """What the events of a run come to, every second until it has ended."""
         found = self._cluster.run(run)
         follower = _Follower(self._cluster, found.id, self._warn_of_loss)
@@ -262,11 +262,13 @@ def _show_event(message: Message, seen: RunSummary, watcher: Watcher) -> None:
         watcher.trial_ended(record, payload["ended"], payload["total"])
 
 
-def _status_document(run: ClusterRun, seen: RunSummary) -> RunStatus:
+def _status_document(run: ClusterRun, seen: RunSummary) -> ClusterStatus:
     """How far a run is by its events, in the form of a run directory's status."""
-    trials: list[TrialDocument] = [
-        {**record.row(seen.metric), "history": record.history} for record in seen.trials.values()
-    ]
+    trials: list[TrialDocument] = []
+    for record in seen.trials.values():
+        trial = record.document(seen.metric)
+        trial.pop("trace", None)  # for those who look into the run, not for a table
+        trials.append(trial)
     done, total = seen.epochs
     return {
         "run": run.name,

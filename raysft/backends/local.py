@@ -15,7 +15,6 @@ from raysft.console import Output, Watcher
 from raysft.deploy.prediction import Predicted, PredictionRequest
 from raysft.display.plan import plan_json, plan_lines
 from raysft.display.results import show_outcome
-from raysft.display.status import RunStatus
 from raysft.entrypoints.doctor import Finding
 from raysft.errors import RunError, UserError
 from raysft.gc_pause import gc_paused
@@ -25,6 +24,7 @@ from raysft.records.documents import (
     INFO,
     ResultsDocument,
     RunDocument,
+    StatusDocument,
     TrialDocument,
 )
 from raysft.records.liveness import is_alive, is_going_on, run_status
@@ -162,18 +162,18 @@ class LocalBackend:
             for info in list_runs(storage)
         ]
 
-    def status(self, run: str) -> RunStatus:
+    def status(self, run: str) -> StatusDocument:
         """How far a run is, by its directory."""
-        return {**read_status(run)}
+        return read_status(run)
 
-    def watch(self, run: str) -> Iterator[RunStatus]:
+    def watch(self, run: str) -> Iterator[StatusDocument]:
         """What the directory of a run holds, again and again until it has ended."""
         folder = find_run(run)
         pause = REFRESH_SECONDS if isinstance(folder, Path) else REMOTE_REFRESH_SECONDS
         # Trials that have ended are not read again: a search may have hundreds of them.
         ended: dict[str, TrialDocument] = {}
         while True:
-            document: RunStatus = {**read_status(str(folder), ended)}
+            document = read_status(str(folder), ended)
             for trial in document["trials"]:
                 if trial["status"] not in GOING_ON:
                     ended[trial["trial"]] = trial

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raysft.cli.options import Address, AsJson, ClusterAddress, Debug, ModelPath, TrustCode
+from raysft.cli.options import Address, AsJson, Debug, ModelPath, TrustCode
 from raysft.cli.session import backend_at, output
 from raysft.errors import UserError
 
 if TYPE_CHECKING:
+    from raysft.cluster.address import Address as ClusterAddress
     from raysft.deploy.prediction import PredictionRequest
 
 app = typer.Typer()
@@ -22,6 +23,10 @@ Images = Annotated[
         "input; with --out one folder of images or one data set.",
         show_default=False,
     ),
+]
+Host = Annotated[
+    str,
+    typer.Option(help="Where to listen; 0.0.0.0 lets other machines in, without authentication."),
 ]
 PredictionsFile = Annotated[
     str | None,
@@ -123,12 +128,7 @@ def _predict_all(request: PredictionRequest, address: ClusterAddress | None, as_
 @app.command(epilog="Example: raysft serve runs/NAME/model --port 8000 --replicas 2")
 def serve(
     model: ModelPath,
-    host: Annotated[
-        str,
-        typer.Option(
-            help="Where to listen; 0.0.0.0 lets other machines in, without authentication."
-        ),
-    ] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free port.", min=0, max=65535)] = 8000,
     replicas: Annotated[
         int, typer.Option(help="Processes that predict; they share this machine's CPUs.", min=1)

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raysft.backends import Backend
+    from raysft.backends.backend import Backend
     from raysft.cluster.address import Address
     from raysft.console import Output
 

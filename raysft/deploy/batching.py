@@ -7,32 +7,32 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
 Sent = tuple[str, bytes]  # an image as it came: its name, for what is said about it, and the file
-Run = Callable[
-    [list[Sent], int], Awaitable[Sequence[Any]]
-]  # images and how many classes to name: an answer an image
+Answer = TypeVar("Answer")
+# Images and how many classes to name: an answer an image.
+Run = Callable[[list[Sent], int], Awaitable[Sequence[Answer]]]
 
 
 @dataclass
-class _Waiting:
+class _Waiting(Generic[Answer]):
     image: Sent
     top: int
     since: float
-    answer: asyncio.Future[Any] = field(repr=False)
+    answer: asyncio.Future[Answer] = field(repr=False)
 
 
-class Batcher:
+class Batcher(Generic[Answer]):
     """Hands images to `run`, at most `most` at a time and `at_once` times at once.
 
     A batch goes when it is full, or when its first image has waited `wait_s` and there is room for
     it. What comes while there is none gathers, so that batches grow with the load.
     """
 
-    def __init__(self, run: Run, most: int, wait_s: float, at_once: int) -> None:
+    def __init__(self, run: Run[Answer], most: int, wait_s: float, at_once: int) -> None:
         self._run, self._most, self._wait_s = run, most, wait_s
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting[Answer]] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Semaphore(at_once)
         self._under_way: set[asyncio.Task[None]] = set()
@@ -42,10 +42,12 @@ class Batcher:
         """Images that are in no batch yet."""
         return len(self._waiting)
 
-    async def predict(self, images: Sequence[Sent], top: int) -> list[Any]:
+    async def predict(self, images: Sequence[Sent], top: int) -> list[Answer]:
         """An answer for each image, in their order; raises what `run` raises."""
         loop = asyncio.get_running_loop()
-        mine = [_Waiting(image, top, loop.time(), loop.create_future()) for image in images]
+        mine: list[_Waiting[Answer]] = [
+            _Waiting(image, top, loop.time(), loop.create_future()) for image in images
+        ]
         self._waiting.extend(mine)
         self._arrived.set()
         return list(await asyncio.gather(*(one.answer for one in mine)))
@@ -53,12 +55,14 @@ class Batcher:
     async def work(self) -> None:
         """Send batch after batch; runs until it is cancelled."""
         while True:
+            # Room first: until there is some, images gather and the next batch grows.
             await self._room.acquire()
             task = asyncio.create_task(self._send(await self._next()))
+            # The event loop keeps only weak references to tasks.
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-    async def _next(self) -> list[_Waiting]:
+    async def _next(self) -> list[_Waiting[Answer]]:
         loop = asyncio.get_running_loop()
         while not self._waiting:
             self._arrived.clear()
@@ -70,8 +74,9 @@ class Batcher:
                 await asyncio.wait_for(self._arrived.wait(), left)
         return [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
 
-    async def _send(self, batch: list[_Waiting]) -> None:
-        wanted = [one for one in batch if not one.answer.done()]  # a request may have given up
+    async def _send(self, batch: list[_Waiting[Answer]]) -> None:
+        # A request that has given up, or whose client is gone, has cancelled its future.
+        wanted = [one for one in batch if not one.answer.done()]
         try:
             if wanted:
                 answers = await self._run(

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -44,10 +44,36 @@ from raysft.train.allocator import keep_freed_memory
 
 PLAN = "plan.json"
 AGAIN = (
-    "make room or give yourself the right, then give the same command again: it goes on "
-    "where it was"
+    "make room or get permission to write there, then run the same command again: it continues "
+    "where it stopped"
 )
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+class _Identity(TypedDict):
+    """What must be the same for parts to be of the same prediction."""
+
+    model: str
+    source: str
+    probabilities: bool
+
+
+class _ChunkRow(TypedDict):
+    """What Ray Data hands to an actor."""
+
+    number: int
+    chunk: bytes
+    """Pickled: Ray Data holds columns, not objects."""
+
+
+class ChunkReport(TypedDict):
+    """What an actor tells of a chunk; times in seconds of the epoch."""
+
+    images: int
+    began: float
+    ended: float
+    fatal: bytes
+    """A pickled error that ends the whole prediction, or nothing."""
 
 
 def check_out(out: StoragePath) -> None:
@@ -64,15 +90,15 @@ def predict_all(
     model: StoragePath,
     source: Source,
     out: StoragePath,
-    shares: bool,
+    probabilities: bool,
     progress: Progress,
     trust_code: bool = False,
 ) -> Predicted:
     """Predict all images of `source` on the Ray this process is connected to, and write them to
     `out`.
 
-    shares: whether each row also has the probabilities of all classes. trust_code: as for
-    `raysft.results.model.load_model`, also from the current folder. Takes up what an interrupted
+    probabilities: whether each row also has those of all classes. trust_code: as for
+    `raysft.results.model.load_model`, also from the current folder. Continues what an interrupted
     call has left. Raises UserError for a model, images or parts that cannot be used, DataError for
     a shard that is torn, and RunError where the result cannot be written.
     """
@@ -81,30 +107,38 @@ def predict_all(
     check_trust(model, card, trust_code)
     parts = out.parent / f"{out.name}.parts"
     _prepare(
-        parts, {"model": card.weights_sha256, "source": source.fingerprint, "probabilities": shares}
+        parts,
+        {
+            "model": card.weights_sha256,
+            "source": source.fingerprint,
+            "probabilities": probabilities,
+        },
     )
     waiting = [i for i in range(len(source.chunks)) if not _part(parts, i).is_file()]
     done = source.images - sum(source.chunks[i].images for i in waiting)
     progress("predict", done, source.images)
-    told = []
+    reports: list[ChunkReport] = []
     if waiting:
-        for row in _run(model, source, parts, waiting, shares, os.getcwd() if trust_code else None):
-            told.append(row)
-            done += row["images"]
+        # Processes of Ray start elsewhere: a module beside the model is found where the person is.
+        import_from = os.getcwd() if trust_code else None
+        for report in _run(model, source, parts, waiting, probabilities, import_from):
+            reports.append(report)
+            done += report["images"]
             progress("predict", done, source.images)
-    return _join(parts, out, source, card, _rate(told))
+    return _join(parts, out, source, card, _rate(reports))
 
 
-def _rate(told: list[dict[str, Any]]) -> float | None:
+def _rate(reports: list[ChunkReport]) -> float | None:
     """Images a second from the beginning of the first chunk to the end of the last."""
-    if not told:
+    if not reports:
         return None
-    return sum(row["images"] for row in told) / (
-        max(r["ended"] for r in told) - min(r["began"] for r in told)
-    )
+    images = sum(report["images"] for report in reports)
+    began = min(report["began"] for report in reports)
+    ended = max(report["ended"] for report in reports)
+    return images / (ended - began)
 
 
-def _prepare(parts: StoragePath, identity: dict[str, Any]) -> None:
+def _prepare(parts: StoragePath, identity: _Identity) -> None:
     """Keep the parts that are there only if they are of the same prediction."""
     plan = parts / PLAN
     if plan.is_file():
@@ -118,7 +152,7 @@ def _prepare(parts: StoragePath, identity: dict[str, Any]) -> None:
         if changed:
             raise UserError(
                 str(parts),
-                f"is of another prediction: other {' and '.join(changed)}",
+                f"is of another prediction: different {' and '.join(changed)}",
                 "remove it to begin again, or give another --out",
             )
         return
@@ -140,9 +174,9 @@ def _run(
     source: Source,
     parts: StoragePath,
     waiting: list[int],
-    shares: bool,
+    probabilities: bool,
     import_from: str | None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ChunkReport]:
     """Predict chunks with one actor a GPU, or a CPU where there is none; yields what each tells
     when it is done.
     """
@@ -154,19 +188,21 @@ def _run(
     check_processes_start()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray has no types there
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     actors = min(gpus or cpus, len(waiting))
     threads = max(1, cpus // gpus) if gpus else 1
-    rows = [{"number": i, "chunk": pickle.dumps(source.chunks[i])} for i in waiting]
-    actor: Any = Predictor
+    rows: list[_ChunkRow] = [
+        {"number": i, "chunk": pickle.dumps(source.chunks[i])} for i in waiting
+    ]
+    actor: Any = Predictor  # Ray Data's types know no class that is called with a TypedDict
     predicted = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         actor,
         fn_constructor_args=(
             str(model),
             str(parts),
             source.labelled,
-            shares,
+            probabilities,
             threads,
             bool(gpus),
             import_from,
@@ -178,7 +214,12 @@ def _run(
     for row in predicted.iter_rows():
         if row["fatal"]:
             raise pickle.loads(row["fatal"])
-        yield row
+        yield {
+            "images": row["images"],
+            "began": row["began"],
+            "ended": row["ended"],
+            "fatal": row["fatal"],
+        }
 
 
 class Predictor:
@@ -195,7 +236,7 @@ class Predictor:
         model: str,
         parts: str,
         labelled: bool,
-        shares: bool,
+        probabilities: bool,
         threads: int,
         gpu: bool,
         import_from: str | None,
@@ -212,10 +253,11 @@ class Predictor:
         self.classifier = Classifier(
             storage_path(model), "cuda" if gpu else "cpu", import_from is not None
         )
-        self.parts, self.labelled, self.shares = storage_path(parts), labelled, shares
+        self.parts = storage_path(parts)
+        self.labelled, self.with_probabilities = labelled, probabilities
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: _ChunkRow) -> ChunkReport:
         began = time.time()
         chunk: Chunk = pickle.loads(row["chunk"])
         try:
@@ -231,7 +273,7 @@ class Predictor:
         made = [self._rows(items, images) for items, images in self._batches(chunk)]
         return pa.Table.from_pylist(
             list(itertools.chain.from_iterable(made)),
-            schema=schema_of(card, self.labelled, self.shares),
+            schema=result_schema(card, self.labelled, self.with_probabilities),
         )
 
     def _batches(self, chunk: Chunk) -> Iterator[tuple[list[Item], list[np.ndarray | DataError]]]:
@@ -249,20 +291,20 @@ class Predictor:
 
     def _rows(
         self, items: list[Item], images: list[np.ndarray | DataError]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[dict[str, object]]:
         good = [image for image in images if isinstance(image, np.ndarray)]
         found = iter(self.classifier.probabilities(np.stack(good)) if good else ())
         for item, image in zip(items, images, strict=True):
-            row: dict[str, Any] = {"image": as_utf8(item.name), "label": item.label}
+            row: dict[str, object] = {"image": as_utf8(item.name), "label": item.label}
             if isinstance(image, DataError):
                 yield row | {"error": image.what}
                 continue
-            shares = next(found)
-            best = int(shares.argmax())
+            probabilities = next(found)
+            best = int(probabilities.argmax())
             yield row | {
                 "class": self.classifier.card.classes[best],
-                "probability": shares[best],
-                "probabilities": shares if self.shares else None,
+                "probability": probabilities[best],
+                "probabilities": probabilities if self.with_probabilities else None,
             }
 
 
@@ -273,7 +315,7 @@ def _decoded(item: Item) -> np.ndarray | DataError:
         return error
 
 
-def schema_of(card: ModelCard, labelled: bool, shares: bool) -> pa.Schema:
+def result_schema(card: ModelCard, labelled: bool, probabilities: bool) -> pa.Schema:
     """The columns of a result; the classes, in the order of `probabilities`, are in its
     metadata.
     """
@@ -284,10 +326,9 @@ def schema_of(card: ModelCard, labelled: bool, shares: bool) -> pa.Schema:
         "probability": pa.float32(),
         "error": pa.string(),
     }
-    if shares:
-        named["probabilities"] = pa.list_(
-            pa.float32()
-        )  # of a fixed size, Parquet cannot hold the nulls of bad images
+    if probabilities:
+        # Not a list of fixed size: in one, Parquet cannot hold the nulls of bad images.
+        named["probabilities"] = pa.list_(pa.float32())
     about = {"classes": json.dumps(card.classes), "model": card.weights_sha256}
     return pa.schema(list(named.items()), metadata=about)
 
@@ -319,7 +360,7 @@ def _join(
 
 
 @contextmanager
-def _opened(out: StoragePath) -> Iterator[Any]:
+def _opened(out: StoragePath) -> Iterator[IO[bytes] | pa.NativeFile]:
     """A file to write, which is there at its end, whole or not at all; raises RunError where it
     cannot be written.
     """
@@ -354,12 +395,12 @@ def _read_part(file: StoragePath, chunk: Chunk) -> pa.Table:
         raise RunError(
             str(file),
             f"cannot be read ({str(error).splitlines()[0]})",
-            "remove it and give the same command again",
+            "remove it and run the same command again",
         ) from None
     if len(table) != chunk.images:
         raise RunError(
             str(file),
             f"has {len(table)} rows for {chunk.images} images",
-            "remove it and give the same command again",
+            "remove it and run the same command again",
         )
     return table

@@ -287,7 +287,8 @@ def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
         fitted = np.stack(
             [fit(Image.fromarray(image), *size, how["resampling"]) for image in images]
         )
-        return net(prepare(torch.from_numpy(fitted))).softmax(dim=1).numpy()
+        logits: torch.Tensor = net(prepare(torch.from_numpy(fitted)))
+        return logits.softmax(dim=1).numpy()
 
     return run
 
@@ -305,7 +306,8 @@ def _open_torch_export(file: Path, record: dict[str, Any]) -> Runtime:
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
-        return program(torch.from_numpy(images)).numpy()
+        probabilities: torch.Tensor = program(torch.from_numpy(images))
+        return probabilities.numpy()
 
     return run
 
@@ -338,7 +340,8 @@ def _open_onnx(file: Path, record: dict[str, Any]) -> Runtime:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def run(images: np.ndarray) -> np.ndarray:
-        return session.run([PROBABILITIES], {IMAGES: images})[0]
+        probabilities: np.ndarray = session.run([PROBABILITIES], {IMAGES: images})[0]
+        return probabilities
 
     return run
 

@@ -48,7 +48,8 @@ class WholeModel(nn.Module):
         pixels = fit(images, self.height, self.width, self.filter) * self.scale + self.shift
         if self.resized:
             pixels = self.rows @ pixels @ self.columns
-        return self.net(pixels).softmax(dim=1)
+        logits: torch.Tensor = self.net(pixels)
+        return logits.softmax(dim=1)
 
 
 def fit(

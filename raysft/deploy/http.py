@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive
 
 from raysft.deploy.batching import Batcher, Sent
-from raysft.deploy.settings import Refused, Settings
+from raysft.deploy.settings import Refused, ServedModel, Settings
 from raysft.errors import describe_error
 from raysft.results.ranking import TOP, Ranking, ranking_json
 
@@ -54,6 +54,9 @@ LATENCIES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+Answer = TypeVar("Answer")
+
+
 class Model(Protocol):
     """What predicts."""
 
@@ -69,7 +72,7 @@ class Front:
 
     def __init__(
         self,
-        about: dict[str, Any],
+        about: ServedModel,
         settings: Settings,
         replicas: Model,
         at_once: int,
@@ -78,7 +81,7 @@ class Front:
         self._about, self._settings, self._report = about, settings, report
         self._replicas, self._at_once = replicas, at_once
         self._open = 0  # requests that are accepted and not yet answered
-        self._batcher: Batcher
+        self._batcher: Batcher[Ranking | Refused]
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "raysft_requests", "Requests to /predict by HTTP status.", ["status"], registry=registry
@@ -126,7 +129,7 @@ class Front:
         yield
         working.cancel()
 
-    async def _counted(self, images: list[Sent], top: int) -> Any:
+    async def _counted(self, images: list[Sent], top: int) -> Sequence[Ranking | Refused]:
         self._sizes.observe(len(images))
         return await self._replicas.predict(images, top)
 
@@ -192,11 +195,14 @@ class Front:
             )
         finally:
             self._open -= 1
+        predictions = []
         for answer in answers:
             if isinstance(answer, Refused):
                 raise answer
-        self._images.inc(len(answers))
-        return JSONResponse({"predictions": [ranking_json(answer[:top]) for answer in answers]})
+            # A batch is ranked as far as its most demanding request asks.
+            predictions.append(ranking_json(answer[:top]))
+        self._images.inc(len(predictions))
+        return JSONResponse({"predictions": predictions})
 
     # --- what was sent --------------------------------------------------------------------------
 
@@ -299,7 +305,7 @@ class Front:
         )
 
 
-def _refusal(refused: Refused, headers: Any = None) -> Response:
+def _refusal(refused: Refused, headers: Mapping[str, str] | None = None) -> Response:
     again = {"retry-after": "1"} if refused.status == 503 else {}
     return JSONResponse({"error": str(refused)}, refused.status, {**(headers or {}), **again})
 
@@ -312,7 +318,8 @@ def _top(request: Request) -> int:
     return int(text)
 
 
-async def _in_time(what: Awaitable[Any], seconds: float, late: Refused) -> Any:
+async def _in_time(what: Awaitable[Answer], seconds: float, late: Refused) -> Answer:
+    """What is awaited; raises `late` where it takes longer."""
     with suppress(asyncio.TimeoutError):
         return await asyncio.wait_for(what, seconds)
     raise late

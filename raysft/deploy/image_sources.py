@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -151,7 +151,7 @@ def _shard(folder: StoragePath, file: ShardFile) -> pa.Table:
     return read_table(folder, file)
 
 
-def _decode_row(image: Any, name: str, card: ModelCard) -> np.ndarray:
+def _decode_row(image: bytes | np.ndarray, name: str, card: ModelCard) -> np.ndarray:
     return fit(stored_rgb(image, name, card.decoding), card.height, card.width, card.resampling)
 
 
@@ -268,5 +268,5 @@ def _why_left_out(folder: RemotePath, name: str) -> str | None:
     return explain_not_image(sniff_format(head), path)
 
 
-def _digest(parts: Sequence[Any]) -> str:
+def _digest(parts: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from raysft.data.images import fit, open_rgb, read_size
 from raysft.deploy.batching import Sent
@@ -107,14 +107,14 @@ class Predictor:
 class Replicas:
     """All replicas of the model, in whatever state they are."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: DeploymentHandle[Predictor]) -> None:
         self._handle = handle
 
     async def predict(self, images: Sequence[Sent], top: int) -> list[Ranking | Refused]:
         """Let one replica do it; raises Refused where it died over it."""
         try:
-            return await self._handle.predict.remote(images, top)
-        except RayTaskError:
+            answers: list[Ranking | Refused] = await self._handle.predict.remote(images, top)
+        except RayTaskError:  # an error of the code in it, which has not died
             raise
         except (RayError, RayServeException) as error:
             raise Refused(
@@ -123,6 +123,7 @@ class Replicas:
                 f"died while it had this request ({type(error).__name__})",
                 "send it again",
             ) from error
+        return answers
 
     async def running(self) -> int:
         """How many replicas can predict, by one that has just answered and by what Serve knows of
@@ -132,20 +133,22 @@ class Replicas:
         try:
             await asyncio.wait_for(answer, HEALTH_SECONDS)
         except asyncio.TimeoutError:
-            answer.cancel()
+            answer.cancel()  # type: ignore[no-untyped-call]  # Ray has no types there
             return 0
         except (RayError, RayServeException):
             return 0
         with suppress(
             asyncio.TimeoutError, RayError, RayServeException
         ):  # Ray restarts what answers here, too
-            known = await asyncio.wait_for(asyncio.to_thread(_deployment), HEALTH_SECONDS)
-            return max(1, known.replica_states.get("RUNNING", 0))
+            known = await asyncio.wait_for(asyncio.to_thread(_running_replicas), HEALTH_SECONDS)
+            return max(1, known)
         return 1
 
 
-def _deployment() -> Any:
-    return serve.status().applications[APPLICATION].deployments[DEPLOYMENT]
+def _running_replicas() -> int:
+    deployment = serve.status().applications[APPLICATION].deployments[DEPLOYMENT]
+    states = deployment.replica_states.items()
+    return sum(number for state, number in states if state.value == "RUNNING")
 
 
 def share(settings: Settings, node: Node) -> tuple[float, int]:

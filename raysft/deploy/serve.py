@@ -7,11 +7,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysft import __version__
 from raysft.console import Output
-from raysft.deploy.settings import Settings
+from raysft.deploy.settings import ServedModel, Settings
 from raysft.errors import ResourceError, UserError
 from raysft.job.plan import Node
 from raysft.results.model import ModelCard
@@ -27,7 +27,7 @@ FAREWELL_SECONDS = 10  # for requests that are accepted when the end comes
 
 def serve(
     replicas: Replicas,
-    document: dict[str, Any],
+    document: ServedModel,
     settings: Settings,
     listener: socket.socket,
     output: Output,
@@ -60,7 +60,7 @@ def serve(
     raise KeyboardInterrupt  # nothing else ends it; it has answered what it had accepted
 
 
-def about(model: str, card: ModelCard, settings: Settings) -> dict[str, Any]:
+def about(model: str, card: ModelCard, settings: Settings) -> ServedModel:
     """What GET / tells."""
     return {
         "model": model,

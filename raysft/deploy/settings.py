@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from raysft.errors import RaysftError
 
@@ -37,6 +38,35 @@ class Settings:
     @property
     def max_pixels(self) -> int:
         return self.max_megapixels * 1_000_000
+
+
+class ServedImage(TypedDict):
+    """The size that images are scaled to."""
+
+    height: int
+    width: int
+
+
+class Limits(TypedDict):
+    """What requests are refused for; as in `Settings`."""
+
+    body_mb: int
+    images: int
+    megapixels: int
+    queue: int
+
+
+class ServedModel(TypedDict):
+    """What GET / tells."""
+
+    model: str
+    raysft: str
+    architecture: str
+    classes: tuple[str, ...]
+    image: ServedImage
+    scores: dict[str, float]
+    limits: Limits
+    paths: list[str]
 
 
 class Refused(RaysftError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from raysft.console import Output, table_of
 from raysft.records.documents import StatusDocument
@@ -18,16 +18,14 @@ class EpochsDone(TypedDict):
     total: int
 
 
-class RunStatus(StatusDocument):
-    """How far a run is, wherever it runs."""
+class ClusterStatus(StatusDocument):
+    """How far a run of a cluster is, by what it has told."""
 
-    epochs: NotRequired[EpochsDone]
-    """Of a run on a cluster; one on this machine has them in its progress."""
-    errors: NotRequired[list[str]]
-    """Of a run on a cluster; one on this machine has them in its trials and its log."""
+    epochs: EpochsDone
+    errors: list[str]
 
 
-def show_status(document: RunStatus, output: Output) -> None:
+def show_status(document: StatusDocument, output: Output) -> None:
     """The status of a run as a line and a table, then what went wrong."""
     metric = metric_of(document)
     score = metric_text(metric)
@@ -43,11 +41,17 @@ def show_status(document: RunStatus, output: Output) -> None:
     ]
     output.line(f"{document['run']}: {document['status']}, started {document['started']}")
     output.show(table_of(rows, ("trial", "status", "epochs", score, "config")))
-    for error in document.get("errors", []):
+    for error in errors_of(document):
         output.line(error)
 
 
-def metric_of(document: RunStatus) -> str:
+def errors_of(document: StatusDocument) -> list[str]:
+    """What ended a run of a cluster; one of this machine says it in its trials and its log."""
+    errors = document.get("errors")
+    return list(map(str, errors)) if isinstance(errors, list) else []
+
+
+def metric_of(document: StatusDocument) -> str:
     """What a run is steered by."""
     # A run of an older raysft does not say: there was nothing to choose.
     return document.get("metric", "val_accuracy")

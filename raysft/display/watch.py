@@ -18,9 +18,15 @@ from rich.text import Text
 
 from raysft import interrupts
 from raysft.console import Output, PlainTable, without_controls
-from raysft.display.status import RunStatus, known_metric, metric_of
+from raysft.display.status import errors_of, known_metric, metric_of
 from raysft.job.metrics import sort_key
-from raysft.records.documents import CLOCK, ProgressDocument, TeamProgress, TrialDocument
+from raysft.records.documents import (
+    CLOCK,
+    ProgressDocument,
+    StatusDocument,
+    TeamProgress,
+    TrialDocument,
+)
 from raysft.records.liveness import is_going_on
 from raysft.records.trial import GOING_ON, metric_value
 from raysft.wording import config_text, count_text, metric_text, score_text
@@ -32,7 +38,7 @@ FRAME_ROWS = 8  # of the screen: headline, headings, empty lines, the shell's pr
 LEAST_TRIALS = 3  # shown however small the terminal is
 
 
-def watch(documents: Iterator[RunStatus], output: Output, as_json: bool) -> None:
+def watch(documents: Iterator[StatusDocument], output: Output, as_json: bool) -> None:
     """Show documents until there are no more, or Ctrl-C, which leaves the run alone."""
     try:
         if as_json:
@@ -47,19 +53,19 @@ def watch(documents: Iterator[RunStatus], output: Output, as_json: bool) -> None
         raise
 
 
-def _as_json(documents: Iterator[RunStatus], output: Output) -> None:
+def _as_json(documents: Iterator[StatusDocument], output: Output) -> None:
     for document in documents:
         output.line(json.dumps(document, default=str))
 
 
-def _as_table(documents: Iterator[RunStatus], output: Output) -> None:
+def _as_table(documents: Iterator[StatusDocument], output: Output) -> None:
     with output.live() as live:
         for document in documents:
             live.update(picture(document, time.time(), output.out.height), refresh=True)
 
 
-def _as_lines(documents: Iterator[RunStatus], output: Output) -> None:
-    before: RunStatus | None = None
+def _as_lines(documents: Iterator[StatusDocument], output: Output) -> None:
+    before: StatusDocument | None = None
     for document in documents:
         for line in changes(before, document):
             output.line(line)
@@ -69,7 +75,7 @@ def _as_lines(documents: Iterator[RunStatus], output: Output) -> None:
 # --- a moment of a run -------------------------------------------------------------------------
 
 
-def picture(document: RunStatus, now: float, height: int = 50) -> Group:
+def picture(document: StatusDocument, now: float, height: int = 50) -> Group:
     """A run at the moment `now` (seconds of the epoch): a line on the whole, its trials, its
     teams.
     """
@@ -88,11 +94,11 @@ def picture(document: RunStatus, now: float, height: int = 50) -> Group:
     if teams:
         parts += ["", team_table(teams)]
     # As text, not as rich's markup: an error may quote whatever a file holds.
-    parts += [Text(without_controls(error)) for error in document.get("errors", [])]
+    parts += [Text(without_controls(error)) for error in errors_of(document)]
     return Group(*parts)
 
 
-def headline(document: RunStatus, now: float) -> str:
+def headline(document: StatusDocument, now: float) -> str:
     """Run, status, how long it has been going, how long it still will, how far it is."""
     words = [f"{document['run']}: {document['status']}{_duration(document, now)}"]
     progress = document["progress"]
@@ -107,7 +113,7 @@ def headline(document: RunStatus, now: float) -> str:
     return ", ".join(words)
 
 
-def _duration(document: RunStatus, now: float) -> str:
+def _duration(document: StatusDocument, now: float) -> str:
     # From its last start: between two attempts nobody has worked.
     starts = [document["started"], *document.get("resumed", [])]
     begun = _parse_clock(starts[-1])
@@ -132,7 +138,7 @@ def _outlook(progress: ProgressDocument, now: float) -> list[str]:
     return words
 
 
-def trial_table(document: RunStatus, trials: Sequence[TrialDocument]) -> PlainTable:
+def trial_table(document: StatusDocument, trials: Sequence[TrialDocument]) -> PlainTable:
     """Trials, a row each."""
     metric = metric_of(document)
     curves = {trial["trial"]: _curve(trial, metric) for trial in document["trials"]}
@@ -226,7 +232,7 @@ def curve_text(curve: Sequence[float], all_values: Sequence[float]) -> str:
 # --- what has changed --------------------------------------------------------------------------
 
 
-def changes(before: RunStatus | None, now: RunStatus) -> list[str]:
+def changes(before: StatusDocument | None, now: StatusDocument) -> list[str]:
     """What is new in a document, a line each: epochs, ends of trials, the status of the run."""
     is_new = before is None or before["status"] != now["status"]
     status = f"{now['run']}: {now['status']}"
@@ -239,7 +245,7 @@ def changes(before: RunStatus | None, now: RunStatus) -> list[str]:
             lines.append(line)
     if is_new and not is_going_on(now):
         # Last, as the run's end comes after those of its trials.
-        lines += [*now.get("errors", []), status]
+        lines += [*errors_of(now), status]
     return lines
 
 
@@ -267,7 +273,7 @@ def _is_over(trial: TrialDocument) -> bool:
     return trial["status"] not in GOING_ON
 
 
-def _in_order(document: RunStatus) -> list[TrialDocument]:
+def _in_order(document: StatusDocument) -> list[TrialDocument]:
     """Trials in training, then those that have paused or ended from best to worst, then those that
     wait.
     """

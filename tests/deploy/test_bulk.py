@@ -138,7 +138,7 @@ def test_a_prediction_killed_on_its_way_goes_on_and_no_image_is_missing_or_there
         [*command[:2], "other", *command[3:]], cwd=tmp_path, capture_output=True, text=True
     )
     assert other.returncode == 2
-    assert "is of another prediction: other model" in other.stderr
+    assert "is of another prediction: different model" in other.stderr
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
