@@ -38,15 +38,15 @@ ImportProgress = Callable[[str, int, int], None]
 
 
 def locate(path: str | None, cache: Path) -> Path:
-    """The archive or the unpacked folder; without a path the archive's place in the cache, there or
-    not yet.
-    """
+    """The archive or the unpacked folder; without a path where the cache has, or will have, it."""
     if path is None:
         return cache / ARCHIVE
     given = Path(path).expanduser().resolve()
     if not given.exists():
         raise DataError(str(given), "does not exist", f"give {ARCHIVE} or the folder {FOLDER}")
-    return given / FOLDER if (given / FOLDER).is_dir() else given
+    # People give the folder in which they unpacked it, too.
+    unpacked = given / FOLDER
+    return unpacked if unpacked.is_dir() else given
 
 
 def download(target: Path, progress: ImportProgress, url: str = URL, md5: str = MD5) -> None:
@@ -60,8 +60,8 @@ def download(target: Path, progress: ImportProgress, url: str = URL, md5: str = 
     except OSError as error:
         raise DataError(
             str(target.parent),
-            f"cannot be made ({error.strerror})",
-            "set RAYSFT_CACHE to a folder that can",
+            f"cannot be created ({error.strerror})",
+            "set RAYSFT_CACHE to a folder that can be",
         ) from None
     # Not by the number of this process: containers that share a cache are process 1, each of them.
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -96,17 +96,17 @@ def read_member(place: Path, member: str) -> tuple[np.ndarray, np.ndarray]:
     where = f"{place}/{member}"
     batch = _unpickle(_bytes_of(place, member), where)
     try:
-        data, labels = (
-            batch[b"data"].pixels,
-            np.array([int(label) for label in batch[b"labels"]], np.int32),
-        )
+        data = batch[b"data"].pixels
+        labels = np.array([int(label) for label in batch[b"labels"]], np.int32)
         valid = data.dtype == np.uint8 and data.shape == (len(labels), 3072) and len(labels) > 0
         valid = valid and labels.min() >= 0 and labels.max() < len(CLASSES)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         valid = False
     if not valid:
         raise DataError(where, "is not a batch of CIFAR-10", f"give the official {ARCHIVE}")
-    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+    # Stored a colour after the other.
+    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, labels
 
 
 def _bytes_of(place: Path, member: str) -> bytes:

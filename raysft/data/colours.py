@@ -47,8 +47,11 @@ def _coloured(image: Image.Image, profile: bytes | None, note: Note) -> Image.Im
         return ImageCms.applyTransform(image, _lab_to_srgb())  # type: ignore[return-value]
     if image.mode in ("1", "LA", "La"):
         image = image.convert("L")
+    elif image.mode == "RGBa":
+        # Premultiplied: Pillow divides by alpha on the way to RGBA only.
+        image = image.convert("RGBA").convert("RGB")
     elif image.mode not in ("L", "RGB", "CMYK"):
-        image = (image.convert("RGBA") if image.mode == "RGBa" else image).convert("RGB")
+        image = image.convert("RGB")
     return in_srgb(image, profile, note) if profile else image.convert("RGB")
 
 
@@ -84,8 +87,10 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     if mode == "CMYK":
         return transform
     probe = _probe().convert(mode)
-    plain, changed = probe.convert("RGB"), ImageCms.applyTransform(probe, transform)
+    plain = probe.convert("RGB")
+    changed = ImageCms.applyTransform(probe, transform)
     difference = np.asarray(plain).astype(int) - np.asarray(changed)
+    # Most cameras and programs embed sRGB, under many names: converting would cost time and round.
     return transform if abs(difference).max() > 1 else None
 
 

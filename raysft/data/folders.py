@@ -41,10 +41,12 @@ class Folders:
 
     @property
     def train(self) -> Labelled:
+        """The images to train on."""
         return self.splits["train"]
 
     @property
     def test(self) -> Labelled:
+        """The images that are tested on once."""
         return self.splits["test"]
 
     @classmethod
@@ -132,7 +134,8 @@ def describe_files(counts: Iterable[FileCounts]) -> list[str]:
     left_out: Counter[str] = Counter()
     unusual: Counter[str] = Counter()
     for each in counts:
-        seen, used = seen + each.seen, used + each.used
+        seen += each.seen
+        used += each.used
         left_out.update(each.left_out)
         unusual.update(each.unusual)
     if not seen:
@@ -220,13 +223,14 @@ def _read(layout: Layout, split: SplitName) -> _Split:
 
 def _all_counts(roots: Sequence[Path], splits: Collection[_Split]) -> tuple[FileCounts, ...]:
     """The counts of all folders that hold files: those of classes, then what lies beside them."""
-    taken = {folder for split in splits for folder in split.folders}
-    beside = [counts for root in roots for counts in count_beside(root, taken)]
-    return tuple(
-        counts
-        for counts in [*(each for split in splits for each in split.counts), *beside]
-        if counts.seen
-    )
+    taken: set[Path] = set()
+    found: list[FileCounts] = []
+    for split in splits:
+        taken.update(split.folders)
+        found += split.counts
+    for root in roots:
+        found += count_beside(root, taken)
+    return tuple(counts for counts in found if counts.seen)
 
 
 def _classes(root: Path, split: _Split) -> tuple[str, ...]:
@@ -280,21 +284,22 @@ def _missing(root: Path, split: SplitName, classes: Sequence[str], files: ByClas
 
 def join_names(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, and how many more there are."""
-    return ", ".join(map(readable, names[:most])) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
+    shown = ", ".join(map(readable, names[:most]))
+    if len(names) <= most:
+        return shown
+    return f"{shown} and {len(names) - most} more"
 
 
 def _labelled(files: ByClass, classes: Sequence[str]) -> Labelled:
-    return tuple(
-        (str(path), label) for label, name in enumerate(classes) for path in files.get(name, [])
-    )
+    found = []
+    for label, name in enumerate(classes):
+        for path in files.get(name, []):
+            found.append((str(path), label))
+    return tuple(found)
 
 
 def _held_out(root: Path, classes: Sequence[str], files: Labelled) -> tuple[Labelled, Labelled]:
-    """(train, test): every fifth image of each class held out; raises DataError for a class too
-    small for that.
-    """
+    """(train, test): every fifth image of each class held out; DataError for a small class."""
     labels = np.array([label for _, label in files])
     order = stratified_order(labels, seed=0)
     chosen = set(order[: round(len(files) * TRAIN_SHARE)].tolist())
@@ -306,24 +311,24 @@ def _held_out(root: Path, classes: Sequence[str], files: Labelled) -> tuple[Labe
                 f"has too few images ({len(of_class)}) to hold one out",
                 "add some, or give the test images in a folder of their own",
             )
-    return (
-        tuple(file for i, file in enumerate(files) if i in chosen),
-        tuple(file for i, file in enumerate(files) if i not in chosen),
-    )
+    # In the order of the files, as they are where a folder has a test split of its own.
+    train = []
+    test = []
+    for index, file in enumerate(files):
+        (train if index in chosen else test).append(file)
+    return tuple(train), tuple(test)
 
 
 def _shared_files(splits: Mapping[SplitName, Labelled]) -> list[str]:
-    """Notes on images that are in two splits, or in two classes of one, under two names of the same
-    file.
-    """
+    """Notes on images that are in two splits, or in two classes of one, as links to one file."""
     first: dict[tuple[int, int], tuple[SplitName, int]] = {}
     shared: Counter[str] = Counter()
     for split, files in splits.items():
         for file, label in files:
+            # Links to one file are told by it; copies of it would have to be read.
             status = os.stat(file)
-            first_split, first_label = first.setdefault(
-                (status.st_dev, status.st_ino), (split, label)
-            )
+            identity = (status.st_dev, status.st_ino)
+            first_split, first_label = first.setdefault(identity, (split, label))
             if first_split != split:
                 shared[f"images of {split} are in {first_split} too"] += 1
             elif first_label != label:

@@ -149,7 +149,9 @@ def folders_in(root: Path) -> Iterator[Path]:
         found = sorted(path for path in root.iterdir() if not is_skipped(path.name))
     except OSError as error:
         raise DataError(readable(root), f"cannot be read ({error.strerror})") from None
-    yield from (path for path in found if path.is_dir())
+    for path in found:
+        if path.is_dir():
+            yield path
 
 
 def unwrap_folder(
@@ -186,8 +188,12 @@ def parse_split_name(name: str) -> tuple[SplitName, tuple[str, ...]] | None:
 
     "Training", "test_set", "valset" and "train2017" have no other words; "seg_train" has ("seg",).
     """
-    words = [word for word in re.split(r"[\W_\d]+", name.casefold()) if word]
-    words = [glued.group(1) if (glued := _GLUED.fullmatch(word)) else word for word in words]
+    words = []
+    for word in re.split(r"[\W_\d]+", name.casefold()):
+        # "trainset" is the word train.
+        glued = _GLUED.fullmatch(word)
+        if word:
+            words.append(glued.group(1) if glued else word)
     named = [word for word in words if word in _SPLIT_OF]
     if [_SPLIT_OF[word] for word in named] == ["train", "val"]:  # train_val
         named = named[:1]
@@ -295,11 +301,10 @@ def _inside_classes(root: Path, folders: Sequence[Path]) -> dict[SplitName, tupl
         _refuse_twins(folder, named)
         for split, each in named:
             found.setdefault(split, []).append(each)
-    return (
-        {split: tuple(found[split]) for split in SPLIT_NAMES if split in found}
-        if len(found) > 1
-        else {}
-    )
+    # A single split inside of every class is a folder around its images.
+    if len(found) < 2:
+        return {}
+    return {split: tuple(found[split]) for split in SPLIT_NAMES if split in found}
 
 
 def _refuse_nested(root: Path, folders: Sequence[Path]) -> None:
@@ -392,8 +397,11 @@ def _suspicious(root: Path, folders: Sequence[Path]) -> list[str]:
 
 
 def _listed(folders: Sequence[Path], most: int = 5, root: Path | None = None) -> str:
-    shown = ", ".join(
-        f"{readable(folder.relative_to(root) if root else folder.name)}/"
-        for folder in folders[:most]
-    )
-    return shown + (f" and {len(folders) - most} more" if len(folders) > most else "")
+    names = []
+    for folder in folders[:most]:
+        name = folder.relative_to(root) if root else folder.name
+        names.append(f"{readable(name)}/")
+    shown = ", ".join(names)
+    if len(folders) <= most:
+        return shown
+    return f"{shown} and {len(folders) - most} more"
