@@ -312,8 +312,8 @@ def _held_out(root: Path, classes: Sequence[str], files: Labelled) -> tuple[Labe
                 "add some, or give the test images in a folder of their own",
             )
     # In the order of the files, as they are where a folder has a test split of its own.
-    train = []
-    test = []
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
     for index, file in enumerate(files):
         (train if index in chosen else test).append(file)
     return tuple(train), tuple(test)
