@@ -8,8 +8,8 @@ from dataclasses import replace
 from raysft.job import Job
 from raysft.job.spec import Search
 from raysft.run.trials import RunTrials
-from raysft.search.propose import searcher
-from raysft.search.tuner import scheduler_of, search
+from raysft.search.propose import make_proposals
+from raysft.search.tuner import make_scheduler, search
 from raysft.train.queue.client import QueueClient
 
 
@@ -20,7 +20,7 @@ class SearchThread(threading.Thread):
         super().__init__(name="search", daemon=True)
         self.job, self.trials, self.teams, self.queue = job, trials, teams, queue
         self.known = trials.known()
-        self.proposals = searcher(job, trials.unfinished, trials.configs, trials.past())
+        self.proposals = make_proposals(job, trials.unfinished, trials.configs, trials.past())
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -41,6 +41,6 @@ class SearchThread(threading.Thread):
 
     def _search(self, spec: Search) -> None:
         epochs = self.job.train.epochs
-        scheduler = scheduler_of(spec, len(self.trials.names), epochs, self.teams, self.known)
+        scheduler = make_scheduler(spec, len(self.trials.names), epochs, self.teams, self.known)
         names = self.trials.names
         search(self.proposals, self.trials.assignment, names, self.queue, self.teams, scheduler)

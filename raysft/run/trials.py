@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from raysft.job import Job
 from raysft.job.metrics import meets_target
 from raysft.job.recipe import Train
 from raysft.job.space import trial_settings
+from raysft.job.values import Config
+from raysft.records.documents import EpochMetrics
 from raysft.records.run import Run
-from raysft.records.trial import TrialRecord, leaderboard
+from raysft.records.trial import TrialRecord, leaderboard, metric_value
 from raysft.search.propose import Past
-from raysft.search.schedulers import Known
-from raysft.search.space import Config, known_configurations
+from raysft.search.schedulers import EarlierTrials
+from raysft.search.space import known_configurations
 from raysft.train.queue.assignment import Assignment
 from raysft.train.queue.events import (
     EpochEnded,
@@ -88,7 +89,7 @@ class RunTrials:
         ended = [record for record in self.records.values() if record.ended]
         return [(record.config, record.status, record.history) for record in ended]
 
-    def known(self) -> Known:
+    def known(self) -> EarlierTrials:
         """How far the trials of an earlier part of this run came, for the search's scheduler."""
         ended = {}
         going_on = {}
@@ -98,17 +99,19 @@ class RunTrials:
                 ended[number] = record.history
             elif not record.ended:
                 going_on[number] = list(record.history)
-        return Known(ended, going_on)
+        return EarlierTrials(ended, going_on)
 
     def has_met_target(self) -> bool:
         """Whether a trial has reached search.target in any epoch."""
         histories = [record.history for record in self.records.values()]
         return any(self.meets_target(epoch) for history in histories for epoch in history)
 
-    def meets_target(self, epoch: Mapping[str, Any]) -> bool:
+    def meets_target(self, epoch: EpochMetrics) -> bool:
         """Whether an epoch is as good as search.target; False without a target."""
         target = self.job.search.target if self.job.search else None
-        return target is not None and meets_target(epoch[self.metric], target, self.metric)
+        if target is None:
+            return False
+        return meets_target(metric_value(epoch, self.metric), target, self.metric)
 
     # --- what is to be done ----------------------------------------------------------------------
 

@@ -1,5 +1,4 @@
-"""Asynchronous successive halving: trials pause at rungs, and the best of each rung are taken up
-again.
+"""Asynchronous successive halving: trials pause at rungs, and the best of each rung are resumed.
 
 After Li et al., A System for Massively Parallel Hyperparameter Tuning (MLSys 2020), algorithm 2,
 with the number of trials known: all begin before any goes on, so none goes on only because it came
@@ -10,20 +9,20 @@ weak, which with a few teams is most of what the search costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from raysft.job.metrics import sort_key
 from raysft.job.rungs import rung_epochs, rung_sizes
 from raysft.job.spec import Scheduler as Spec
-from raysft.search.schedulers import Decision, Known, Scheduler
+from raysft.records.documents import EpochMetrics
+from raysft.search.schedulers import Decision, EarlierTrials, Scheduler
 
 
 class Halving(Scheduler):
     """Decides by `metric`; `epochs` are those of a whole trial, `trials` all of the run."""
 
     def __init__(
-        self, spec: Spec, trials: int, epochs: int, teams: int, metric: str, known: Known
+        self, spec: Spec, trials: int, epochs: int, teams: int, metric: str, known: EarlierTrials
     ) -> None:
         self.rungs = rung_epochs(spec, epochs)
         self.places = rung_sizes(spec, trials, len(self.rungs), teams)
@@ -40,29 +39,31 @@ class Halving(Scheduler):
             self._remember(number, history)
 
     def begin(self, number: int) -> None:
-        # The team tells the last epoch again, and it is judged then: it may have died before that
-        # was heard.
+        """Count the epochs of before, but for the last one."""
+        # The team reports that one again, and it is decided on then: the run may have died before
+        # it was.
         self._remember(number, self.known.going_on.get(number, ())[:-1])
         self.training.add(number)
 
-    def epoch(self, number: int, metrics: Mapping[str, Any]) -> Decision:
+    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
+        """Pause at every rung but the last."""
         self._remember(number, [metrics])
         return "pause" if metrics["epoch"] in self.rungs[:-1] else "go on"
 
     def paused(self, number: int) -> None:
+        """Let a trial wait at its rung."""
         self.training.discard(number)
         self.waiting.add(number)
 
-    def ended(self, number: int, metrics: Mapping[str, Any] | None = None) -> None:
+    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
+        """Keep the place of a trial at the rungs, or free it for another one."""
         if metrics is not None:
             self._remember(number, [metrics])
         for reached in self.reached:
             if metrics is None:
-                reached.pop(number, None)  # another one gets its place
-            else:
-                reached.setdefault(
-                    number, self.best[number]
-                )  # as good as it was where it lost patience
+                reached.pop(number, None)
+            else:  # one that lost patience counts with what it was at its best
+                reached.setdefault(number, self.best[number])
         self.training.discard(number)
         self.waiting.discard(number)
 
@@ -74,14 +75,17 @@ class Halving(Scheduler):
         """
         for rung in reversed(range(len(self.rungs) - 1)):
             share = len(self.reached[rung]) * self.places[rung + 1] // self.places[rung]
-            if (number := self._best_paused(rung, share)) is not None:
-                return self._takes_up(number)
-        for rung in range(len(self.rungs) - 1):  # where none of the lower ones has any to give
-            number = (
-                self._best_paused(rung, self.places[rung + 1]) if self._is_complete(rung) else None
-            )
+            number = self._best_paused(rung, share)
             if number is not None:
-                return self._takes_up(number)
+                return self._promote(number)
+        # No share has a place left. A rung that nobody is on the way to can fill all of its places,
+        # and the lowest one comes first: what it gives may still change the ones above.
+        for rung in range(len(self.rungs) - 1):
+            if not self._is_complete(rung):
+                continue
+            number = self._best_paused(rung, self.places[rung + 1])
+            if number is not None:
+                return self._promote(number)
         return None
 
     def hopeless(self) -> list[int]:
@@ -97,7 +101,7 @@ class Halving(Scheduler):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _remember(self, number: int, history: Sequence[Mapping[str, Any]]) -> None:
+    def _remember(self, number: int, history: Sequence[EpochMetrics]) -> None:
         for metrics in history:
             self.trained[number] = metrics["epoch"]
             now = sort_key(metrics, self.metric)
@@ -114,21 +118,18 @@ class Halving(Scheduler):
         return all(self.trained.get(number, 0) >= self.rungs[rung] for number in self.training)
 
     def _best(self, rung: int, count: int) -> list[int]:
-        return sorted(self.reached[rung], key=lambda number: (self.reached[rung][number], number))[
-            :count
-        ]
+        reached = self.reached[rung]
+        # Of equally good trials the first ones: the order must not depend on who came first.
+        ranked = sorted(reached, key=lambda number: (reached[number], number))
+        return ranked[:count]
 
     def _best_paused(self, rung: int, count: int) -> int | None:
-        return next(
-            (
-                number
-                for number in self._best(rung, count)
-                if number in self.waiting and self._rung(number) == rung
-            ),
-            None,
-        )
+        for number in self._best(rung, count):
+            if number in self.waiting and self._rung(number) == rung:
+                return number
+        return None
 
-    def _takes_up(self, number: int) -> int:
+    def _promote(self, number: int) -> int:
         self.waiting.discard(number)
         self.training.add(number)
         return number

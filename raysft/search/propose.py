@@ -5,18 +5,26 @@ proposes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from raysft.errors import UserError
 from raysft.job import Job
 from raysft.job.metrics import metric_mode, sort_key
-from raysft.job.ranges import is_range
+from raysft.job.ranges import Listed, Range, parse_range
 from raysft.job.space import job_key, trial_settings, with_usual_ranges
-from raysft.search.space import Config, fill
+from raysft.job.values import Config
+from raysft.records.documents import EpochMetrics
+from raysft.records.trial import metric_value
+from raysft.search.space import as_section, fill
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 # How far a trial that was run before came: its configuration, status, and the metrics of its
 # epochs.
-Past = tuple[Config, str, Sequence[Mapping[str, Any]]]
+Past = tuple[Config, str, Sequence[EpochMetrics]]
 
 
 class InOrder:
@@ -36,7 +44,7 @@ class InOrder:
         """The configuration of a trial that begins now."""
         return self.configs[number]
 
-    def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
+    def epoch(self, number: int, metrics: EpochMetrics) -> None:
         """A trial has trained an epoch. Nothing to learn from here."""
 
     def ended(self, number: int, failed: bool = False) -> None:
@@ -59,8 +67,8 @@ class ByOptuna(InOrder):
         assert job.search is not None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna, self.goal, self.job = optuna, job.search.metric, job
-        self.space: Mapping[str, Any] = with_usual_ranges(job.search.space)
-        seed = job.seed + len(past)  # a run taken up again must not draw the same once more
+        self.space: Config = with_usual_ranges(job.search.space)
+        seed = job.seed + len(past)  # a resumed run must not draw the same once more
         # Trials run side by side: a penalty on what is being tried keeps them apart.
         sampler = optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, constant_liar=True
@@ -68,36 +76,45 @@ class ByOptuna(InOrder):
         self.study = optuna.create_study(
             sampler=sampler, direction="minimize" if metric_mode(self.goal) == "min" else "maximize"
         )
-        self.trials: dict[int, Any] = {}
-        self.epochs: dict[int, list[Mapping[str, Any]]] = {}
+        self.trials: dict[int, Trial] = {}
+        self.epochs: dict[int, list[EpochMetrics]] = {}
         for config, status, history in past:
             if (trial := self._fixed(config)) is not None:
                 self._learn(trial, status, history)
 
     def configuration(self, number: int) -> Config:
+        """The known configuration of a trial, or what the study proposes for it."""
         known = self.configs.get(number)
-        trial = self._fixed(known) if known is not None else self.study.ask()
-        if trial is not None:
-            self.trials[number] = trial
-        return known if known is not None else self._walk(trial)
+        if known is None:
+            proposed = self.study.ask()
+            self.trials[number] = proposed
+            return self._walk(proposed)
+        fixed = self._fixed(known)
+        if fixed is not None:
+            self.trials[number] = fixed
+        return known
 
-    def epoch(self, number: int, metrics: Mapping[str, Any]) -> None:
+    def epoch(self, number: int, metrics: EpochMetrics) -> None:
+        """Keep an epoch until its trial has ended."""
         self.epochs.setdefault(number, []).append(metrics)
 
     def ended(self, number: int, failed: bool = False) -> None:
-        trial, history = self.trials.pop(number, None), self.epochs.pop(number, [])
+        """Tell the study how good a trial was."""
+        trial = self.trials.pop(number, None)
+        history = self.epochs.pop(number, [])
         if trial is not None:
             self._learn(trial, "failed" if failed else "finished", history)
 
-    def _learn(self, trial: Any, status: str, history: Sequence[Mapping[str, Any]]) -> None:
+    def _learn(self, trial: Trial, status: str, history: Sequence[EpochMetrics]) -> None:
         """Tell the study how good the best epoch of a trial was; a trial without one failed."""
         epochs = [m for m in history if m.get(self.goal) is not None]
         if epochs and status not in ("failed", "diverged"):
-            self.study.tell(trial, min(epochs, key=lambda m: sort_key(m, self.goal))[self.goal])
+            best = min(epochs, key=lambda m: sort_key(m, self.goal))
+            self.study.tell(trial, metric_value(best, self.goal))
         else:
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
-    def _fixed(self, config: Config) -> Any:
+    def _fixed(self, config: Config) -> Trial | None:
         """A trial of the study with the parameters of a known configuration; None for one outside
         the space.
         """
@@ -109,76 +126,80 @@ class ByOptuna(InOrder):
         self._walk(trial)
         return trial
 
-    def _walk(self, trial: Any) -> Config:
-        """The configuration of a trial of the study, its parameters chosen on the way through the
-        space.
-        """
+    def _walk(self, trial: Trial) -> Config:
+        """The configuration of a trial of the study, its parameters chosen on the way."""
         case: Config = {}
+        chosen: dict[str, int] = {}
         for key, value in self.space.items():
-            if isinstance(value, list):
-                number = (
-                    trial.suggest_categorical(key, list(range(len(value)))) if len(value) > 1 else 0
-                )
-                case[key] = value[number]
-            else:
+            if not isinstance(value, list):
                 case[key] = value
-        chosen = {
-            key: trial.params.get(key, 0) for key in case if isinstance(self.space[key], list)
-        }
-        return fill(case, lambda name, given: self._suggest(trial, _parameter(name, chosen), given))
-
-    def _suggest(self, trial: Any, name: str, given: dict[str, Any]) -> Any:
-        ((kind, bounds),) = given.items()
-        if kind == "choice":
-            return bounds[trial.suggest_categorical(name, list(range(len(bounds))))]
-        if kind == "int":
-            return trial.suggest_int(name, *bounds)
-        return trial.suggest_float(name, *bounds, log=kind == "loguniform")
-
-    def _parameters(self, config: Config) -> dict[str, Any] | None:
-        """The parameters of the study that a configuration stands for, where it leaves a value out
-        with the job's.
-        """
-        recipe = trial_settings(self.job, config).model_dump()
-        found: dict[str, Any] = {}
-        for key, options in self.space.items():
-            given = _at(recipe, job_key(key))
-            if not isinstance(options, list):
-                found[key] = _as_parameter(options, given)
                 continue
-            fitting = [i for i, option in enumerate(options) if _fits(option, given)]
+            # A single alternative is no choice: a parameter of one value would only slow TPE down.
+            number = 0
+            if len(value) > 1:
+                number = trial.suggest_categorical(key, list(range(len(value))))
+            case[key] = value[number]
+            chosen[key] = number
+        return fill(case, lambda name, given: _suggest(trial, _parameter(name, chosen), given))
+
+    def _parameters(self, config: Config) -> Config | None:
+        """The parameters of the study that a configuration stands for; None where there are none.
+
+        A value that the configuration leaves out is that of the job.
+        """
+        settings = trial_settings(self.job, config).model_dump()
+        found: Config = {}
+        for key, options in self.space.items():
+            given = _at(settings, job_key(key))
+            if not isinstance(options, list):
+                found[key] = _as_parameter(parse_range(options), given)
+                continue
+            fitting = [i for i, option in enumerate(options) if _fits(as_section(option), given)]
             if not fitting:
                 return None
             number = fitting[0]
             if len(options) > 1:
                 found[key] = number
-            for name, value in options[number].items():
-                if is_range(value):
-                    found[_parameter(f"{key}.{name}", {key: number})] = _as_parameter(
-                        value, given[name]
-                    )
+            section, option = as_section(given), as_section(options[number])
+            for name, value in option.items():
+                inner = parse_range(value)
+                if inner is not None:
+                    parameter = _parameter(f"{key}.{name}", {key: number})
+                    found[parameter] = _as_parameter(inner, section[name])
         return None if None in found.values() else found
 
 
-def _at(tree: Mapping[str, Any], key: str) -> Any:
+def _suggest(trial: Trial, name: str, given: Range) -> JsonValue:
+    if isinstance(given, Listed):
+        # By its number: Optuna takes no lists and no sections as choices.
+        number: int = trial.suggest_categorical(name, list(range(len(given.values))))
+        return given.values[number]
+    if given.kind == "int":
+        return trial.suggest_int(name, int(given.low), int(given.high))
+    return trial.suggest_float(name, given.low, given.high, log=given.kind == "loguniform")
+
+
+def _at(tree: Mapping[str, JsonValue], key: str) -> JsonValue:
     """The value of a dotted key."""
-    node: Any = tree
+    node: JsonValue = dict(tree)
     for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
+        node = node.get(part) if isinstance(node, dict) else None
     return node
 
 
-def _fits(option: Config, given: Any) -> bool:
+def _fits(option: Config, given: JsonValue) -> bool:
     """Whether a section could have come out of an alternative."""
-    return isinstance(given, Mapping) and all(
-        name in given
-        and (
-            _as_parameter(value, given[name]) is not None
-            if is_range(value)
-            else value == given[name]
-        )
-        for name, value in option.items()
-    )
+    if not isinstance(given, dict):
+        return False
+    for name, value in option.items():
+        if name not in given:
+            return False
+        inner = parse_range(value)
+        if inner is None and value != given[name]:
+            return False
+        if inner is not None and _as_parameter(inner, given[name]) is None:
+            return False
+    return True
 
 
 def _parameter(name: str, chosen: Mapping[str, int]) -> str:
@@ -189,21 +210,20 @@ def _parameter(name: str, chosen: Mapping[str, int]) -> str:
     return name
 
 
-def _as_parameter(given: dict[str, Any], value: Any) -> Any:
+def _as_parameter(given: Range | None, value: JsonValue) -> JsonValue:
     """What a range's parameter is called for a value; None for a value outside."""
-    ((kind, bounds),) = given.items()
-    if kind == "choice":
-        return bounds.index(value) if value in bounds else None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if number and bounds[0] <= value <= bounds[1] else None
+    if isinstance(given, Listed):
+        return given.values.index(value) if value in given.values else None
+    # true is an int to Python, not to a person
+    if given is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if given.low <= value <= given.high else None
 
 
-def searcher(
+def make_proposals(
     job: Job, numbers: Sequence[int], configs: Mapping[int, Config], past: Sequence[Past]
 ) -> InOrder:
-    """What proposes the configurations of a job's trials; raises UserError where its library is not
-    installed.
-    """
+    """What proposes the configurations of a job's trials; raises UserError without its library."""
     if job.search is None or job.search.algorithm == "random":
         return InOrder(numbers, configs)
     try:

@@ -13,32 +13,33 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raysft.job.metrics import metric_mode
+from raysft.records.documents import EpochMetrics
 
 Decision = Literal["go on", "pause", "stop"]
 
 
 @dataclass(frozen=True)
-class Known:
-    """What trials of an earlier part of this run came to: epochs by the number of the trial."""
+class EarlierTrials:
+    """The trials of an earlier part of this run: their epochs, by their numbers."""
 
-    ended: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    going_on: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    ended: Mapping[int, Sequence[EpochMetrics]] = field(default_factory=dict)
+    going_on: Mapping[int, Sequence[EpochMetrics]] = field(default_factory=dict)
 
 
 class Scheduler:
     """Lets every trial train to its end."""
 
     def begin(self, number: int) -> None:
-        """A trial begins, or goes on in a run that was taken up again."""
+        """A trial begins, or goes on in a run that was resumed."""
 
-    def epoch(self, number: int, metrics: Mapping[str, Any]) -> Decision:
+    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
         """What becomes of a trial that has trained an epoch and has more to come."""
         return "go on"
 
     def paused(self, number: int) -> None:
         """A trial that was to pause has left its team."""
 
-    def ended(self, number: int, metrics: Mapping[str, Any] | None = None) -> None:
+    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
         """A trial has ended: with the `metrics` of its last epoch, or failed or stopped from
         outside without any.
         """
@@ -59,7 +60,7 @@ class Median(Scheduler):
     ends.
     """
 
-    def __init__(self, grace: int, metric: str, known: Known) -> None:
+    def __init__(self, grace: int, metric: str, known: EarlierTrials) -> None:
         from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
         self.rule = MedianStoppingRule(
@@ -67,27 +68,28 @@ class Median(Scheduler):
         )
         self.stop, self.known = TrialScheduler.STOP, known
         for number, history in known.ended.items():
-            self._tell(number, history)
+            self._replay(number, history)
 
     def begin(self, number: int) -> None:
-        # The team tells the last epoch again, and it is judged then: it may have died before that
-        # was heard.
-        self._tell(number, self.known.going_on.get(number, ())[:-1])
+        """Let the epochs of before count, but for the last one."""
+        # The team reports that one again, and it is decided on then: the run may have died before
+        # it was.
+        self._replay(number, self.known.going_on.get(number, ())[:-1])
 
-    def epoch(self, number: int, metrics: Mapping[str, Any]) -> Decision:
-        return (
-            "stop"
-            if self.rule.on_trial_result(_NO_TUNE, _trial(number), dict(metrics)) == self.stop
-            else "go on"
-        )
+    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
+        """Ask the rule, which hears of the epoch by that."""
+        decision = self.rule.on_trial_result(_NO_TUNE, _trial(number), dict(metrics))
+        return "stop" if decision == self.stop else "go on"
 
-    def ended(self, number: int, metrics: Mapping[str, Any] | None = None) -> None:
+    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
+        """Let the last epoch of a trial count among the others."""
         if metrics is not None:
-            self._tell(number, [dict(metrics)])
+            self._replay(number, [metrics])
 
-    def _tell(self, number: int, history: Sequence[Mapping[str, Any]]) -> None:
-        """Epochs that were judged when they were trained: the rule must not judge them again."""
+    def _replay(self, number: int, history: Sequence[EpochMetrics]) -> None:
+        """Add epochs that count for others, but decide nothing on their own trial any more."""
         for epoch in history:
+            # As a trial that is complete: the rule then takes the metrics and asks nothing.
             self.rule.on_trial_complete(_NO_TUNE, _trial(number), dict(epoch))
 
 
@@ -98,14 +100,15 @@ class _Trial:
     trial_id: str
 
 
-def _trial(number: int) -> Any:
+def _trial(number: int) -> Any:  # in the place of a Trial of Tune, which needs an actor
     return _Trial(str(number))
 
 
 class _NoTune:
     """What the rule may ask of Tune's controller: there are no trials that wait for their turn."""
 
-    def get_live_trials(self) -> list[Any]:
+    def get_live_trials(self) -> list[_Trial]:
+        """None."""
         return []
 
 

@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from raysft.errors import JobError
 from raysft.job import Job
-from raysft.job.ranges import is_range
+from raysft.job.ranges import Listed, Range, is_range, parse_range
 from raysft.job.space import count_trials, settings_problems, trial_settings, with_usual_ranges
+from raysft.job.values import Config, Space
 
-Config = dict[str, Any]
-Draw = Callable[[str, dict[str, Any]], Any]
+Draw = Callable[[str, Range], JsonValue]
+"""What becomes of a range, by the dotted key where it stands."""
 
 
 def configurations(job: Job) -> list[Config]:
@@ -29,16 +29,17 @@ def configurations(job: Job) -> list[Config]:
     """
     if job.search is None:
         return [{}]
-    known = [dict(config) for config in job.search.start_with]
+    known: list[Config] = [dict(config) for config in job.search.start_with]
     count = count_trials(job) - len(known)
     cases = _cases(with_usual_ranges(job.search.space))
     rng = np.random.RandomState(job.seed)
+    # Shuffled again in each round: with as many trials as fit in half a round, no alternative is
+    # always left out.
     turns: list[int] = []
     while len(turns) < count:
         turns += rng.permutation(len(cases)).tolist()
-    return known + [
-        fill(cases[turn], lambda name, given: _draw(given, rng)) for turn in turns[:count]
-    ]
+    drawn = [fill(cases[turn], lambda name, given: _draw(given, rng)) for turn in turns[:count]]
+    return known + drawn
 
 
 def known_configurations(job: Job) -> dict[int, Config]:
@@ -72,47 +73,70 @@ def check_configurations(job: Job) -> None:
 
 
 def fill(case: Config, draw: Draw) -> Config:
-    """`case` with every range replaced by what `draw(name, range)` says; names are unique within a
-    case.
-    """
-    drawn: Config = {}
+    """`case` with every range replaced by what `draw(name, range)` says; each name comes once."""
+    filled: Config = {}
     for key, value in case.items():
         if isinstance(value, dict) and not is_range(value):
-            drawn[key] = {k: draw(f"{key}.{k}", v) if is_range(v) else v for k, v in value.items()}
+            section: Config = {}
+            for name, inner in value.items():
+                section[name] = _fill_value(f"{key}.{name}", inner, draw)
+            filled[key] = section
         else:
-            drawn[key] = draw(key, value) if is_range(value) else value
-    return drawn
+            filled[key] = _fill_value(key, value, draw)
+    return filled
 
 
-def _cases(space: dict[str, Any]) -> list[Config]:
-    """Every combination of alternatives and grids; what is left in a case are constants and random
-    ranges.
-    """
-    sections = {
-        k: [e for option in v for e in _expand(option)]
-        for k, v in space.items()
-        if isinstance(v, list)
-    }
-    others = {k: v for k, v in space.items() if not isinstance(v, list)}
-    chosen = itertools.product(*sections.values(), _expand(others))
-    return [dict(zip(sections, options, strict=False)) | rest for *options, rest in chosen]
+def _fill_value(name: str, value: JsonValue, draw: Draw) -> JsonValue:
+    given = parse_range(value)
+    return value if given is None else draw(name, given)
 
 
-def _expand(values: dict[str, Any]) -> list[dict[str, Any]]:
+def as_section(option: JsonValue) -> Config:
+    """An alternative of a space, which is a section of the job file."""
+    assert isinstance(option, dict), option  # `search_problems` has refused all others
+    return option
+
+
+def _cases(space: Space) -> list[Config]:
+    """Every combination of alternatives and grids; what is left are constants and random ranges."""
+    sections: dict[str, list[Config]] = {}
+    others: Config = {}
+    for key, value in space.items():
+        if not isinstance(value, list):
+            others[key] = value
+            continue
+        sections[key] = []
+        for option in value:
+            sections[key] += _expand(as_section(option))
+    cases = []
+    # The order of cases decides which trial gets which: it is part of what a seed means.
+    for *options, rest in itertools.product(*sections.values(), _expand(others)):
+        case: Config = dict(zip(sections, options, strict=False))
+        cases.append(case | rest)
+    return cases
+
+
+def _expand(values: Config) -> list[Config]:
     """One dictionary a combination of the {grid: [...]} among `values`."""
-    grids = {k: v["grid"] for k, v in values.items() if is_range(v) and "grid" in v}
-    return [
-        values | dict(zip(grids, chosen, strict=True))
-        for chosen in itertools.product(*grids.values())
-    ]
+    grids: dict[str, tuple[JsonValue, ...]] = {}
+    for key, value in values.items():
+        given = parse_range(value)
+        if isinstance(given, Listed) and given.kind == "grid":
+            grids[key] = given.values
+    expanded = []
+    for chosen in itertools.product(*grids.values()):
+        expanded.append(values | dict(zip(grids, chosen, strict=True)))
+    return expanded
 
 
-def _draw(value: dict[str, Any], rng: np.random.RandomState) -> Any:
-    ((kind, bounds),) = value.items()
-    if kind == "choice":
-        return bounds[rng.randint(len(bounds))]
-    if kind == "int":
-        return int(rng.randint(bounds[0], bounds[1] + 1))  # both ends are included
-    if kind == "uniform":
-        return float(rng.uniform(*bounds))
-    return float(np.clip(np.exp(rng.uniform(*np.log(bounds))), *bounds))
+def _draw(given: Range, rng: np.random.RandomState) -> JsonValue:
+    if isinstance(given, Listed):
+        return given.values[rng.randint(len(given.values))]
+    low, high = given.low, given.high
+    if given.kind == "int":
+        return int(rng.randint(int(low), int(high) + 1))  # both ends are included
+    if given.kind == "uniform":
+        return float(rng.uniform(low, high))
+    exponent = rng.uniform(*np.log((low, high)))
+    # exp(log(x)) may lie beside x, outside of what the job allows.
+    return float(np.clip(np.exp(exponent), low, high))

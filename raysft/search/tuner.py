@@ -5,33 +5,31 @@ driver.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from raysft.errors import UserError
 from raysft.job.rungs import first_rung
 from raysft.job.spec import Search
+from raysft.job.values import Config
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder
-from raysft.search.schedulers import Known, Median, Scheduler
+from raysft.search.schedulers import EarlierTrials, Median, Scheduler
 from raysft.train.queue.assignment import Assignment
 from raysft.train.queue.client import QueueClient, Reply
 from raysft.train.queue.events import EpochEnded, TrialEnded, TrialEvent, TrialPaused
 
-MakeAssignment = Callable[[int, dict[str, Any]], Assignment]
+MakeAssignment = Callable[[int, Config], Assignment]
 
 
-def scheduler_of(spec: Search, trials: int, epochs: int, teams: int, known: Known) -> Scheduler:
-    """What decides on the trials of a job; known: where the run stood when it was taken up
-    again.
-    """
+def make_scheduler(
+    spec: Search, trials: int, epochs: int, teams: int, known: EarlierTrials
+) -> Scheduler:
+    """What decides on the trials of a job; known: those of an earlier part of its run."""
     given = spec.scheduler
     if given.name == "asha":
         return Halving(given, trials, epochs, teams, spec.metric, known)
-    return (
-        Median(first_rung(given, epochs), spec.metric, known)
-        if given.name == "median"
-        else Scheduler()
-    )
+    if given.name == "median":
+        return Median(first_rung(given, epochs), spec.metric, known)
+    return Scheduler()
 
 
 def search(

@@ -8,8 +8,8 @@ import pytest
 
 from raysft.job.spec import Scheduler, Search
 from raysft.search.halving import Halving
-from raysft.search.schedulers import Known
-from raysft.search.tuner import scheduler_of
+from raysft.search.schedulers import EarlierTrials
+from raysft.search.tuner import make_scheduler
 
 
 def epochs(*values, first=1):
@@ -19,8 +19,8 @@ def epochs(*values, first=1):
     ]
 
 
-def made(known=Known(), trials=4, length=8, teams=1, **scheduler):
-    return scheduler_of(
+def made(known=EarlierTrials(), trials=4, length=8, teams=1, **scheduler):
+    return make_scheduler(
         Search.model_validate({"trials": trials, "scheduler": scheduler}),
         trials,
         length,
@@ -39,7 +39,7 @@ def said(scheduler, trials):
     return decision
 
 
-def halving(trials=9, length=9, grace=1, factor=3, teams=1, known=Known()):
+def halving(trials=9, length=9, grace=1, factor=3, teams=1, known=EarlierTrials()):
     spec = Scheduler(grace_epochs=grace, reduction_factor=factor)
     return Halving(spec, trials, length, teams, "val_accuracy", known)
 
@@ -192,7 +192,9 @@ def test_a_trial_that_lost_patience_holds_its_place_at_later_rungs():
 
 
 def test_a_run_taken_up_again_knows_who_was_at_which_rung():
-    known = Known(ended={0: epochs(0.1)}, going_on={1: epochs(0.5), 2: epochs(0.6, 0.7), 3: []})
+    known = EarlierTrials(
+        ended={0: epochs(0.1)}, going_on={1: epochs(0.5), 2: epochs(0.6, 0.7), 3: []}
+    )
     scheduler = halving(trials=4, known=known)  # places 4, 2, 1
     for number in (1, 2, 3):
         scheduler.begin(number)
@@ -207,10 +209,10 @@ def test_a_run_taken_up_again_knows_who_was_at_which_rung():
 
 
 @pytest.mark.parametrize(
-    "known", [Known(ended={0: epochs(0.1)}), Known(going_on={0: epochs(0.1, 0.1)})]
+    "known", [EarlierTrials(ended={0: epochs(0.1)}), EarlierTrials(going_on={0: epochs(0.1, 0.1)})]
 )
 def test_trials_of_before_count_among_those_that_have_come_to_a_rung(known):
-    for given, promoted in ((known, 1), (Known(), None)):
+    for given, promoted in ((known, 1), (EarlierTrials(), None)):
         scheduler = halving(trials=4, factor=2, known=given)  # places 4, 2, 1, 1, 1
         for number in (*known.going_on, 1, 2):
             scheduler.begin(number)
@@ -219,7 +221,7 @@ def test_trials_of_before_count_among_those_that_have_come_to_a_rung(known):
 
 
 def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by():
-    known = Known(ended={i: epochs(0.8 + i / 100, 0.9) for i in range(4)})
+    known = EarlierTrials(ended={i: epochs(0.8 + i / 100, 0.9) for i in range(4)})
     new = {9: epochs(0.2)}
     assert said(made(name="median", grace_epochs=1), new) == "go on"
     assert said(made(known, name="median", grace_epochs=1), new) == "stop"
@@ -227,11 +229,13 @@ def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by(
 
 
 def test_by_the_median_nobody_is_judged_again_for_what_was_trained_before():
-    known = Known(
+    known = EarlierTrials(
         ended={i: epochs(0.9 - i / 10, 0.9 - i / 10) for i in range(6)}
     )  # the last ones below the median
     assert said(made(known, name="median", grace_epochs=1), {9: epochs(0.95)}) == "go on"
 
 
 def test_without_a_scheduler_nothing_is_stopped():
-    assert said(made(Known(ended={0: epochs(0.9)}), name="none"), {1: epochs(0.1)}) == "go on"
+    assert (
+        said(made(EarlierTrials(ended={0: epochs(0.9)}), name="none"), {1: epochs(0.1)}) == "go on"
+    )

@@ -11,7 +11,7 @@ from raysft.job.load import validate_job
 from raysft.job.space import trial_settings
 from raysft.records.trial import TrialRecord
 from raysft.run.outcome import summarize_repeats
-from raysft.search.propose import searcher
+from raysft.search.propose import make_proposals
 from raysft.search.space import check_configurations, configurations, known_configurations
 
 
@@ -127,7 +127,7 @@ def bowl(config) -> float:
 
 def propose(job: Job, count: int, past=()) -> list[tuple[dict, float]]:
     """Let a searcher propose trials one after the other and tell it how good they were."""
-    asked, tried = searcher(job, range(count), known_configurations(job), past), []
+    asked, tried = make_proposals(job, range(count), known_configurations(job), past), []
     while (proposed := asked.next_trial()) is not None:
         number, config = proposed
         tried.append((config, bowl(config)))
@@ -173,7 +173,7 @@ def test_tpe_begins_with_known_configurations_and_goes_on_from_past_ones():
 
 
 def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
-    asked = searcher(
+    asked = make_proposals(
         tpe_job(), range(3), {}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])]
     )
     assert asked.next_trial()[0] == 0
@@ -187,7 +187,7 @@ def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
 
 def test_a_trial_taken_up_again_keeps_the_configuration_that_tpe_gave_it():
     begun = {"optimizer": {"name": "adam", "lr": 0.123}}
-    asked = searcher(
+    asked = make_proposals(
         tpe_job(), [1, 2], {1: begun}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", [])]
     )
     assert asked.next_trial() == (1, begun)
@@ -206,7 +206,7 @@ def test_tpe_is_told_of_known_configurations_only_what_is_true():
         "train.batch_size": {"choice": [64, 128]},
     }
     job = Job.model_validate({"search": {"algorithm": "tpe", "space": space}})
-    asked = searcher(job, range(9), {}, [])
+    asked = make_proposals(job, range(9), {}, [])
     told = asked._parameters({"optimizer": {"name": "sgd", "lr": 0.01}})
     assert told == {
         "optimizer": 0,
