@@ -22,6 +22,7 @@ check: $(STAMP)  ## linter and type checker
 	$(BIN)/ruff format --check raysft tests
 	$(BIN)/ruff check raysft tests
 	$(BIN)/mypy
+	$(BIN)/mypy tests
 
 multihost: $(STAMP)  ## a real cluster of three hosts in network namespaces; needs root
 	command -v nft rsync && test -x /usr/sbin/sshd || \

@@ -139,7 +139,8 @@ def _fill_and_raise(folder: Path, error: BaseException) -> None:
 
 def test_how_a_run_ended_is_written_on_a_full_disk(small_disk):
     run = make_run(small_disk, storage=str(small_disk / "runs"), predicted=False)
-    run.save(status="running", ended=None)
+    run.info["ended"] = None
+    run.save(status="running")
     run.save_progress({"stood": 1})
     with pytest.raises(RuntimeError, match="out of luck"), run.recorded():
         _fill_and_raise(small_disk, RuntimeError("out of luck"))
@@ -148,7 +149,8 @@ def test_how_a_run_ended_is_written_on_a_full_disk(small_disk):
 
 def test_how_a_run_ended_is_written_where_there_is_no_room_at_all(small_disk):
     run = make_run(small_disk, storage=str(small_disk / "runs"), predicted=False)
-    run.save(status="running", ended=None)
+    run.info["ended"] = None
+    run.save(status="running")
     with pytest.raises(KeyboardInterrupt), run.recorded():
         _fill_and_raise(small_disk, KeyboardInterrupt())
     assert read_json(run.folder / "run.json")["status"] == "stopped"

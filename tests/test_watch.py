@@ -16,6 +16,7 @@ from raysft.console import Output
 from raysft.display.watch import changes, curve_text, headline, picture
 from raysft.job import Job
 from raysft.job.plan import RunPlan, Slot
+from raysft.records.documents import EpochMetrics
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord
 from raysft.run.progress import Progress
@@ -25,7 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 RAYSFT = str(Path(sys.executable).parent / "raysft")
 
 
-def epochs(*accuracies: float) -> list[dict]:
+def epochs(*accuracies: float) -> list[EpochMetrics]:
     return [{"epoch": n, "val_accuracy": a, "val_loss": 1 - a} for n, a in enumerate(accuracies, 1)]
 
 

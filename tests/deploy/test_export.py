@@ -140,13 +140,15 @@ def test_the_graph_gives_the_pixels_of_pillow_bit_by_bit(resampling):
     rng = np.random.default_rng(0)
     for case in range(150):
         height, width = rng.choice(SIDES, 2)
-        out = [int(side) for side in rng.choice((8, 32, 96, 224), 2)]
+        tall, wide = (int(side) for side in rng.choice((8, 32, 96, 224), 2))
         image = pixels(1, height, width, case)[0]
         if case % 3 == 0:
             image = 255 * (image > 127).astype(np.uint8)
-        found = fit(torch.from_numpy(image)[None], *out, resampling)[0].permute(1, 2, 0).numpy()
-        expected = fit_of_pillow(Image.fromarray(image), *out, resampling)
-        assert np.array_equal(found, expected), (height, width, out)
+        found = (
+            fit(torch.from_numpy(image)[None], tall, wide, resampling)[0].permute(1, 2, 0).numpy()
+        )
+        expected = fit_of_pillow(Image.fromarray(image), tall, wide, resampling)
+        assert np.array_equal(found, expected), (height, width, tall, wide)
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
@@ -391,17 +393,17 @@ def test_a_right_answer_more_or_less_is_refused_though_probabilities_are_close(t
         card = ModelCard(TINY, ("a", "b"), 8, 8, (0.5,) * 3, (0.25,) * 3, {}, {})
 
         def image_probabilities(self, images):
-            return np.float32([[0.500005, 0.499995]] * len(list(images)))
+            return np.array([[0.500005, 0.499995]] * len(list(images)), np.float32)
 
     images, labels = pixels(2, 8, 8), np.array([0, 0])
     turned = exporting._Comparison(
-        "onnx", lambda batch: np.float32([[0.499995, 0.500005]] * len(batch)), Coin()
+        "onnx", lambda batch: np.array([[0.499995, 0.500005]] * len(batch), np.float32), Coin()
     )
     turned.add(images, labels)
     assert turned.difference < TOLERANCE
     assert not turned.alike
     same = exporting._Comparison(
-        "onnx", lambda batch: np.float32([[0.500006, 0.499994]] * len(batch)), Coin()
+        "onnx", lambda batch: np.array([[0.500006, 0.499994]] * len(batch), np.float32), Coin()
     )
     same.add(images, labels)
     assert same.alike

@@ -32,7 +32,7 @@ def begun(root: Path, **sections) -> Path:
     run = Run.create(Job.model_validate(job), "r")
     run.save_trial(TrialRecord("t0", {}, "running"))
     run.save(status="stopped")
-    return run.folder
+    return Path(run.folder)
 
 
 def test_what_lies_from_the_run_as_it_did_is_found(tmp_path):

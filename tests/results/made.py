@@ -22,7 +22,7 @@ from raysft.records.trial import TrialRecord, leaderboard
 from raysft.results.model import CARD, ModelCard
 from raysft.run.outcome import Scored, build_results, measure_timing, summarize_repeats
 from raysft.storage import StoragePath, write_json
-from raysft.train.metrics import MetricSums, held_out_scores
+from raysft.train.metrics import MetricSums, SplitMetrics, held_out_scores
 from raysft.train.queue.assignment import Assignment
 
 CLASSES = ("ant", "bee", "cow")
@@ -178,7 +178,7 @@ def make_run(
     return run
 
 
-def predict(classes: int, rows: int) -> tuple[dict[str, float], Predictions]:
+def predict(classes: int, rows: int) -> tuple[SplitMetrics, Predictions]:
     """(metrics, predictions) of made outputs for the test images."""
     torch.manual_seed(0)
     labels = torch.arange(rows) % classes

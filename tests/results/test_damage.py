@@ -106,7 +106,8 @@ def whole(tmp_path_factory) -> Path:
     deliver(run.folder / "model", checkpoint_path(recipe.folder, 2), card)
     predictions = Predictions.from_matrix(rng.random((6, 5)) * (1, 2, 2, 1, 1))
     write_predictions(run.folder / PREDICTIONS, predictions)
-    run.save(status="stopped", pid=0)
+    run.info["pid"] = 0
+    run.save(status="stopped")
     return root
 
 

@@ -36,9 +36,8 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    return write_report(
-        make_run(tmp_path_factory.mktemp("made"), NAMES, rows=40, shard_rows=20, size=28).folder
-    )
+    run = make_run(tmp_path_factory.mktemp("made"), NAMES, rows=40, shard_rows=20, size=28)
+    return Path(write_report(run.folder))
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +45,7 @@ def browser(tmp_path_factory) -> Iterator[Any]:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
+    assert CHROMIUM is not None  # or the module is skipped
     options.binary_location = CHROMIUM
     for word in (
         "headless=new",

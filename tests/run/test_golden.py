@@ -101,7 +101,7 @@ if __name__ == "__main__":
     import ray
 
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    document = {"setting": setting()}
+    document: dict[str, object] = {"setting": setting()}
     for each in JOBS:
         document[each] = figures_of(JOBS[each], Path(tempfile.mkdtemp()))
     GOLDEN.write_text(json.dumps(document, indent=1) + "\n")

@@ -18,6 +18,7 @@ from raysft.data.importer import import_dataset
 from raysft.data.sources import Source
 from raysft.job import Job
 from raysft.job.plan import Node
+from raysft.records.documents import TrialDocument
 from raysft.records.reading import read_trials
 from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
@@ -156,7 +157,7 @@ def prepared(
     return Run.create(job, "r"), hold
 
 
-def go(run: Run, nodes: list[Node], listener: Recorder) -> list[dict]:
+def go(run: Run, nodes: list[Node], listener: Recorder) -> list[TrialDocument]:
     """The trials of a run, which has to end well."""
     results = execute(
         run, nodes, listener, Workspace(run.folder.parent / "scratch"), wait_for_end=True

@@ -70,6 +70,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     loader, judge = train_loader(options.data, options.batch), test_loader(options.data)
     net = resnet18(num_classes=len(loader.dataset.classes))
+    optimizer: torch.optim.Optimizer
     if options.optimizer == "sgd":
         optimizer = torch.optim.SGD(net.parameters(), lr=options.lr, momentum=0.9)
     else:

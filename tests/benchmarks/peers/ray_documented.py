@@ -42,6 +42,7 @@ def train_loop(config: dict) -> None:
     torch.set_num_threads(1)
     net = ray.train.torch.prepare_model(resnet18(num_classes=10))
     criterion = nn.CrossEntropyLoss()
+    optimizer: torch.optim.Optimizer
     if config["optimizer"] == "sgd":
         optimizer = torch.optim.SGD(net.parameters(), lr=config["lr"], momentum=0.9)
     else:
