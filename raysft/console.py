@@ -28,6 +28,7 @@ from rich.text import Text
 from raysft.data.names import readable
 from raysft.errors import RaysftError
 from raysft.records.documents import ProgressDocument
+from raysft.records.trial import TrialRecord, metric_value
 from raysft.wording import config_text, count_text
 
 WIDTH_WITHOUT_TERMINAL = 120
@@ -52,7 +53,7 @@ class Output:
         """A table to standard output."""
         self.out.print(table)
 
-    def json(self, document: Any) -> None:
+    def json(self, document: object) -> None:
         """One JSON document to standard output."""
         self.line(json.dumps(document, indent=1, default=str))
 
@@ -164,10 +165,11 @@ class Watcher:
         self.bar.stop()
 
     def note(self, text: str) -> None:
+        """A line that a run has for the person."""
         self.output.line(text)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """PlainTable or bytes; without a terminal only the end is told."""
+        """Rows or bytes; without a terminal only the end is shown."""
         self._advance(what, done, total)
         if done == total and self.shown and not self.output.out.is_terminal:
             self.output.line(f"{what}: {done:,} of {total:,}")
@@ -178,14 +180,18 @@ class Watcher:
         """Processes start; there is nothing to count until the first epoch."""
         self._advance(STARTING, 0, 0)
 
-    def epochs(self, done: float, total: int, records: Sequence[Any]) -> None:
+    def epochs(self, done: float, total: int, records: Sequence[TrialRecord]) -> None:
+        """Epochs of all trials together, parts of them included."""
         if STARTING in self._tasks:
             self.bar.remove_task(self._tasks.pop(STARTING))
         self._advance("epochs", round(done, 1), total)
 
-    def trial_ended(self, record: Any, ended: int, total: int) -> None:
+    def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
+        """One line a finished trial, on a terminal or not."""
         best = record.best(self.metric)
-        score = f"{self.metric} {best[self.metric]:.4f}" if best else record.error
+        score = record.error
+        if best is not None:
+            score = f"{self.metric} {metric_value(best, self.metric):.4f}"
         width = len(str(total))
         epochs = count_text(len(record.history), "epoch")
         self.output.line(
@@ -193,7 +199,7 @@ class Watcher:
             f"{record.seconds:.1f} s  {config_text(record.config)}"
         )
 
-    def status(self, document: ProgressDocument, records: Sequence[Any]) -> None:
+    def status(self, document: ProgressDocument, records: Sequence[TrialRecord]) -> None:
         """Nothing: the bar has told it."""
 
     def _advance(self, what: str, done: float, total: int) -> None:

@@ -222,7 +222,7 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert len(pq.read_table(tmp_path / "p.parquet")) == 200
     twice = call(*words, "--address", cluster)
     assert (twice.returncode, twice.stderr.count("\n")) == (2, 1)
-    assert "is there already" in twice.stderr
+    assert "already exists" in twice.stderr
 
 
 def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(

@@ -258,6 +258,7 @@ class Predictor:
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __call__(self, row: _ChunkRow) -> ChunkReport:
+        """Predict a chunk and write its part."""
         began = time.time()
         chunk: Chunk = pickle.loads(row["chunk"])
         try:

@@ -45,6 +45,7 @@ class WholeModel(nn.Module):
             )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Probabilities of images as the class says."""
         pixels = fit(images, self.height, self.width, self.filter) * self.scale + self.shift
         if self.resized:
             pixels = self.rows @ pixels @ self.columns

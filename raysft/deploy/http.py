@@ -60,9 +60,11 @@ Answer = TypeVar("Answer")
 class Model(Protocol):
     """What predicts."""
 
-    async def predict(self, images: Sequence[Sent], top: int) -> Sequence[Ranking | Refused]: ...
+    async def predict(self, images: Sequence[Sent], top: int) -> Sequence[Ranking | Refused]:
+        """The `top` most likely classes of each image, or what is wrong with it."""
 
-    async def running(self) -> int: ...
+    async def running(self) -> int:
+        """How many replicas can predict."""
 
 
 class Front:

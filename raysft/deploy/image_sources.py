@@ -85,6 +85,7 @@ class Source:
 
     @property
     def images(self) -> int:
+        """How many there are."""
         return sum(chunk.images for chunk in self.chunks)
 
 
@@ -97,9 +98,11 @@ class Files:
 
     @property
     def images(self) -> int:
+        """How many there are."""
         return len(self.names)
 
     def items(self, card: ModelCard) -> Iterator[Item]:
+        """As `Chunk` has them."""
         for name in self.names:
             yield Item(name, None, functools.partial(self._decode, name, card))
 
@@ -125,9 +128,11 @@ class ShardRows:
 
     @property
     def images(self) -> int:
+        """How many there are."""
         return self.stop - self.start
 
     def items(self, card: ModelCard) -> Iterator[Item]:
+        """As `Chunk` has them."""
         why = (
             find_conflict(self.spec.decoding, card.decoding)
             if self.spec.encoding == "raw"

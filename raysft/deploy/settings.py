@@ -37,6 +37,7 @@ class Settings:
 
     @property
     def max_pixels(self) -> int:
+        """Of an image."""
         return self.max_megapixels * 1_000_000
 
 
