@@ -41,6 +41,7 @@ def is_alive(folder: StoragePath, info: RunFacts) -> bool:
         return _may_be_alive(info)
     if owner.is_here:
         return owner.is_alive
+    # Looked at without writing: a status may be asked of storage that cannot be written.
     silent = seconds_since_sign(folder, INFO)
     return silent is not None and silent < SILENT_SECONDS
 

@@ -27,9 +27,8 @@ from raysft.storage import StoragePath, modified_at, remove_file, storage_time, 
 
 HEARTBEAT = "alive"
 BEAT_SECONDS, REMOTE_BEAT_SECONDS = 10.0, 30.0
-SILENT_SECONDS = (
-    120.0  # a few beats, and what a network disk may take to show a change to another host
-)
+# A few beats, and what a network disk may take to show a change to another host.
+SILENT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Owner:
     @classmethod
     def from_document(cls, info: RunFacts) -> Owner | None:
         """The owner in a run.json; None where an older raysft has written it."""
+        # A newer raysft may write more about an owner, of which this one knows nothing.
         with suppress(KeyError, TypeError):
             return cls(**info["owner"])
         return None
@@ -87,10 +87,8 @@ class Owner:
         """
         if not self.is_here:
             return False
-        with (
-            suppress(OSError),
-            _held(self.pid) as send,
-        ):  # from here on its number is not given to another
+        with suppress(OSError), _held(self.pid) as send:
+            # Asked only now, when the number cannot go to another process any more.
             if self.is_alive:
                 send(number)
                 return True
@@ -106,6 +104,7 @@ def _held(pid: int) -> Iterator[Callable[[int], None]]:
     system has one.
     """
     if not hasattr(os, "pidfd_open"):
+        # macOS and old kernels: the moment between the look and the signal stays open.
         yield lambda number: os.kill(pid, number)
         return
     descriptor = os.pidfd_open(pid)
@@ -117,6 +116,7 @@ def _held(pid: int) -> Iterator[Callable[[int], None]]:
 
 def _machine() -> tuple[str, str | None, str | None]:
     boot = namespace = None
+    # Only Linux has these files; elsewhere host and start time have to do.
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
@@ -128,19 +128,24 @@ def _began(pid: int) -> float | None:
     try:
         # The name, in brackets, may hold anything; the start is the 20th word after it, in ticks
         # since the boot.
-        return float(
-            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-        )
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        return float(stat.rpartition(")")[2].split()[19])
     except OSError:
+        # With /proc there is no such process; without it psutil asks the system in its own way.
+        if Path("/proc/self/stat").exists():
+            return None
         with suppress(psutil.Error):
-            return None if Path("/proc/self/stat").exists() else psutil.Process(pid).create_time()
+            created: float = psutil.Process(pid).create_time()
+            return created
     return None
 
 
 def _is_dead(pid: int) -> bool:
     """Whether a process has ended and only was not waited for."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        # In a container without an init nobody waits for the processes that a killed run leaves.
+        status: str = psutil.Process(pid).status()
+        return status == str(psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -155,15 +160,20 @@ def seconds_since_sign(folder: StoragePath, record: str, exact: bool = False) ->
     exact: by the clock of the storage itself, which has to be written to for it, and not by this
     machine's.
     """
-    signs = [at for file in (HEARTBEAT, record) if (at := modified_at(folder / file)) is not None]
+    times = [modified_at(folder / file) for file in (HEARTBEAT, record)]
+    signs = [at for at in times if at is not None]
+    if not signs:
+        return None
     now = storage_time(folder) if exact else time.time()
-    return max(0.0, now - max(signs)) if signs else None
+    # The clock of another host may be ahead of this one's.
+    return max(0.0, now - max(signs))
 
 
 @contextmanager
 def heartbeat(folder: StoragePath) -> Iterator[None]:
     """Give signs of life in the folder of a run while this lasts."""
     over = threading.Event()
+    # Every beat on an object store is a request that is paid for.
     pause = BEAT_SECONDS if isinstance(folder, Path) else REMOTE_BEAT_SECONDS
 
     def beat() -> None:
@@ -171,6 +181,7 @@ def heartbeat(folder: StoragePath) -> Iterator[None]:
             _beat(folder)
 
     _beat(folder)
+    # A daemon: a run that hangs in its end must not keep its process alive by beating.
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
@@ -178,12 +189,12 @@ def heartbeat(folder: StoragePath) -> Iterator[None]:
     finally:
         over.set()
         thread.join(1.0)
+        # A sign that stays behind is harmless: the status of the run says that it ended.
         with suppress(OSError):
             remove_file(folder / HEARTBEAT)
 
 
 def _beat(folder: StoragePath) -> None:
-    with suppress(
-        OSError
-    ):  # storage that is away for a moment; whoever asks meanwhile hears for how long
+    # Storage may be away for a moment; whoever asks meanwhile learns for how long.
+    with suppress(OSError):
         touch(folder / HEARTBEAT)

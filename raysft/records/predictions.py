@@ -42,7 +42,8 @@ class Predictions:
     @classmethod
     def from_columns(cls, columns: Mapping[str, np.ndarray]) -> Predictions:
         """columns: by the names of the fields, of any type; raises KeyError for one missing."""
-        return cls(**{name: columns[name].astype(kind) for name, kind in COLUMNS.items()})
+        typed = {name: columns[name].astype(kind) for name, kind in COLUMNS.items()}
+        return cls(**typed)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -50,7 +51,8 @@ class Predictions:
     @property
     def wrong(self) -> np.ndarray:
         """(n,) bool: whether the image was taken for another class."""
-        return self.label != self.predicted
+        wrong: np.ndarray = self.label != self.predicted
+        return wrong
 
     def are_of(self, classes: int) -> bool:
         """Whether a model of so many classes can have made them."""
@@ -76,6 +78,7 @@ def write_predictions(file: StoragePath, predictions: Predictions) -> None:
     """Write the predictions of a run, whole or not at all."""
     table = pa.table({name: getattr(predictions, name) for name in COLUMNS})
     content = io.BytesIO()
+    # Checksums of pages, so that a damaged file is found when it is read.
     pq.write_table(table, content, write_page_checksum=True)
     write_bytes(file, content.getvalue())
 

@@ -29,6 +29,7 @@ Document = TypeVar("Document", bound=Mapping[str, object])
 
 def find_run(name: str, storage: str = "runs") -> StoragePath:
     """The directory of a run given as a path or as a name below `storage`; raises UserError."""
+    # A path first: tab completion gives runs/NAME, and must not be looked for in runs/ again.
     for folder in (storage_path(name), storage_path(storage) / name):
         if (folder / INFO).is_file():
             return folder
@@ -43,6 +44,7 @@ def list_runs(storage: str) -> list[RunDocument]:
     names = [p.name for p in folder.iterdir()] if folder.exists() else []
     infos = []
     for run in (folder / name for name in names):
+        # A storage folder may hold other things, too, among them a run that is just being made.
         if (run / INFO).is_file():
             info = read_run_document(run)
             info["status"] = run_status(run, info)
@@ -58,6 +60,7 @@ def read_status(name: str, known: Mapping[str, TrialDocument] | None = None) -> 
     folder = find_run(name)
     info = read_run_document(folder)
     info["status"] = run_status(folder, info)
+    # A run of an older raysft has none, nor one that is starting.
     progress = None
     if (folder / PROGRESS).is_file():
         progress = _read(folder / PROGRESS, ProgressDocument)
@@ -109,6 +112,7 @@ def read_job(folder: StoragePath, info: RunDocument) -> Job:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(str(file), f"cannot be read ({error.strerror or error})") from None
+    # All trials of a run have the same job: one that was edited would mix two of them.
     if hashlib.sha256(content).hexdigest() != info["job"]:
         raise UserError(
             str(file),

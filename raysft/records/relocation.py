@@ -6,7 +6,7 @@ job.yaml is as it was submitted.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def refuse_storage(places: Mapping[str, str]) -> None:
     if "storage" in places:
         raise UserError(
             f"--set storage={places['storage']}",
-            "is told by the directory of the run",
+            "is given by the directory of the run",
             "give the run by the path of its directory, and no storage",
         )
 
@@ -64,6 +64,7 @@ def with_places(job: Job, places: Mapping[str, str], where: str) -> Job:
     """A job with its files elsewhere; raises UserError where it cannot have them there."""
     if not places:
         return job
+    # Validated as a whole once more: a place may not suit the source or the model.
     tree = job.model_dump()
     for key, value in places.items():
         *sections, last = key.split(".")
@@ -80,7 +81,7 @@ def job_value(job: Job, key: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Found:
+class RelocatedJob:
     """Where the files of a run are that are not where its job says; the job says so already."""
 
     job: Job
@@ -88,7 +89,9 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find_files(job: Job, folder: StoragePath, info: RunFacts, given: Mapping[str, str]) -> Found:
+def find_files(
+    job: Job, folder: StoragePath, info: RunFacts, given: Mapping[str, str]
+) -> RelocatedJob:
     """Look for the files that a run in `folder` with this run.json needs.
 
     given: the places that a person has said. Raises UserError for what is not there, with how to
@@ -99,27 +102,34 @@ def find_files(job: Job, folder: StoragePath, info: RunFacts, given: Mapping[str
         value = job_value(job, key)
         if key in given:
             _check_given(key, given[key], value)
-        elif (
-            value is not None and is_file_name(key, value) and not Path(value).expanduser().exists()
-        ):
-            there = next((path for path in beside(folder, info, value) if path.exists()), None)
+        elif value is not None and _is_missing(key, value):
+            there = _first_existing(candidate_paths(folder, info, value))
             if there is None:
                 raise UserError(
                     f"{key}: {value}",
-                    "is not there any more, and not beside the run",
+                    "does not exist any more, and is not beside the run",
                     f"`raysft resume {folder} --set {key}=PATH` says where it is",
                 )
             places[key] = str(there)
-            notes.append(f"{key}: {value} is not there; {there} is taken")
+            # Said, because a file of the same name need not be the same file.
+            notes.append(f"{key}: {value} does not exist any more; using {there}")
     moved = with_places(job, places, "--set")
     _check_weights(moved.model.weights, info)
     if "model.weights" in places and "weights_sha256" not in info:
         notes.append(
-            f"model.weights: {moved.model.weights} is not compared with the file that the run "
-            "began with: its "
-            "run.json is of an older raysft"
+            f"model.weights: {moved.model.weights} cannot be compared with the file that the run "
+            "began with: its run.json was written by an older raysft"
         )
-    return Found(moved, places, tuple(notes))
+    return RelocatedJob(moved, places, tuple(notes))
+
+
+def _is_missing(key: str, value: str) -> bool:
+    # What is no file name (an address, a name of weights) is not looked for.
+    return is_file_name(key, value) and not Path(value).expanduser().exists()
+
+
+def _first_existing(paths: Iterable[Path]) -> Path | None:
+    return next((path for path in paths if path.exists()), None)
 
 
 def _check_given(key: str, place: str, value: str | None) -> None:
@@ -144,21 +154,25 @@ def is_file_name(key: str, value: str) -> bool:
     """
     if "://" in value:
         return False
+    # Weights may be a name (DEFAULT, IMAGENET1K_V2), which has neither a folder nor an ending.
     return key != "model.weights" or "/" in value or Path(value).suffix != ""
 
 
-def beside(folder: StoragePath, info: RunFacts, value: str) -> Iterator[Path]:
+def candidate_paths(folder: StoragePath, info: RunFacts, value: str) -> Iterator[Path]:
     """Where a file may be that the run with this run.json has known as `value`, the likeliest
     first.
 
     It lies from the run as it did when the run was begun, or near it under its own name.
     """
+    # Relative to where the run was started, which an older raysft did not write down.
     old = Path(info["cwd"], value) if "cwd" in info else Path(value)
     yield old
     if not isinstance(folder, Path):
         return
     if "folder" in info and "://" not in info["folder"]:
+        # The whole tree was moved: runs and data lie to each other as they did.
         yield Path(os.path.normpath(folder / os.path.relpath(old, info["folder"])))
+    # Only a few folders up: what is farther away was hardly moved with the run.
     for parent in (folder, *folder.parents[:3]):
         yield parent / old.name
 
@@ -170,14 +184,18 @@ def locate(folder: StoragePath, info: RunFacts, value: str) -> StoragePath:
     known = storage_path(value)
     if not isinstance(known, Path) or known.exists():
         return known
-    return next((path for path in beside(folder, info, value) if path.exists()), known)
+    # Where it was, if it is nowhere: the message of whoever reads it names that place.
+    return _first_existing(candidate_paths(folder, info, value)) or known
 
 
 def weights_sha256(job: Job) -> str | None:
     """The hash of the weights file that a job names; None where it names none on this machine."""
     value = job.model.weights
     file = Path(value).expanduser()
-    return sha256(file) if is_file_name("model.weights", value) and file.is_file() else None
+    # Weights that are downloaded by name have a checksum of their own.
+    if not is_file_name("model.weights", value) or not file.is_file():
+        return None
+    return sha256(file)
 
 
 def _check_weights(value: str, info: RunFacts) -> None:
@@ -185,6 +203,7 @@ def _check_weights(value: str, info: RunFacts) -> None:
     is known.
     """
     known = info.get("weights_sha256")
+    # By content: a copy has another time, and other weights of a network have the same size.
     if known is not None and sha256(Path(value).expanduser()) != known:
         raise UserError(
             f"model.weights: {value}",

@@ -61,6 +61,7 @@ class Run:
         if isinstance(folder, Path):
             self.log = folder / LOG
         else:
+            # Libraries print line by line, which an object store has no way to append.
             self.log = Path(tempfile.gettempdir()) / f"{folder.name}.log"
         self.metric = job.search.metric if job.search else "val_accuracy"
         self.known: dict[str, TrialRecord] = {}
@@ -106,9 +107,11 @@ class Run:
             run = cls(folder, job)
             text = dump_job(job)
             write_text(folder / JOB, text)
+            # Checksums: a resumed run must not go on with what somebody changed.
             run.save(
                 job=hashlib.sha256(text.encode()).hexdigest(), weights_sha256=weights_sha256(job)
             )
+        # Also on Ctrl-C: half a run directory would be listed, and refuse its name.
         except BaseException as error:
             remove_folder(folder)
             if isinstance(error, OSError):
@@ -127,8 +130,8 @@ class Run:
         any other.
 
         workers: resources.workers from now on, where they are to be others. places: where its data
-        and its weights are by now, as `places_of` gives them; what is not said and not where it was
-        is looked for beside the run.
+        and its weights are by now, as `parse_places` gives them; what is not said and not where it
+        was is looked for beside the run.
         """
         info = read_run_document(folder)
         if info["status"] == "done":
@@ -141,6 +144,7 @@ class Run:
             record = TrialRecord.from_document(stored)
             run.known[record.trial] = record
         run._keep(info)
+        # Kept for the next resume, which need not be told again.
         run.info["places"] = info.get("places", {}) | found.places
         return run
 
@@ -175,6 +179,7 @@ class Run:
         try:
             yield
         except UserError:
+            # Refused before anything was trained: nothing worth a directory.
             if self.is_new and not self.known:
                 self.discard()  # nothing was trained
             else:
@@ -199,11 +204,13 @@ class Run:
             self.save(status=status)
             return
         file = self.folder / INFO
+        # Nobody needs the progress of a run that ended.
         with suppress(OSError):
             remove_file(self.folder / PROGRESS)
         with suppress(StorageFull):
             self.save(status=status)
             return
+        # Writing beside the file and renaming needs room for a second copy; over it, none.
         if isinstance(file, Path):
             with suppress(OSError):
                 overwrite_json(file, self.info)
@@ -221,6 +228,7 @@ class Run:
 
     def save(self, **changes: Unpack[RunChanges]) -> None:
         """Write run.json with `changes`."""
+        # Notes of weights and data come in while the run goes on, each in a write of its own.
         self.info = {**self.info, **changes}
         if self.info["status"] in ("done", "failed", "stopped"):
             self.info["ended"] = self.info["ended"] or _now()
@@ -241,16 +249,19 @@ class Run:
     def _write(self, name: str, document: Mapping[str, object]) -> None:
         file = self.folder / name
         try:
+            # An object store has no folders to be made.
             if isinstance(file, Path):
                 file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, document)
         except OSError as error:
+            # An error of its own: it says to make room, and that the run can be resumed then.
             if is_disk_full(error):
                 raise StorageFull(str(file)) from None
             raise
 
 
 def _unwritable(storage: StoragePath, error: OSError) -> UserError:
+    # Object stores add identifiers of a request to what they say, which help nobody here.
     reason = error.strerror or str(error).partition(" (Request ID")[0]
     return UserError(
         f"storage: {storage}", f"cannot be written ({reason})", "give a folder or bucket that can"

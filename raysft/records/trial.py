@@ -70,6 +70,7 @@ class TrialRecord:
         """The epoch with the best metric."""
         if not self.history:
             return None
+        # Ties go to the lower loss, then to the earlier epoch.
         return min(self.history, key=lambda m: sort_key(m, metric))
 
     def row(self, metric: str) -> TrialRow:
@@ -83,6 +84,7 @@ class TrialRecord:
             "config": self.config,
             "epochs": len(self.history),
             **metrics,
+            # A hundredth of a second is less than what starting a trial varies by.
             "seconds": round(self.seconds, 2),
             "host": self.host,
             "error": self.error,

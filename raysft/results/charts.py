@@ -77,6 +77,7 @@ def build_charts(figures: Figures) -> dict[str, Spec]:
         scored = scored_trials(figures)
         if figures["search"]["by_rate"]:
             found["rates"] = rates(scored, figures["metric"])
+        # One point shows no progress.
         if len(scored) > 1:
             found["progress"] = progress(scored, figures["metric"])
     if figures["test"] is not None:
@@ -98,6 +99,7 @@ def curve_charts(figures: Figures) -> dict[str, Spec]:
         "curve-val-loss": "val_loss",
         "curve-train-loss": "train_loss",
     }
+    # The metric has a chart already.
     if figures["metric"] == "val_loss":
         del names["curve-val-loss"]
     return {name: curves(values, key) for name, key in names.items()} if values else {}
@@ -142,23 +144,7 @@ def curves(values: Sequence[Spec], key: str) -> Spec:
     title = metric_text(key, short=False)
     scale, axis = _scale([metric_value(value, key) for value in values])
     several = len({value["trial"] for value in values})
-    # Many curves lie over each other: the more there are, the fainter each, but never unseen.
-    opacity = min(0.55, max(0.12, 8 / several))
-    lines: list[Spec] = [
-        {
-            "transform": [{"filter": "!datum.best"}],
-            "mark": {
-                "type": "line",
-                "opacity": opacity,
-                "strokeWidth": 1.5,
-                "point": {"size": 12, "opacity": opacity},
-            },
-        },
-        {
-            "transform": [{"filter": "datum.best"}],
-            "mark": {"type": "line", "strokeWidth": 3, "point": {"size": 36}},
-        },
-    ]
+    lines = _curve_layers(several)
     return _chart(
         f"{title} of every trial over its epochs",
         {"name": EPOCHS},
@@ -186,9 +172,31 @@ def curves(values: Sequence[Spec], key: str) -> Spec:
                     _tip(key, title, ".4f"),
                 ],
             },
-            "layer": lines if several > 1 else lines[1:],
+            "layer": lines,
         },
     )
+
+
+def _curve_layers(trials: int) -> list[Spec]:
+    """A layer of thin lines for all but the best of so many trials, and one for the best."""
+    # Many curves lie over each other: the more there are, the fainter each, but never unseen.
+    opacity = min(0.55, max(0.12, 8 / trials))
+    lines: list[Spec] = [
+        {
+            "transform": [{"filter": "!datum.best"}],
+            "mark": {
+                "type": "line",
+                "opacity": opacity,
+                "strokeWidth": 1.5,
+                "point": {"size": 12, "opacity": opacity},
+            },
+        },
+        {
+            "transform": [{"filter": "datum.best"}],
+            "mark": {"type": "line", "strokeWidth": 3, "point": {"size": 36}},
+        },
+    ]
+    return lines if trials > 1 else lines[1:]
 
 
 def _scale(values: Sequence[float]) -> tuple[Spec, Spec]:

@@ -121,6 +121,7 @@ def _search(job: Job, trials: Sequence[TrialFigures]) -> SearchFigures | None:
 def _test(folder: StoragePath, classes: Sequence[str]) -> tuple[AnswerFigures | None, str | None]:
     """(figures of the test images, None), or (None, why there are none)."""
     file = folder / PREDICTIONS
+    # Runs of an older raysft, and those without a model.
     if not file.is_file():
         return None, f"The run has kept no predictions of its test images ({PREDICTIONS})."
     predictions = read_predictions(file, len(classes))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, TypeVar
 from raysft.data.decoding import Decoding, is_number, parse_decoding
 from raysft.data.preparation import Preparation
 from raysft.errors import ModelError, UserError
-from raysft.records.documents import Config
+from raysft.job.values import Config
 from raysft.storage import (
     StoragePath,
     local_copy,
@@ -266,6 +266,7 @@ def load_model(folder: StoragePath, trust_code: bool = False) -> tuple[nn.Module
     check_trust(folder, card, trust_code)
     net = create_network(card.architecture, len(card.classes), card.image_size)
     with local_copy(model_folder(folder) / WEIGHTS) as weights:
+        # Weights that do not belong to their card would answer, and wrongly.
         if sha256(weights) != card.weights_sha256:
             raise UserError(
                 str(model_folder(folder) / WEIGHTS),

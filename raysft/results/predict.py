@@ -252,6 +252,7 @@ def describe_folder(data: StoragePath, split: str, card: ModelCard) -> list[str]
     """
     if (data / MANIFEST).is_file():
         return []
+    # Evaluating on fewer images than a person believes would be a wrong result.
     folders = _folders(data, split, card)
     return [*folders.notes, *describe_files(folders.counts)]
 
@@ -262,6 +263,7 @@ def _folders(data: StoragePath, split: str, card: ModelCard) -> Folders:
 
 def _manifest_with(data: StoragePath, split: str) -> Manifest:
     manifest = read_manifest(data)
+    # A data set may have been imported without a validation split.
     if split not in manifest.splits:
         raise DataError(str(data), f"has no split {split}", f"it has {', '.join(manifest.splits)}")
     return manifest

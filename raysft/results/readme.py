@@ -61,6 +61,7 @@ class ModelFacts:
 def model_readme(card: ModelCard, facts: ModelFacts) -> str:
     """Front matter (YAML) and Markdown. A fact that is not known is left out."""
     recipe = trial_settings(facts.job, card.provenance["config"])
+    # Hubs read the metadata between two lines of ---, before all Markdown.
     front_matter = yaml.safe_dump(_front_matter(card, facts), sort_keys=False, allow_unicode=True)
     lines = ["---", front_matter.rstrip(), "---", ""]
     lines += [f"# {markdown.text(card.architecture)} for {len(card.classes)} classes", ""]
@@ -142,6 +143,7 @@ def _scores(card: ModelCard, split: str) -> dict[str, float]:
 
 
 def _data_name(job: Job) -> str:
+    # A data set that everybody knows has a name; of a person's own the folder says more.
     known = _DATA_NAMES.get(job.data.source)
     if known is not None:
         return known
@@ -244,6 +246,7 @@ def _snippet(card: ModelCard) -> list[str]:
 def _metrics(card: ModelCard, facts: ModelFacts) -> list[str]:
     val, test = _scores(card, "val"), _scores(card, "test")
     rows = []
+    # In the order of the first that has them: a metric may be known on one split only.
     for name in dict.fromkeys([*val, *test]):
         cells = [f"{scores[name]:.4f}" if name in scores else "" for scores in (val, test)]
         rows.append((markdown.words(name), *cells))

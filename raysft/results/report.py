@@ -254,6 +254,7 @@ def _epoch_rows(document: Figures) -> list[EpochRow]:
     rows: list[EpochRow] = []
     for trial in document["trials"]:
         for epoch in trial["history"]:
+            # By number: a trial that was resumed has each epoch once all the same.
             best = epoch["epoch"] == trial["best_epoch"]
             rows.append({**epoch, "trial": trial["trial"], "best": best})
     return rows[:MOST_ROWS]

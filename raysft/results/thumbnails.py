@@ -65,7 +65,8 @@ class _Shard:
             return []
         # Neighbours are often alike (frames of one film), rows far apart seldom.
         at = np.linspace(0, len(ids) - 1, number).astype(int)
-        return ids[np.unique(at)].tolist()
+        chosen: list[int] = ids[np.unique(at)].tolist()
+        return chosen
 
 
 class Images:
@@ -110,6 +111,7 @@ class Images:
         # shards are enough, where the first ones might have one class only.
         for _ in range(min(MOST_SHARDS, len(shards))):
             shard = max(shards, key=lambda s: s.gives(missing))
+            # Nothing more is to be had: a class may have fewer images than wanted.
             if not shard.gives(missing):
                 break
             shards.remove(shard)
@@ -143,6 +145,7 @@ class Images:
         if split not in self._shards:
             self._shards[split] = []
             for file in self.manifest.splits[split].files:
+                # Without the images, which are nearly all of a shard.
                 table = read_table(self.folder, file, ["id", "label"])
                 self._shards[split].append(
                     _Shard(file, table["id"].to_numpy(), table["label"].to_numpy())

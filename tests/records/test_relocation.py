@@ -88,7 +88,7 @@ def test_what_is_nowhere_is_told_with_what_to_give(tmp_path):
     with pytest.raises(UserError) as raised:
         Run.reopen(folder)
     assert str(raised.value) == (
-        f"data.path: {tmp_path}/data/photos: is not there any more, and not beside the run; "
+        f"data.path: {tmp_path}/data/photos: does not exist any more, and is not beside the run; "
         f"`raysft resume {folder} --set data.path=PATH` says where it is"
     )
     run = Run.reopen(folder, places={"data.path": str(tmp_path / "pictures")})
