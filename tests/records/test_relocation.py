@@ -42,9 +42,8 @@ def test_what_lies_from_the_run_as_it_did_is_found(tmp_path):
     assert run.job.data.path == str(tmp_path / "new/data/photos")
     assert run.job.model.weights == str(tmp_path / "new/w.pth")
     assert (
-        run.notes[0]
-        == f"data.path: {tmp_path}/old/data/photos is not there; {tmp_path}/new/data/photos is "
-        "taken"
+        run.notes[0] == f"data.path: {tmp_path}/old/data/photos does not exist any more; "
+        f"using {tmp_path}/new/data/photos"
     )
     run.save(status="stopped")
     again = read_json(run.folder / INFO)
