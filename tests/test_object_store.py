@@ -183,6 +183,7 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_report_of_a_run_on_an_object_store_lies_beside_it(s3, tmp_path):
     run = make_run(tmp_path, storage=f"{s3}/reports")
     assert str(write_report(run.folder)) == f"{s3}/reports/r/report.html"

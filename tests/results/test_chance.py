@@ -172,6 +172,7 @@ def at_chance_run(folder):
     )
 
 
+@pytest.mark.slow
 def test_it_stands_beside_the_result(tmp_path):
     run = at_chance_run(tmp_path)
     results = read_json(run.folder / "results.json")
@@ -180,6 +181,7 @@ def test_it_stands_beside_the_result(tmp_path):
     assert doubt in write_report(run.folder).read_text()
 
 
+@pytest.mark.slow
 def test_results_of_an_older_raysft_are_read(tmp_path):
     run = at_chance_run(tmp_path)
     results = read_json(run.folder / "results.json")

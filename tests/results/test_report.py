@@ -337,6 +337,7 @@ def test_pictures_are_those_of_the_rows(made, page):
 # --- what may be missing -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_whose_every_trial_failed_tells_why(tmp_path):
     records = [
         TrialRecord(
@@ -359,6 +360,7 @@ def test_a_run_whose_every_trial_failed_tells_why(tmp_path):
     assert "The run has kept no predictions" in page.text["test"]
 
 
+@pytest.mark.slow
 def test_a_run_without_kept_predictions_says_so_in_one_line(tmp_path):
     page = report_of(make_run(tmp_path, predicted=False))
     assert (
@@ -369,6 +371,7 @@ def test_a_run_without_kept_predictions_says_so_in_one_line(tmp_path):
     assert {"curve-metric", "rates"} <= page.charts.keys()
 
 
+@pytest.mark.slow
 def test_a_job_without_a_search_has_no_picture_of_one(tmp_path):
     page = report_of(make_run(tmp_path, records=some_records()[1:2]))
     assert "The job has no search" in page.text["search"]
@@ -376,6 +379,7 @@ def test_a_job_without_a_search_has_no_picture_of_one(tmp_path):
     assert not {"rates", "progress"} & page.charts.keys()
 
 
+@pytest.mark.slow
 def test_a_search_of_other_things_than_the_learning_rate_says_so(tmp_path):
     records = [
         TrialRecord(f"t{i}", {"train.batch_size": size}, "finished", epochs(2, 0.5), 0.0, 3.0)
@@ -387,6 +391,7 @@ def test_a_search_of_other_things_than_the_learning_rate_says_so(tmp_path):
     assert "progress" in page.charts
 
 
+@pytest.mark.slow
 def test_data_that_is_gone_or_another_leaves_out_the_pictures_and_says_so(tmp_path):
     run = make_run(tmp_path)
     (tmp_path / "D").rename(tmp_path / "elsewhere")
@@ -401,6 +406,7 @@ def test_data_that_is_gone_or_another_leaves_out_the_pictures_and_says_so(tmp_pa
     assert "is not the data that the run was trained on" in report_of(run).text["data"]
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_leaves_out_the_pictures_and_says_so(tmp_path):
     run = make_run(tmp_path)
     flip_a_pixel(tmp_path / "D/train/0000.parquet")

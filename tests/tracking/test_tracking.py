@@ -279,6 +279,7 @@ def model_of(run: Tracked) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_mlflow_has_a_parent_and_below_it_every_trial_with_its_end(tmp_path, store):
     run = Tracked(tmp_path, mlflow=store.uri, mlflow_experiment="flowers")
     run.go(
@@ -486,6 +487,7 @@ def _take(found: dict, told) -> None:
         found["exit"] = told.exit.exit_code
 
 
+@pytest.mark.slow
 def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr("raysft.tracking.trackers.STOP_SECONDS", 30.0)
     run = Tracked(tmp_path, wandb="flowers", wandb_mode="offline")

@@ -6,7 +6,7 @@ from raysft.job.recipe import Train
 from raysft.job.spec import Model, Scheduler
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder
-from raysft.search.schedulers import Known
+from raysft.search.schedulers import EarlierTrials
 from raysft.search.schedulers import Scheduler as EveryTrial
 from raysft.search.tuner import search
 from raysft.train.queue.assignment import Assignment, Member
@@ -67,7 +67,7 @@ def test_halving_pauses_all_trials_and_resumes_the_best():
     losses = {f"t{number}": [1.0 + number] * 9 for number in range(9)}
     spec = Scheduler(grace_epochs=1, reduction_factor=3)
     with LocalTeams(losses, teams=2) as teams:
-        scheduler = Halving(spec, 9, 9, 2, "val_loss", Known())
+        scheduler = Halving(spec, 9, 9, 2, "val_loss", EarlierTrials())
         events = run_search(teams, list(losses), scheduler)
     finished = {trial for trial, status in statuses(events).items() if status == "finished"}
     assert finished == {"t0", "t1"}  # as many as there are teams
