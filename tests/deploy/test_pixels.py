@@ -89,7 +89,8 @@ def test_stored_pixels_of_another_range_are_refused(model):
     check_stored(spec, card, "D")
     other = replace(spec, decoding=Decoding(ranges={"float32": (0.0, 1.0)}))
     with pytest.raises(
-        DataError, match="scaled otherwise than those of the model: float32 samples from 0 to 1"
+        DataError,
+        match="scaled in another way than those of the model: float32 samples from 0 to 1",
     ):
         check_stored(other, card, "D")
 
