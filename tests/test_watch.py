@@ -182,8 +182,8 @@ def test_progress_follows_teams_and_knows_what_is_left():
     assert [team["doing"] for team in document["teams"]] == ["starting", "starting"]
     assert document["left_s"] is None
 
-    progress.take(TrialStarted("t0", "train", slot=1, team=0, at=0.0))
-    progress.take(TrialProgress("t0", step=2, steps=4, seconds=2.0, waited=0.5))
+    progress.apply(TrialStarted("t0", "train", slot=1, team=0, at=0.0))
+    progress.apply(TrialProgress("t0", step=2, steps=4, seconds=2.0, waited=0.5))
     document = progress.document(records, [])
     assert (document["epochs"], document["inside"]) == (
         {"done": 0.5, "total": 8, "each": 4},
@@ -203,12 +203,12 @@ def test_progress_follows_teams_and_knows_what_is_left():
     assert document["may_end_early"] is True
 
     records[0].history, records[0].status = epochs(0.5), "stopped"
-    progress.take(TrialEnded("t0", "stopped"))
+    progress.apply(TrialEnded("t0", "stopped"))
     document = progress.document(records, [])
     assert document["epochs"]["done"] == 4
     assert document["inside"] == {}
     assert document["teams"][1]["doing"] == "waiting"
-    progress.lost(1)
+    progress.remove_slot(1)
     assert progress.document(records, [])["teams"][1]["doing"] == "gone"
 
 
@@ -219,7 +219,7 @@ def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave
     records = [TrialRecord(f"t{i}", {}, "paused", epochs(0.5)) for i in range(3)]
     records.append(TrialRecord("t3", {}, "running"))
     progress.inside["t3"] = 0.5
-    progress.take(TrialStarted("t3", "train", slot=0, team=0, at=0.0))
+    progress.apply(TrialStarted("t3", "train", slot=0, team=0, at=0.0))
     document = progress.document(records, [])
     assert document["epochs"] == {"done": 3.5, "total": 7, "each": 4}
     assert document["left_s"] == pytest.approx(document["at"], rel=1e-3)

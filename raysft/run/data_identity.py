@@ -16,9 +16,9 @@ from raysft.records.documents import DataIdentity
 from raysft.records.run import Run
 from raysft.storage import StoragePath
 
-DECIDED = frozenset(
-    {COMPOSITED, BLANK, CONVERTED}
-)  # of `raysft.data.images.QUIRKS`: what `Decoding` decides
+# Of `raysft.data.images.QUIRKS` those of which `Decoding` decides what becomes of them.
+DECIDED = frozenset({COMPOSITED, BLANK, CONVERTED})
+NAMES_SHOWN = 5
 
 
 def identity(manifest: Manifest) -> DataIdentity:
@@ -33,24 +33,31 @@ def identity(manifest: Manifest) -> DataIdentity:
 
 def compare(run: Run, manifest: Manifest, folder: StoragePath) -> None:
     """Raise DataError where the data is not what the run began with, and say what is different."""
-    before, now = run.info.get("data"), identity(manifest)
-    if before is None:
+    before = run.info.get("data")
+    if before is None:  # a new run
         return
+    now = identity(manifest)
     if before["fingerprint"] == now["fingerprint"]:
         _compare_decoding(parse_decoding(before.get("decoding")), manifest, folder)
         return
-    told = [
-        f"{name} has {rows} rows, had {before['stored'].get(name, 0)}"
-        for name, rows in now["stored"].items()
-        if before["stored"].get(name) != rows
-    ]
-    if now["classes"] != before["classes"]:
-        told.append(f"classes are {', '.join(now['classes'])}, were {', '.join(before['classes'])}")
+    differences = _describe_differences(before, now)
     raise DataError(
         str(folder),
-        f"is not the data that the run began with: {'; '.join(told) or 'other images'}",
+        f"is not the data that the run began with: {differences or 'other images'}",
         "restore it, or submit a run of its own",
     )
+
+
+def _describe_differences(before: DataIdentity, now: DataIdentity) -> str:
+    found = []
+    for name, rows in now["stored"].items():
+        rows_before = before["stored"].get(name, 0)
+        if rows != rows_before:
+            found.append(f"{name} has {rows} rows, had {rows_before}")
+    if now["classes"] != before["classes"]:
+        classes, classes_before = ", ".join(now["classes"]), ", ".join(before["classes"])
+        found.append(f"classes are {classes}, were {classes_before}")
+    return "; ".join(found)
 
 
 def _compare_decoding(before: Decoding, manifest: Manifest, folder: StoragePath) -> None:
@@ -62,24 +69,27 @@ def _compare_decoding(before: Decoding, manifest: Manifest, folder: StoragePath)
     if manifest.image.encoding == "raw" or before == manifest.image.decoding:
         return
     changed = {key: count for key, count in manifest.decoded.items() if key in DECIDED}
-    if changed or manifest.image.decoding == LEGACY_DECODING:  # which counted none
-        told = (
-            "; ".join(describe_quirks(changed, manifest.image.decoding))
-            or "transparency and profiles are ignored"
-        )
+    # An older import did not count such images: there may be some.
+    if changed or manifest.image.decoding == LEGACY_DECODING:
+        quirks = "; ".join(describe_quirks(changed, manifest.image.decoding))
         raise DataError(
             str(folder),
             f"holds images that become other pixels than when the run began, with an older "
-            f"raysft or import: {told}",
+            f"raysft or import: {quirks or 'transparency and profiles are ignored'}",
             "submit a run of its own, or resume this one with what began it",
         )
 
 
 def note_missing(manifest: Manifest, val: SplitSource, note: Callable[[str], None]) -> None:
-    """Say which classes no validation image judges."""
-    missing = [label for label, rows in enumerate(val.class_rows) if not rows]
-    if missing:
-        names = ", ".join(manifest.classes[label] for label in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        todo = "" if "val" in manifest.splits else ": raise data.val_fraction or data.limit"
-        note(f"no validation image of {names}{more}{todo}")
+    """Say which classes have no validation image."""
+    missing = [
+        name for name, rows in zip(manifest.classes, val.class_rows, strict=True) if not rows
+    ]
+    if not missing:
+        return
+    names = ", ".join(missing[:NAMES_SHOWN])
+    if len(missing) > NAMES_SHOWN:
+        names += f" and {len(missing) - NAMES_SHOWN} more"
+    # A validation split of its own is as the person made it; else the job decides how large it is.
+    todo = "" if "val" in manifest.splits else ": raise data.val_fraction or data.limit"
+    note(f"no validation image of {names}{todo}")

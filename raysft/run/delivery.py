@@ -44,23 +44,28 @@ class Delivery:
         note: Callable[[str], None],
         begun: float,
     ) -> None:
-        self.run, self.data, self.trials = run, data, trials
+        self.run, self.data = run, data
+        self.trials = trials
         self.note, self.begun = note, begun
+        # Ranked once: what is scored, delivered and reported must be the same trial.
         self.ranked = trials.ranked()
         self.best_trial = self.ranked[0]
         self.val_rows = data.sources["val"].class_rows
 
     def best_epoch(self) -> EpochMetrics | None:
         """The epoch that is delivered; None where no trial has any."""
-        return self.best_trial.best(self.run.metric)
+        metric = self.run.metric
+        return self.best_trial.best(metric)
 
     def checkpoint(self, epoch: EpochMetrics) -> StoragePath:
         """The checkpoint of an epoch of the best trial."""
-        folder = self.run.trial_folder(self.best_trial.trial) / "checkpoints"
+        trial = self.best_trial.trial
+        folder = self.run.trial_folder(trial) / "checkpoints"
         return checkpoint_path(folder, epoch["epoch"])
 
     def report_failure(self) -> None:
         """Write down what became of a run that has no model."""
+        # results.json is there for failed runs too: whoever waits for it must not wait for ever.
         timing = self._timing(self.ranked)
         results = build_results(self.run, self.ranked, None, None, timing, self.val_rows)
         self.run.save_results(results)
@@ -74,18 +79,22 @@ class Delivery:
         repeated = summarize_repeats(self.best_trial, repeats, run.metric, run.job.seed)
         card = build_card(run, self.data, scored)
         readme = build_readme(run, self.data, self.ranked, repeated, card, scored)
-        deliver(run.folder / "model", self.checkpoint(scored.best), card, readme)
-        for record in (*self.ranked[1:], *repeats):  # only the delivered trial is worth the disk
+        checkpoint = self.checkpoint(scored.best)
+        deliver(run.folder / "model", checkpoint, card, readme)
+        # Only the delivered trial is worth the disk, and only once its model is there.
+        for record in (*self.ranked[1:], *repeats):
             remove_folder(run.trial_folder(record.trial) / "checkpoints")
         timing = self._timing([*self.ranked, *repeats])
         results = build_results(run, self.ranked, scored, repeated, timing, self.val_rows)
         run.save(timing=timing)
+        # Before the report, which is written from it.
         run.save_results(results)
         self._write_report()
         return results
 
     def _timing(self, trials: Sequence[TrialRecord]) -> Timing:
-        return measure_timing(trials, self.begun, self.trials.first_start, self.trials.last_end)
+        first, last = self.trials.first_start, self.trials.last_end
+        return measure_timing(trials, self.begun, first, last)
 
     def _write_report(self) -> None:
         """Write the report, which no run fails for: `raysft report` writes it again."""
@@ -115,12 +124,12 @@ def build_card(run: Run, data: RunData, scored: Scored) -> ModelCard:
     }
     module = foreign_module(scored.assignment.model.name)
     if module is not None:
+        # The network is somebody's own code, which is not delivered with its weights.
         provenance["code"] = {"module": module, "needs": "--trust-code"}
-    scores = {
-        name: metric_value(table, name)
-        for table in (validation_metrics(scored.best), scored.scores)
-        for name in table
-    }
+    scores: dict[str, float] = {}
+    for table in (validation_metrics(scored.best), scored.scores):
+        for name in table:
+            scores[name] = metric_value(table, name)
     return ModelCard(
         scored.assignment.model.name,
         manifest.classes,
@@ -178,4 +187,8 @@ def _recall(data: RunData, scored: Scored) -> dict[str, float]:
     """The recall of each class that has test images."""
     found = scored.predictions
     classes = score_classes(found.label, found.predicted, data.manifest.classes)
-    return {row["class"]: row["recall"] for row in classes if row["support"]}
+    recall = {}
+    for row in classes:
+        if row["support"]:  # of a class without test images nothing is known
+            recall[row["class"]] = row["recall"]
+    return recall

@@ -47,8 +47,9 @@ from raysft.train.queue.events import (
 from raysft.train.run_feed import WorkerRun
 from raysft.train.setup import Setup, with_absolute_weights
 
+# A call for events waits this long; slots that died without a word are noticed in between.
 POLL_SECONDS = 1.0
-SCORE = "score"
+SCORE = "score"  # the name under which the best checkpoint is scored, as no trial is called
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def execute(
         driver = RunDriver(run, data, trials, observers, source)
         driver.start()
         try:
+            # While the images are read, workers start, import torch and make the first network.
             driver.load_data()
             driver.train_all()
             driver.repeat_best()
@@ -109,14 +111,17 @@ class RunDriver:
         observers: Observers,
         source: SlotSource,
     ) -> None:
-        self.run, self.job, self.data = run, run.job, data
-        self.trials, self.observers, self.source = trials, observers, source
+        self.run, self.job = run, run.job
+        self.data, self.trials = data, trials
+        self.observers, self.source = observers, source
         # A run that is resumed after it had reached its target trains no further trial.
         self.target_met = trials.has_met_target()
         self._events_read = 0
+        # Before the slots: each of them would wait for it, a second and a half.
         self.coordinator = start_coordinator()
         self.queue = start_queue()
-        self.search = SearchThread(self.job, trials, data.plan.teams, self.queue)
+        teams = data.plan.teams
+        self.search = SearchThread(self.job, trials, teams, self.queue)
         self.slots = SlotWatch(str(run.log), observers.note, self._slot_lost)
 
     # --- start -----------------------------------------------------------------------------------
@@ -125,16 +130,18 @@ class RunDriver:
         """Start slots and search; neither waits for the data."""
         if self.target_met:
             self.queue.finish_search()
-        model, seed = self._first_model(), self.job.seed
-        run = WorkerRun(self._setup(), self.queue, model, seed)
-        self.slots.watch(self.source.begin(self.data.plan, self.job.resources, run))
+        model = self._first_model()
+        run = WorkerRun(self._setup(), self.queue, model, self.job.seed)
+        resources = self.job.resources
+        self.slots.watch(self.source.begin(self.data.plan, resources, run))
         for text in describe_fallbacks(self.job.resources.elastic):
             self.observers.note(text)
         self.search.start()
 
     def load_data(self) -> None:
         """Read the splits into the object store, or say where they are to be streamed from."""
-        self.queue.set_splits(self.data.load())
+        splits = self.data.load()
+        self.queue.set_splits(splits)
 
     def _first_model(self) -> Model | None:
         """The network that workers make while data is read, where it is known which one that is."""
@@ -142,13 +149,16 @@ class RunDriver:
             return with_absolute_weights(self.job.model)
         for number in self.search.proposals.waiting[:1]:
             config = self.trials.configs.get(number)
-            if config is not None:
-                with suppress(ModelError):  # of weights that are not there: the trial says so
-                    return with_absolute_weights(trial_settings(self.job, config).model)
+            if config is None:  # a configuration that is still to be proposed
+                continue
+            with suppress(ModelError):  # of weights that are not there: the trial says so
+                settings = trial_settings(self.job, config)
+                return with_absolute_weights(settings.model)
         return None
 
     def _setup(self) -> Setup:
-        data, train = self.job.data, self.data.sources["train"]
+        data = self.job.data
+        train = self.data.sources["train"]
         manifest = self.data.manifest
         return Setup(
             train.class_rows,
@@ -188,12 +198,13 @@ class RunDriver:
                 raise RunError("search", "is over, but a trial does not end", f"see {self.run.log}")
 
     def _check_slots(self) -> None:
+        # Only elastic slots start workers on what is left, so only they need to know at once.
         if self.job.resources.elastic:
             recount_nodes(self.coordinator)
         self.slots.check(lambda: self._read_events(0))
 
     def _slot_lost(self, number: int) -> None:
-        self.observers.progress.lost(number)
+        self.observers.progress.remove_slot(number)
         self.queue.remove_slot(number)
 
     def _read_events(self, wait_s: float) -> Sequence[Event]:
@@ -203,7 +214,7 @@ class RunDriver:
         self._events_read += len(events)
         for event in events:
             self._worker_event(event)
-            self.observers.progress.take(event)
+            self.observers.progress.apply(event)
             if isinstance(event, TrialEvent):
                 self._trial_event(event)
         self.observers.publish_status()
@@ -229,6 +240,7 @@ class RunDriver:
         if isinstance(event, EpochEnded) and record.trial in self.trials.records:
             self._check_target(record, event.metrics)
         self.observers.trial_event(record, event)
+        # Once everybody has been told of the failure: this may end the run.
         if isinstance(event, TrialEnded) and event.status == "failed":
             self._check_failures(record)
 
@@ -263,6 +275,7 @@ class RunDriver:
         count = self.job.search.confirm if self.job.search else 0
         if not count or best.best(self.run.metric) is None:
             return
+        # The best trial itself has the job's seed.
         first = self.job.seed + 1
         repeats = self.trials.add_repeats(best, range(first, first + count))
         self.observers.note(f"confirm  {best.trial} with {count} other seeds")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from raysft.job import Job
 from raysft.job.plan import Node, RunPlan
 from raysft.job.spec import Tracking
-from raysft.records.documents import ProgressDocument
+from raysft.records.documents import EpochMetrics
 from raysft.records.reading import read_trials
 from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
+from raysft.run.listener import SilentListener
+from raysft.run.slot_pool import SlotPool
 from raysft.storage import StoragePath
 
 STEPS = 8
@@ -31,22 +32,15 @@ class Estimate:
 
     def line(self) -> str:
         """The estimate in words."""
-        cost = f", {self.cost:.2f} at cluster.price_per_hour" if self.cost is not None else ""
-        return (
+        hours, minutes = self.hours, 60 * self.hours
+        span = f"{hours:,.1f} hours" if hours >= 1 else f"{minutes:,.1f} minutes"
+        line = (
             f"measured {self.images_per_s:,.0f} images/s a team: {self.epoch_s:,.1f} s an epoch, "
-            "at most "
-            f"{_span(self.hours)}{cost}"
+            f"at most {span}"
         )
-
-
-class _Silent:
-    """A listener for a run that nobody follows."""
-
-    def note(self, text: str) -> None: ...
-    def progress(self, what: str, done: int, total: int) -> None: ...
-    def epochs(self, done: float, total: int, records: Sequence[Any]) -> None: ...
-    def trial_ended(self, record: Any, ended: int, total: int) -> None: ...
-    def status(self, document: ProgressDocument, records: Sequence[Any]) -> None: ...
+        if self.cost is None:
+            return line
+        return f"{line}, {self.cost:.2f} at cluster.price_per_hour"
 
 
 def measure(
@@ -55,53 +49,55 @@ def measure(
     nodes: Sequence[Node],
     storage: StoragePath,
     workspace: Workspace,
+    slots: SlotPool | None = None,
 ) -> Estimate:
-    """Train `STEPS` steps of the job twice in a run of its own, which is removed again; the second
-    time counts.
+    """Train `STEPS` steps of the job twice, in a run of its own which is removed again.
 
-    With no more images than that takes, the validation share and all else as the job says.
+    With no more images than that takes, the validation share and all else as the job says. `slots`
+    keeps the workers for the run that is measured here.
     """
-    classes = plan.classes
-    rows = max(STEPS * job.train.batch_size / (1 - job.data.val_fraction), 4 * classes)
-    small = job.model_copy(
-        update={
-            "search": None,
-            "storage": str(storage),
-            "tracking": Tracking(tensorboard=False),
-            "train": job.train.model_copy(
-                update={
-                    "epochs": 2,
-                    "head_epochs": 0,
-                    "patience": None,
-                    "schedule": job.train.schedule.model_copy(update={"warmup_epochs": 0.0}),
-                }
-            ),
-            "data": job.data.model_copy(
-                update={"limit": min(math.ceil(rows), plan.train_rows + plan.val_rows)}
-            ),
-        }
-    )
+    small = _shorten(job, plan, storage)
     run = Run.create(small, f".measure-{job.name}-{workspace.scratch.name}")
     try:
-        results = execute(run, nodes, _Silent(), workspace, wait_for_end=True)
+        results = execute(run, nodes, SilentListener(), workspace, wait_for_end=True, slots=slots)
+        # The second epoch: in the first one, memory is allocated and kernels are chosen.
         last = read_trials(run.folder)[0]["history"][-1]
     finally:
         run.discard()
-    rate = last["images"] / last["train_seconds"]
-    judged = (last["seconds"] - last["train_seconds"]) / run.info["data"]["rows"]["val"]
+    val_rows = run.info["data"]["rows"]["val"]
+    return _estimate(job, plan, last, val_rows, results["timing"]["startup_s"])
+
+
+def _shorten(job: Job, plan: RunPlan, storage: StoragePath) -> Job:
+    """The job with two short epochs and no search, logged nowhere."""
+    # Each class needs images to train on and images to validate on.
+    fewest = 4 * plan.classes
+    rows = max(STEPS * job.train.batch_size / (1 - job.data.val_fraction), fewest)
+    limit = min(math.ceil(rows), plan.train_rows + plan.val_rows)
+    schedule = job.train.schedule.model_copy(update={"warmup_epochs": 0.0})
+    train = {"epochs": 2, "head_epochs": 0, "patience": None, "schedule": schedule}
+    changes = {
+        "search": None,
+        "storage": str(storage),
+        "tracking": Tracking(tensorboard=False),
+        "train": job.train.model_copy(update=train),
+        "data": job.data.model_copy(update={"limit": limit}),
+    }
+    return job.model_copy(update=changes)
+
+
+def _estimate(
+    job: Job, plan: RunPlan, epoch: EpochMetrics, val_rows: int, start_s: float
+) -> Estimate:
+    """What an epoch on `val_rows` validation images says of the whole job."""
+    images_per_s = epoch["images"] / epoch["train_seconds"]
+    s_per_val_image = (epoch["seconds"] - epoch["train_seconds"]) / val_rows
+    epoch_s = plan.train_rows / images_per_s + plan.val_rows * s_per_val_image
     repeats = job.search.confirm if job.search else 0
-    epoch_s = plan.train_rows / rate + plan.val_rows * judged
-    turns = plan.epochs_in_sequence + math.ceil(repeats / plan.teams) * job.train.epochs
-    seconds = results["timing"]["startup_s"] + turns * epoch_s
+    # The repeats of the best trial follow the search, as many at a time as there are teams.
+    repeat_epochs = math.ceil(repeats / plan.teams) * job.train.epochs
+    seconds = start_s + (plan.epochs_in_sequence + repeat_epochs) * epoch_s
+    hours = seconds / 3600
     price = job.cluster.price_per_hour
-    return Estimate(
-        rate,
-        results["timing"]["startup_s"],
-        epoch_s,
-        seconds / 3600,
-        None if price is None else price * seconds / 3600,
-    )
-
-
-def _span(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"
+    cost = None if price is None else price * hours
+    return Estimate(images_per_s, start_s, epoch_s, hours, cost)

@@ -57,6 +57,7 @@ class Observers:
         self._report(record)
 
     def _report(self, record: TrialRecord) -> None:
+        # Repeats come after all trials: the bar of epochs is at its end.
         if record.trial in self.trials.repeats:
             repeats = list(self.trials.repeats.values())
             self._report_end(record, repeats)
@@ -73,7 +74,7 @@ class Observers:
     def weights_loaded(self, report: LoadedWeights) -> None:
         """Say once for each network what came from its weights, and keep it in run.json."""
         name = f"{report['name']} {report['weights']}"
-        if name in self._weights:
+        if name in self._weights:  # every team makes one of its own
             return
         self._weights[name] = report
         self.run.save(weights=list(self._weights.values()))
@@ -81,6 +82,7 @@ class Observers:
 
     def publish_status(self) -> None:
         """Tell what the run is doing, no more often than anybody looks."""
+        # Events come many times a second; a person and Prometheus look once.
         now = time.monotonic()
         if now - self._last_status < PROGRESS_SECONDS:
             return
@@ -110,15 +112,21 @@ def describe_event(record: TrialRecord, event: TrialEvent) -> str | None:
 
 def describe_weights(report: LoadedWeights) -> str:
     """How much of a network came from its weights, in one line."""
-    source = f" ({report['source']})" if report["source"] else ""
-    new = f"; new {first_of(report['new'])}" if report["new"] else ""
-    left_out = f"; left out {first_of(report['unfit'])}" if report["unfit"] else ""
-    loaded = f"{report['loaded']} of {report['total']} tensors loaded"
-    return f"weights {report['name']}: {loaded}{source}{new}{left_out}"
+    line = f"weights {report['name']}: "
+    line += f"{report['loaded']} of {report['total']} tensors loaded"
+    if report["source"]:
+        line += f" ({report['source']})"
+    if report["new"]:
+        line += f"; new {first_of(report['new'])}"
+    if report["unfit"]:
+        line += f"; left out {first_of(report['unfit'])}"
+    return line
 
 
 def first_of(names: Sequence[str]) -> str:
     """The first few of many names."""
     shown = ", ".join(names[:NAMES_SHOWN])
     left = len(names) - NAMES_SHOWN
-    return f"{shown} and {left} more" if left > 0 else shown
+    if left <= 0:
+        return shown
+    return f"{shown} and {left} more"

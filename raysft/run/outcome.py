@@ -54,7 +54,7 @@ def build_results(
         "run": run.folder.name,
         "status": "done" if best else "failed",
         "metric": run.metric,
-        "mode": metric_mode(run.metric),
+        "mode": metric_mode(run.metric),  # who reads the file need not know our metrics
         "best": best,
         "trials": [record.row(run.metric) for record in trials],
         "doubts": find_doubts(run, trials, val_rows, scored),
@@ -64,14 +64,16 @@ def build_results(
 
 def _describe_best(run: Run, scored: Scored, repeated: Confirmation | None) -> BestDocument:
     """The best trial in a results.json, with the scores of its model."""
+    record, model = scored.record, scored.assignment.model
     best: BestDocument = {
-        "trial": scored.record.trial,
-        "config": scored.record.config,
+        "trial": record.trial,
+        "config": record.config,
         "epoch": scored.best["epoch"],
         **validation_metrics(scored.best),
-        **scored.scores,
+        **scored.scores,  # type: ignore[typeddict-item]  # mypy fears a "confirmed" in it
         "model": str(run.folder / "model"),
-        "module": foreign_module(scored.assignment.model.name),
+        # Who loads the model has to have this module, and to trust it.
+        "module": foreign_module(model.name),
     }
     if repeated is not None:
         best["confirmed"] = repeated
@@ -85,6 +87,7 @@ def find_doubts(
 
     val_rows: validation images of each class.
     """
+    # A trial that never ended an epoch says nothing about chance.
     histories = [record.history for record in trials if record.history]
     found = training_doubts(histories, run.metric, val_rows)
     if scored is None:
@@ -124,6 +127,7 @@ def measure_timing(
 
     begun: when the run began, by the clock.
     """
+    # A run that is resumed with all trials ended has trained nothing this time.
     end = begun if last_end is None else last_end
     first = end if first_start is None else first_start
     epochs = [epoch for record in trials for epoch in record.history]

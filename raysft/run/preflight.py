@@ -26,7 +26,9 @@ def outline_of(job: Job) -> Outline:
 
     check_tracking(job.tracking)
     check_configurations(job)
-    if not {"model", "model.weights"} & set(job.search.space if job.search else ()):
+    space = job.search.space if job.search else {}
+    # Weights that are searched are looked for by each trial: others may do without them.
+    if "model" not in space and "model.weights" not in space:
         find_weights_file(job.model)
     return outline_source(job.data, cache_folder())
 
@@ -39,16 +41,12 @@ def check_tracking(tracking: Tracking) -> None:
         "wandb": tracking.wandb,
     }
     for package, value in wanted.items():
-        found = find_spec(package) if value else None
-        if value and (
-            found is None or found.origin is None
-        ):  # a folder of that name is taken for a package
-            extra = "" if package == "tensorboard" else f"`pip install 'raysft[{package}]'`"
-            raise UserError(
-                f"tracking.{package}",
-                f"the package {package} is not installed",
-                extra or "`pip install tensorboard`, or set it to false",
-            )
+        if value and not _is_installed(package):
+            todo = f"`pip install 'raysft[{package}]'`"
+            if package == "tensorboard":  # which nobody has asked for: it is on by itself
+                todo = "`pip install tensorboard`, or set it to false"
+            what = f"the package {package} is not installed"
+            raise UserError(f"tracking.{package}", what, todo)
     mode = tracking.wandb_mode or os.environ.get("WANDB_MODE", "online")
     if tracking.wandb and mode == "online" and not _has_wandb_key():
         raise UserError(
@@ -56,6 +54,12 @@ def check_tracking(tracking: Tracking) -> None:
             "there is no key for Weights & Biases",
             "set WANDB_API_KEY, or tracking.wandb_mode: offline",
         )
+
+
+def _is_installed(package: str) -> bool:
+    found = find_spec(package)
+    # A folder of that name, as W&B makes one for its runs, is taken for a package without a file.
+    return found is not None and found.origin is not None
 
 
 def _has_wandb_key() -> bool:

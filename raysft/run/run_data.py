@@ -41,7 +41,11 @@ class RunData:
         """
         if not self.in_memory:
             return {str(name): source for name, source in self.sources.items()}
-        return {name: ray.put(read_split(source)) for name, source in self.sources.items()}
+        splits: dict[str, HandedSplit] = {}
+        for name, source in self.sources.items():
+            # Through the store every worker of a node maps the same memory.
+            splits[name] = ray.put(read_split(source))
+        return splits
 
 
 def open_data(
@@ -60,18 +64,21 @@ def open_data(
     before_import = None if slots is None else slots.close
     folder = ensure_dataset(job.data, listener.progress, datasets, before_import)
     manifest = read_manifest(folder)
-    if job.data.verify:
+    if job.data.verify:  # reads all of it, so only where a person asks
         verify_checksums(folder, manifest)
     if manifest.skipped:
         listener.note(describe_unreadable(manifest))
     for line in describe_pixels(manifest.image.decoding, manifest.decoded):
         listener.note(line)
+    # Before anything is written: a run on other data keeps its records as they are.
     compare(run, manifest, folder)
+    # The plan that was shown came from the outline of the source; unreadable images are gone now.
     plan = make_plan(job, outline_dataset(folder, manifest), nodes)
     inputs = NetworkInputs(job.image_sizes(), job.interpolations())
     sources = split_sources(folder, manifest, plan.val_rows, job.data.limit, job.seed, inputs)
     note_missing(manifest, sources["val"], listener.note)
-    room = ray.cluster_resources().get("object_store_memory", 0)
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray annotates none
+    room = resources.get("object_store_memory", 0)
     how, why = keep_or_stream(sources, job.data.budget_gb, room)
     listener.note(f"data {how}: {why}")
     rows = {str(name): len(source.ids) for name, source in sources.items()}

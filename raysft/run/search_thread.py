@@ -18,9 +18,12 @@ class SearchThread(threading.Thread):
 
     def __init__(self, job: Job, trials: RunTrials, teams: int, queue: QueueClient) -> None:
         super().__init__(name="search", daemon=True)
-        self.job, self.trials, self.teams, self.queue = job, trials, teams, queue
+        self.job, self.trials = job, trials
+        self.teams, self.queue = teams, queue
+        # Both look at records, which the driver changes once the run goes on.
         self.known = trials.known()
-        self.proposals = make_proposals(job, trials.unfinished, trials.configs, trials.past())
+        past = trials.past()
+        self.proposals = make_proposals(job, trials.unfinished, trials.configs, past)
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -36,11 +39,13 @@ class SearchThread(threading.Thread):
     def _put_all(self) -> None:
         """A job without a search has one trial: there is nothing to decide."""
         for number in self.proposals.waiting:
-            assignment = self.trials.assignment(number, self.trials.configs[number])
+            config = self.trials.configs[number]
+            assignment = self.trials.assignment(number, config)
             self.queue.put(replace(assignment, of_search=False))
 
     def _search(self, spec: Search) -> None:
         epochs = self.job.train.epochs
-        scheduler = make_scheduler(spec, len(self.trials.names), epochs, self.teams, self.known)
+        count = len(self.trials.names)
+        scheduler = make_scheduler(spec, count, epochs, self.teams, self.known)
         names = self.trials.names
         search(self.proposals, self.trials.assignment, names, self.queue, self.teams, scheduler)

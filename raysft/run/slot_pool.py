@@ -72,12 +72,16 @@ class Shape:
     @property
     def workers(self) -> int:
         """Processes of all slots together."""
-        return sum(slot.teams * slot.workers for slot in self.slots)
+        workers = 0
+        for slot in self.slots:
+            workers += slot.teams * slot.workers
+        return workers
 
     @property
     def is_elastic(self) -> bool:
         """Whether slots have as many workers as there is room for, which changes all the time."""
-        return any(slot.least for slot in self.slots)
+        least = [slot.least for slot in self.slots]
+        return any(least)
 
 
 class SlotPool:
@@ -97,6 +101,7 @@ class SlotPool:
     def begin(self, plan: RunPlan, resources: Resources, run: WorkerRun) -> Sequence[SlotThread]:
         """Give a run to the slots that are there, or to new ones where these do not fit."""
         shape = current_shape(plan, resources)
+        # A slot may have ended between two runs, with its machine for example.
         fits = shape == self._shape and all(thread.is_alive() for thread in self._threads)
         if not fits:
             self.close()
@@ -108,13 +113,17 @@ class SlotPool:
 
     def end(self, left: Collection[int], wait: bool) -> None:
         """Wait for the workers to leave the run; a pool that is not whole then is closed."""
+        # First: a worker that comes back, or is started again, must not join this run once more.
         ray.get(self._feed_actor.withdraw.remote())
         assert self._shape is not None
-        is_whole = len(left) == len(self._threads) and not self._shape.is_elastic
-        if not is_whole or not self._wait_idle(self._shape.workers):
-            self.close()
+        is_whole = len(left) == len(self._threads)
+        # An elastic slot may have any number of workers by the next run.
+        if is_whole and not self._shape.is_elastic and self._wait_idle(self._shape.workers):
+            return
+        self.close()
 
     def _wait_idle(self, workers: int) -> bool:
+        # In short calls, because a slot that has died is never idle.
         deadline = time.monotonic() + WIND_DOWN_SECONDS
         while time.monotonic() < deadline and all(thread.is_alive() for thread in self._threads):
             if ray.get(self._feed_actor.wait_idle.remote(workers, 1.0)):
@@ -128,7 +137,7 @@ class SlotPool:
         if self._shape.connection == connection():  # else its processes are gone already
             stuck: list[ActorHandle[object]] = ray.get(self._feed_actor.close.remote())
             for worker in stuck:
-                ray.kill(worker)
+                ray.kill(worker)  # Ray Train starts it again, and the new one goes home
         for thread in self._threads:
             thread.join(WIND_DOWN_SECONDS)
         self._shape, self._feed = None, None
@@ -183,9 +192,15 @@ def start_slots(
 
 def current_shape(plan: RunPlan, resources: Resources) -> Shape:
     """The shape of a run on the nodes that are there now."""
-    nodes = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
-    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    return Shape(plan.slots, cpus, gpus, nodes, connection())
+    known = ray.nodes()  # type: ignore[no-untyped-call]  # Ray annotates none
+    nodes = frozenset(node["NodeID"] for node in known if node["Alive"])
+    return Shape(
+        plan.slots,
+        resources.cpus_per_worker,
+        resources.gpus_per_worker,
+        nodes,
+        connection(),
+    )
 
 
 def connection() -> str:

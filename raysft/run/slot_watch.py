@@ -53,7 +53,7 @@ class SlotWatch:
 
     def process_started(self, slot: int) -> None:
         """A process of a slot runs."""
-        self._arrived.add(slot)
+        self._arrived.add(slot)  # one is enough: Ray Train itself watches over the others
 
     def training_advanced(self) -> None:
         """A team has trained some steps: its environment works, and the others may recover."""
@@ -108,4 +108,6 @@ class SlotWatch:
 
 def describe_cause(error: BaseException) -> str:
     """What an error says that ended a thread of the run."""
-    return str(error) if isinstance(error, UserError) else describe_error(error, -1)
+    if isinstance(error, UserError):
+        return str(error)
+    return describe_error(error, -1)

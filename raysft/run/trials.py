@@ -34,7 +34,9 @@ class RunTrials:
     """The trials of a run by number and name, with the repeats of the best one."""
 
     def __init__(self, job: Job, run: Run, count: int) -> None:
-        self.job, self.run, self.metric = job, run, run.metric
+        self.job, self.run = job, run
+        self.metric = run.metric
+        # As wide as the last number: names then sort like numbers, in listings and on disk.
         width = len(str(count - 1))
         self.names = [f"t{i:0{width}d}" for i in range(count)]
         self.configs: dict[int, Config] = known_configurations(job)  # others are proposed later
@@ -58,36 +60,48 @@ class RunTrials:
     @property
     def all(self) -> list[TrialRecord]:
         """All trials in their order, then the repeats."""
-        return [*self.records.values(), *self.repeats.values()]
+        trials = list(self.records.values())
+        return trials + list(self.repeats.values())
 
     @property
     def unfinished(self) -> list[int]:
         """The numbers of the trials that have not ended."""
-        return [i for i, name in enumerate(self.names) if not self.records[name].ended]
+        numbers = []
+        for number, name in enumerate(self.names):
+            if not self.records[name].ended:
+                numbers.append(number)
+        return numbers
 
     @property
     def all_ended(self) -> bool:
         """Whether no trial may train any more, repeats aside."""
-        return all(record.ended for record in self.records.values())
+        records = self.records.values()
+        return all(record.ended for record in records)
 
     @property
     def repeats_ended(self) -> bool:
         """Whether no repeat may train any more."""
-        return all(record.ended for record in self.repeats.values())
+        repeats = self.repeats.values()
+        return all(record.ended for record in repeats)
 
     @property
     def failed(self) -> int:
         """How many trials have failed."""
-        return sum(record.status == "failed" for record in self.records.values())
+        statuses = [record.status for record in self.records.values()]
+        return statuses.count("failed")
 
     def ranked(self) -> list[TrialRecord]:
         """The trials from best to worst."""
-        return leaderboard(list(self.records.values()), self.metric)
+        records = list(self.records.values())
+        return leaderboard(records, self.metric)
 
     def past(self) -> list[Past]:
         """The trials that ended in an earlier part of this run."""
-        ended = [record for record in self.records.values() if record.ended]
-        return [(record.config, record.status, record.history) for record in ended]
+        past: list[Past] = []
+        for record in self.records.values():
+            if record.ended:
+                past.append((record.config, record.status, record.history))
+        return past
 
     def known(self) -> EarlierTrials:
         """How far the trials of an earlier part of this run came, for the search's scheduler."""
@@ -95,6 +109,7 @@ class RunTrials:
         going_on = {}
         for number, name in enumerate(self.names):
             record = self.records[name]
+            # Failed and diverged trials count for nothing, as when they happen.
             if record.status in ("finished", "stopped"):
                 ended[number] = record.history
             elif not record.ended:
@@ -103,8 +118,10 @@ class RunTrials:
 
     def has_met_target(self) -> bool:
         """Whether a trial has reached search.target in any epoch."""
-        histories = [record.history for record in self.records.values()]
-        return any(self.meets_target(epoch) for history in histories for epoch in history)
+        for record in self.records.values():
+            if any(self.meets_target(epoch) for epoch in record.history):
+                return True
+        return False
 
     def meets_target(self, epoch: EpochMetrics) -> bool:
         """Whether an epoch is as good as search.target; False without a target."""
@@ -125,7 +142,8 @@ class RunTrials:
 
     def assignment_of_record(self, record: TrialRecord) -> Assignment:
         """What a team did to train a trial."""
-        return self.assignment(self.names.index(record.trial), record.config)
+        number = self.names.index(record.trial)
+        return self.assignment(number, record.config)
 
     def add_repeats(self, best: TrialRecord, seeds: Iterable[int]) -> list[tuple[int, TrialRecord]]:
         """Records of the best trial with other seeds, each with its seed."""
@@ -141,7 +159,9 @@ class RunTrials:
 
     def find(self, trial: str) -> TrialRecord | None:
         """The record of a trial or of a repeat."""
-        return self.records.get(trial) or self.repeats.get(trial)
+        if trial in self.records:
+            return self.records[trial]
+        return self.repeats.get(trial)
 
     def apply(self, record: TrialRecord, event: TrialEvent) -> None:
         """Bring a record up to date with an event of its trial."""
@@ -162,6 +182,7 @@ class RunTrials:
         self._count_seconds(record, event.at)
 
     def _start(self, record: TrialRecord, at: float) -> None:
+        # Of a trial that starts again, after a pause or a crash, the first time counts.
         self.first_start = self.first_start or at
         record.status = "running"
         record.started = record.started or at
@@ -183,6 +204,10 @@ def recipes_to_check(job: Job) -> tuple[Train, ...]:
 
     None where a search changes more than the size of a batch: then the trials say for themselves.
     """
-    if job.search is not None and _CHANGES_BATCHES & set(job.search.space):
+    space = set(job.search.space) if job.search else set()
+    if space & _CHANGES_BATCHES:
         return ()
-    return tuple(job.train.model_copy(update={"batch_size": size}) for size in job.batch_sizes())
+    recipes = []
+    for size in job.batch_sizes():
+        recipes.append(job.train.model_copy(update={"batch_size": size}))
+    return tuple(recipes)

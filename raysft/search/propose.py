@@ -70,16 +70,19 @@ class ByOptuna(InOrder):
         self.space: Config = with_usual_ranges(job.search.space)
         seed = job.seed + len(past)  # a resumed run must not draw the same once more
         # Trials run side by side: a penalty on what is being tried keeps them apart.
+        # `group` models each alternative by the trials that had it, `multivariate` together.
         sampler = optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, constant_liar=True
         )
-        self.study = optuna.create_study(
-            sampler=sampler, direction="minimize" if metric_mode(self.goal) == "min" else "maximize"
-        )
+        directions = optuna.study.StudyDirection
+        is_loss = metric_mode(self.goal) == "min"
+        direction = directions.MINIMIZE if is_loss else directions.MAXIMIZE
+        self.study = optuna.create_study(sampler=sampler, direction=direction)
         self.trials: dict[int, Trial] = {}
         self.epochs: dict[int, list[EpochMetrics]] = {}
         for config, status, history in past:
-            if (trial := self._fixed(config)) is not None:
+            trial = self._fixed(config)
+            if trial is not None:
                 self._learn(trial, status, history)
 
     def configuration(self, number: int) -> Config:
@@ -107,6 +110,7 @@ class ByOptuna(InOrder):
 
     def _learn(self, trial: Trial, status: str, history: Sequence[EpochMetrics]) -> None:
         """Tell the study how good the best epoch of a trial was; a trial without one failed."""
+        # Data of few classes has no top-5 accuracy, and an older run may have recorded less.
         epochs = [m for m in history if m.get(self.goal) is not None]
         if epochs and status not in ("failed", "diverged"):
             best = min(epochs, key=lambda m: sort_key(m, self.goal))

@@ -47,11 +47,12 @@ def search(
     """
     going: dict[Reply[TrialEvent], int] = {}
     while True:
-        while (
-            len(going) < teams
-            and (number := _next(proposals, make_assignment, names, queue, scheduler)) is not None
-        ):
-            going[queue.request_event(names[number])] = number
+        # No more at a time than there are teams: what is proposed later knows more.
+        while len(going) < teams:
+            begun = _next(proposals, make_assignment, names, queue, scheduler)
+            if begun is None:
+                break
+            going[queue.request_event(names[begun])] = begun
         if not going:
             return
         reply = queue.first(list(going))
@@ -75,11 +76,10 @@ def _next(
         number, config = proposed
         try:
             assignment = make_assignment(number, config)
-        except (
-            ValueError,
-            UserError,
-        ) as error:  # each value may be right, and all of them together not
-            queue.reject(names[number], config, " ".join(str(error).split()))
+        except (ValueError, UserError) as error:
+            # Each value may be right, and all of them together not: that trial has failed.
+            line = " ".join(str(error).split())
+            queue.reject(names[number], config, line)
             proposals.ended(number, failed=True)
             continue
         queue.put(assignment)
@@ -104,13 +104,14 @@ def _has_more(
     """Act on what became of a trial; returns whether it still has its team."""
     if isinstance(event, TrialPaused):
         scheduler.paused(number)
+        # It may never go on: the proposals learn now what it was good for.
         proposals.ended(number)
         return False
     if not isinstance(event, EpochEnded):  # failed, or stopped from outside
         scheduler.ended(number)
-        proposals.ended(
-            number, failed=not isinstance(event, TrialEnded) or event.status != "stopped"
-        )
+        # Who was stopped was as good as its epochs; who failed says that its values do not work.
+        stopped = isinstance(event, TrialEnded) and event.status == "stopped"
+        proposals.ended(number, failed=not stopped)
         return False
     proposals.epoch(number, event.metrics)
     if event.last:

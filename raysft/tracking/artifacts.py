@@ -18,7 +18,7 @@ def delivered_files(run: StoragePath) -> Iterator[tuple[Path, Path | None]]:
     """The delivered model of a run as a folder on this machine's disk, and its report, if it has
     one.
     """
-    if isinstance(run, Path):
+    if isinstance(run, Path):  # nothing to copy
         yield run / MODEL, run / REPORT if (run / REPORT).is_file() else None
         return
     with TemporaryDirectory(prefix="raysft-") as scratch:

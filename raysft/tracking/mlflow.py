@@ -168,6 +168,7 @@ class Mlflow:
         assert best is not None
         scores = {key: value for key, value in best.items() if isinstance(value, float)}
         self._log(parent, {best["epoch"]: scores}, None)
+        # A tag can be searched for, and parameters of a run cannot change once they are logged.
         self.client.set_tag(parent, "raysft.best_trial", best["trial"])
         with delivered_files(self.folder) as (model, report):
             self.client.log_artifacts(parent, str(model), "model")
@@ -199,7 +200,8 @@ class Mlflow:
 
 
 def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (values[first : first + size] for first in range(0, len(values), size))
+    for first in range(0, len(values), size):
+        yield values[first : first + size]
 
 
 def _absolute(uri: str) -> str:

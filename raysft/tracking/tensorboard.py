@@ -166,7 +166,7 @@ class TensorBoard:
             self.state["trials"][trial] = {"epochs": epochs, "ended": trial in self._ended}
 
     def _copy(self) -> None:
-        self._put = time.monotonic()
+        self._put = time.monotonic()  # also when a copy takes long: no two follow at once
         for file in [file for file in self.local.rglob("*") if file.is_file()]:
             size = file.stat().st_size
             if self._sizes.get(file) != size:  # event files only grow

@@ -87,7 +87,10 @@ class Wandb:
 
     def _id(self, trial: str) -> str:
         """A name that the project has not seen, and that can be recognised."""
-        return f"{self.folder.name}-{trial}-{uuid.uuid4().hex[:8]}"[-128:]
+        # Two storages may have runs of the same name in one project.
+        unique = uuid.uuid4().hex[:8]
+        name = f"{self.folder.name}-{trial}-{unique}"
+        return name[-128:]  # the longest that W&B takes
 
     def _begin(self, record: TrialRecord, logged: LoggedTrial) -> Run:
         config = all_parameters(self.job, record) | {
@@ -137,6 +140,7 @@ class Wandb:
         scores = {key: value for key, value in best.items() if isinstance(value, float)}
         run.summary.update({"best_trial": best["trial"], **scores})
         with delivered_files(self.folder) as (model, report):
+            # An artifact has versions of its own, so the model is found without its run.
             artifact = self._wandb.Artifact(f"{self.folder.name}-model", type="model")
             artifact.add_dir(str(model))
             if report is not None:
