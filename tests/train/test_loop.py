@@ -88,7 +88,7 @@ def test_one_seed_gives_the_same_metrics(tmp_path):
     ],
     ids=str,
 )
-def test_a_trial_taken_up_again_ends_as_if_it_had_never_stopped(tmp_path, knobs):
+def test_resumed_trial_ends_like_an_uninterrupted_one(tmp_path, knobs):
     whole = trial(tmp_path / "a", **knobs)
     first = trial(tmp_path / "b", **knobs, stop_after=2)
     rest = trial(tmp_path / "b", **knobs)
@@ -96,21 +96,21 @@ def test_a_trial_taken_up_again_ends_as_if_it_had_never_stopped(tmp_path, knobs)
     assert values(first + rest[1:]) == values(whole)
 
 
-def test_an_epoch_whose_report_was_lost_in_a_crash_is_reported_again(tmp_path):
+def test_resumed_trial_reports_its_last_epoch_again(tmp_path):
     first = trial(tmp_path, stop_after=2)
     seen = trial(tmp_path)
     assert [m["epoch"] for m in seen] == [2, 3, 4]
     assert values(seen[:1]) == values(first[1:])
 
 
-def test_a_trial_that_had_trained_to_its_end_is_only_reported(tmp_path):
+def test_trial_trained_to_its_end_only_reports(tmp_path):
     whole = trial(tmp_path)
     last = {p.name for p in (tmp_path / "t0/checkpoints/epoch-0004").iterdir()}
     assert last == {"model.safetensors", "state.json"}
     assert values(trial(tmp_path)) == values(whole[-1:])
 
 
-def test_only_the_best_and_the_last_checkpoint_are_kept(tmp_path):
+def test_only_best_and_last_checkpoint_are_kept(tmp_path):
     history = trial(tmp_path, epochs=5)
     left = sorted(int(p.name[-4:]) for p in (tmp_path / "t0/checkpoints").iterdir())
     assert left == sorted({best_epoch(history, "val_accuracy"), 5})
@@ -133,7 +133,7 @@ class Dying(torch.nn.Sequential):
 
 @pytest.mark.parametrize("every", ["2 steps", "epoch"])
 @pytest.mark.parametrize("knobs", [{}, {"ema": 0.9, "clip_norm": 0.1}])
-def test_a_trial_killed_inside_an_epoch_ends_as_if_it_had_not_been(tmp_path, every, knobs):
+def test_trial_killed_inside_epoch_ends_like_uninterrupted_one(tmp_path, every, knobs):
     torch.manual_seed(0)
     net = Dying()
     start = {k: v.clone() for k, v in net.state_dict().items()}
@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, damage):
     assert newest_valid(folder).epoch == 3
 
 
-def test_a_loss_that_is_not_finite_ends_the_trial(tmp_path):
+def test_loss_that_is_not_finite_ends_trial(tmp_path):
     class Exploding(torch.nn.Module):
         def forward(self, images):
             return images * torch.nan

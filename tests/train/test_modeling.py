@@ -102,7 +102,7 @@ def test_weights_that_are_not_there(name, weights, expected):
         build(name, weights)
 
 
-def test_without_a_network_the_message_says_where_to_put_the_weights(tmp_path, monkeypatch):
+def test_offline_error_says_where_to_put_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match="cannot be downloaded") as caught:

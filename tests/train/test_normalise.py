@@ -90,7 +90,7 @@ def test_a_last_batch_of_one_row_trains(tmp_path, n, train, steps):
     assert epoch["learning_rate"] == pytest.approx(0.0, abs=0.01)
 
 
-def test_parts_of_a_share_have_two_rows_or_more():
+def test_parts_of_share_have_at_least_two_rows():
     learner = Learner(Normalising(), "3", Train(accumulate=4, batch_size=8), (1, 1, 1), ALONE)
     learner.enter(head_alone=False, on_features=False)
     learner.step(torch.randn(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64), 5, 0.1)
@@ -149,7 +149,7 @@ def test_a_network_without_it_needs_no_batch():
     assert normalises_over_batch(nn.BatchNorm1d(3, track_running_stats=False).eval())
 
 
-def test_a_micro_batch_is_halved_down_to_two_rows():
+def test_micro_batch_is_halved_down_to_two_rows():
     train = Train(batch_size=8)
     assert can_halve(Normalising(), "3", train, 2, (8, 8))
     assert not can_halve(Normalising(), "3", train.model_copy(update={"accumulate": 2}), 2, (8, 8))
@@ -157,7 +157,7 @@ def test_a_micro_batch_is_halved_down_to_two_rows():
     assert not can_halve(tiny(3), "4", train.model_copy(update={"accumulate": 4}), 2, (8, 8))
 
 
-def test_parts_of_one_image_are_trained_on_where_it_has_several_values_a_channel(tmp_path):
+def test_single_images_train_if_channels_have_several_values(tmp_path):
     train, net = Train(batch_size=8, accumulate=8), resnet18(num_classes=3)
     before = copy.deepcopy(net.state_dict())
     check_batches(net, "fc", train, 9, 1, (64, 64))
@@ -175,14 +175,14 @@ def test_parts_of_one_image_are_trained_on_where_it_has_several_values_a_channel
     learner.step(torch.randn(8, 3, 64, 64), torch.zeros(8, dtype=torch.int64), 8, 0.1)
 
 
-def test_a_compiled_network_is_tried_as_it_was_before():
+def test_compiled_network_is_tried_uncompiled():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     net.compile(backend=lambda *given: 1 / 0)
     assert takes_one(net, (3, 8, 8))
     assert not takes_one(net, (3, 3, 3))
 
 
-def test_a_trial_resumed_for_other_workers_trains_on_every_row_once_an_epoch(tmp_path):
+def test_resuming_with_other_batches_restarts_the_epoch(tmp_path):
     net = Normalising()
     net.dies_at = 4 + 2  # an epoch of 15 rows has 4 steps for one worker, and 1 for four
     with pytest.raises(InterruptedError):
@@ -197,7 +197,7 @@ def test_a_trial_resumed_for_other_workers_trains_on_every_row_once_an_epoch(tmp
     assert same.seen == [4, 4, 4, 3] * 3
 
 
-def test_a_trial_resumed_for_workers_with_the_same_batches_goes_on_inside_its_epoch(tmp_path):
+def test_resuming_with_same_batches_continues_inside_the_epoch(tmp_path):
     net = Normalising()
     net.dies_at = 2
     with pytest.raises(InterruptedError):

@@ -76,7 +76,7 @@ def test_an_optimizer_has_the_values_of_the_job(name):
         ({"name": "adam", "fused": False}, False, False),
     ],
 )
-def test_updates_are_fused_where_they_can_be_and_nobody_objects(given, in_stages, expected):
+def test_updates_are_fused_where_possible_and_allowed(given, in_stages, expected):
     groups = [{"params": [torch.nn.Parameter(torch.ones(2))]}]
     assert (
         build_optimizer(Optimizer.model_validate(given), groups, in_stages).defaults["fused"]
@@ -84,7 +84,7 @@ def test_updates_are_fused_where_they_can_be_and_nobody_objects(given, in_stages
     )
 
 
-def test_norms_and_biases_do_not_decay_unless_asked_for():
+def test_norms_and_biases_decay_only_on_request():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     groups = parameter_groups(net, Optimizer(weight_decay=0.1), 1.0)
     assert {len(g["params"]): g.get("weight_decay", 0.1) for g in groups} == {1: 0.1, 3: 0.0}
@@ -94,7 +94,7 @@ def test_norms_and_biases_do_not_decay_unless_asked_for():
     assert len(all_alike["params"]) == 4
 
 
-def test_each_layer_learns_at_a_share_of_the_next_ones_rate():
+def test_each_layer_has_share_of_next_layers_rate():
     net = torch.nn.ModuleDict(
         {
             "stem": torch.nn.Linear(2, 2),
@@ -169,12 +169,12 @@ def closed_form(schedule: Schedule, step: int, steps: int = 4, epochs: int = 3) 
     ],
     ids=str,
 )
-def test_a_schedule_follows_its_closed_form_at_every_step(schedule):
+def test_schedule_follows_its_closed_form(schedule):
     assert rates(schedule) == pytest.approx([closed_form(schedule, step) for step in range(12)])
 
 
 @pytest.mark.parametrize("rise", [0.3, 0.5])
-def test_one_cycle_is_that_of_torch_at_every_step(rise):
+def test_one_cycle_matches_torch_at_every_step(rise):
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     torch_one = torch.optim.lr_scheduler.OneCycleLR(

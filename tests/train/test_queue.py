@@ -46,7 +46,7 @@ async def pending(awaitable) -> asyncio.Task:
     return started
 
 
-def test_all_members_of_a_team_get_the_same_task():
+def test_all_members_of_team_get_same_task():
     async def scenario(queue):
         first = await pending(queue.next_assignment(member(0, 0, 0, 1), 0))
         await queue.put(task("a"))
@@ -58,7 +58,7 @@ def test_all_members_of_a_team_get_the_same_task():
     run(scenario)
 
 
-def test_epochs_that_may_not_be_known_come_with_the_one_that_is_decided_on():
+def test_earlier_epochs_come_with_the_reported_one():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -83,7 +83,7 @@ async def paused(queue) -> None:
     assert kind(await following) == "paused"
 
 
-def test_a_paused_trial_is_taken_up_by_another_team_which_trains_on():
+def test_resumed_trial_continues_on_another_team():
     async def scenario(queue):
         await paused(queue)
         other = await pending(queue.next_assignment(member(0, 1, 0, 1), 0))
@@ -103,7 +103,7 @@ def test_a_paused_trial_is_taken_up_by_another_team_which_trains_on():
 
 
 @pytest.mark.parametrize("how", ["stop", "finish_search", "close"])
-def test_a_paused_trial_that_is_stopped_ends_and_gets_no_team(how):
+def test_stopped_paused_trial_ends_without_a_team(how):
     async def scenario(queue):
         await paused(queue)
         await (queue.stop("a") if how == "stop" else getattr(queue, how)())
@@ -115,7 +115,7 @@ def test_a_paused_trial_that_is_stopped_ends_and_gets_no_team(how):
     run(scenario)
 
 
-def test_a_worker_that_dies_while_its_trial_pauses_leaves_it_paused():
+def test_pausing_trial_stays_paused_when_worker_dies():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -131,7 +131,7 @@ def test_a_worker_that_dies_while_its_trial_pauses_leaves_it_paused():
     run(scenario)
 
 
-def test_a_report_waits_until_the_search_asks_for_the_next():
+def test_report_waits_until_search_asks_for_next():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -172,7 +172,7 @@ def test_a_trial_stopped_before_it_starts_never_does():
     run(scenario)
 
 
-def test_a_failure_is_told_once_and_the_team_gets_a_new_group():
+def test_failure_is_reported_once_and_team_regroups():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -189,7 +189,7 @@ def test_a_failure_is_told_once_and_the_team_gets_a_new_group():
     run(scenario)
 
 
-def test_a_member_that_hangs_is_named_with_where_it_stood():
+def test_hanging_member_is_named_with_its_step():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -212,7 +212,7 @@ def test_a_member_that_hangs_is_named_with_where_it_stood():
     run(scenario)
 
 
-def test_a_group_that_starts_again_takes_its_trial_up_however_long_that_takes():
+def test_restarting_group_is_not_taken_for_hanging():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -233,7 +233,7 @@ def test_a_group_that_starts_again_takes_its_trial_up_however_long_that_takes():
     run(scenario)
 
 
-def test_a_member_that_was_done_already_does_not_hold_up_the_others():
+def test_finished_member_does_not_hold_up_others():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -248,7 +248,7 @@ def test_a_member_that_was_done_already_does_not_hold_up_the_others():
     run(scenario)
 
 
-def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
+def test_trial_continues_after_a_member_died_silently():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -269,7 +269,7 @@ def test_a_member_that_died_says_nothing_and_the_trial_goes_on():
     run(scenario)
 
 
-def test_deaths_of_a_trial_that_gets_further_each_time_are_not_counted():
+def test_deaths_are_not_counted_while_trial_progresses():
     async def scenario(queue):
         await queue.put(task("a"))
         for incarnation in range(3 * MAX_ATTEMPTS):
@@ -284,7 +284,7 @@ def test_deaths_of_a_trial_that_gets_further_each_time_are_not_counted():
     run(scenario)
 
 
-def test_a_restarted_group_gets_its_trial_back_until_it_has_died_too_often():
+def test_restarted_group_retries_until_too_many_deaths():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.put(task("b"))
@@ -299,7 +299,7 @@ def test_a_restarted_group_gets_its_trial_back_until_it_has_died_too_often():
     run(scenario)
 
 
-def test_an_epoch_between_two_deaths_starts_the_count_anew():
+def test_epoch_between_deaths_resets_the_count():
     async def scenario(queue):
         await queue.put(task("a"))
         for incarnation in range(2 * MAX_ATTEMPTS):
@@ -310,7 +310,7 @@ def test_an_epoch_between_two_deaths_starts_the_count_anew():
     run(scenario)
 
 
-def test_members_of_a_restarted_group_meet_in_one_process_group_whoever_comes_first():
+def test_restarted_members_share_a_turn_in_any_order():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)  # rank 1 was killed before it came
@@ -324,7 +324,7 @@ def test_members_of_a_restarted_group_meet_in_one_process_group_whoever_comes_fi
     run(scenario)
 
 
-def test_a_trial_taken_before_the_last_one_was_signed_off_is_not_forgotten():
+def test_trial_taken_before_previous_finished_is_retried():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.put(task("b"))
@@ -337,7 +337,7 @@ def test_a_trial_taken_before_the_last_one_was_signed_off_is_not_forgotten():
     run(scenario)
 
 
-def test_a_failure_told_late_gives_back_the_trial_that_others_took_meanwhile():
+def test_late_failure_gives_back_the_next_trial():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.put(task("b"))
@@ -359,7 +359,7 @@ def test_a_failure_told_late_gives_back_the_trial_that_others_took_meanwhile():
     run(scenario)
 
 
-def test_nobody_waits_for_a_member_that_gave_up_before_it_could_be_met():
+def test_waiting_for_failed_rank_0_raises_its_error():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -371,7 +371,7 @@ def test_nobody_waits_for_a_member_that_gave_up_before_it_could_be_met():
     run(scenario)
 
 
-def test_a_trial_that_trained_to_its_end_is_finished_even_if_the_search_says_stop_first():
+def test_fully_trained_trial_finishes_despite_stop():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -383,7 +383,7 @@ def test_a_trial_that_trained_to_its_end_is_finished_even_if_the_search_says_sto
     run(scenario)
 
 
-def test_the_trials_of_a_lost_slot_go_to_the_others():
+def test_trials_of_lost_slot_go_to_others():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -396,7 +396,7 @@ def test_the_trials_of_a_lost_slot_go_to_the_others():
     run(scenario)
 
 
-def test_a_slot_that_was_given_up_is_not_wanted_when_it_starts_once_more():
+def test_removed_slot_cannot_register_workers_again():
     async def scenario(queue):
         assert await queue.register_worker(0, 0)
         await queue.remove_slot(0)
@@ -406,7 +406,7 @@ def test_a_slot_that_was_given_up_is_not_wanted_when_it_starts_once_more():
     run(scenario)
 
 
-def test_an_epoch_trained_again_after_a_crash_is_not_told_again():
+def test_epoch_repeated_after_crash_is_told_once():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.next_assignment(member(0, 0, 0, 1), 0)
@@ -421,7 +421,7 @@ def test_an_epoch_trained_again_after_a_crash_is_not_told_again():
     run(scenario)
 
 
-def test_the_search_does_not_wait_for_trials_of_a_closed_queue():
+def test_closed_queue_answers_that_trials_are_stopped():
     async def scenario(queue):
         await queue.put(task("a"))
         waiting = await pending(queue.next_event("a"))
@@ -443,7 +443,7 @@ def test_teams_go_home_when_the_queue_is_closed():
     run(scenario)
 
 
-def test_a_trial_that_ran_out_of_memory_goes_on_once_with_half_the_micro_batch():
+def test_out_of_memory_halves_micro_batch_only_once():
     async def scenario(queue):
         await queue.put(task("a"))
         for attempt, parts in enumerate((1, 2)):
@@ -458,7 +458,7 @@ def test_a_trial_that_ran_out_of_memory_goes_on_once_with_half_the_micro_batch()
     run(scenario)
 
 
-def test_a_search_that_is_finished_begins_no_more_trials_of_it():
+def test_finished_search_begins_no_more_trials():
     async def scenario(queue):
         await queue.put(task("a"))
         await queue.put(task("b"))
@@ -479,7 +479,7 @@ def test_a_search_that_is_finished_begins_no_more_trials_of_it():
     run(scenario)
 
 
-def test_a_configuration_that_cannot_be_fails_its_trial_alone():
+def test_rejected_configuration_fails_only_its_trial():
     async def scenario(queue):
         await queue.reject("a", {"train.epochs": 0}, "too few epochs")
         event = await queue.next_event("a")
@@ -492,7 +492,7 @@ def test_a_configuration_that_cannot_be_fails_its_trial_alone():
     run(scenario)
 
 
-def test_the_end_of_a_search_leaves_repeats_of_its_best_alone():
+def test_repeats_of_best_outlive_the_search():
     async def scenario(queue):
         await queue.put(replace(task("a-seed1"), of_search=False))
         await queue.finish_search()
@@ -516,7 +516,7 @@ async def in_training(queue) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [1, 600])
-def test_a_day_of_events_is_not_kept_whether_the_driver_is_quick_or_slow(pause_s):
+def test_day_of_events_stays_small_at_any_pace(pause_s):
     """Each team tells where it stands every second, and of an epoch every minute."""
 
     async def scenario(queue):
@@ -540,7 +540,7 @@ def test_a_day_of_events_is_not_kept_whether_the_driver_is_quick_or_slow(pause_s
     asyncio.run(scenario(TrialQueue()))
 
 
-def test_a_driver_that_asks_again_hears_again_what_it_may_not_have_heard():
+def test_events_repeat_until_the_driver_confirms_them():
     async def scenario(queue):
         await queue.put(task("a"))
         first = await queue.events(0, 0)
@@ -556,7 +556,7 @@ def test_a_driver_that_asks_again_hears_again_what_it_may_not_have_heard():
     run(scenario)
 
 
-def test_of_where_a_trial_stands_only_the_last_is_kept_until_it_is_heard():
+def test_only_latest_unread_progress_of_trial_is_kept():
     async def scenario(queue):
         for name, team in (("a", 0), ("b", 1)):
             await queue.put(task(name))
@@ -587,7 +587,7 @@ def test_of_where_a_trial_stands_only_the_last_is_kept_until_it_is_heard():
     run(scenario)
 
 
-def test_who_waits_for_an_event_is_told_when_there_is_one():
+def test_waiting_for_events_ends_with_the_first():
     async def scenario(queue):
         waiting = await pending(queue.events(0, 5))
         assert not waiting.done()

@@ -55,7 +55,7 @@ def statuses(events: list[TrialEvent]) -> dict[str, str]:
     return {event.trial: event.status for event in events if isinstance(event, TrialEnded)}
 
 
-def test_all_trials_of_a_plain_search_train_to_their_end():
+def test_all_trials_of_plain_search_finish():
     losses = {f"t{number}": [1.0, 0.5, 0.4] for number in range(5)}
     with LocalTeams(losses, teams=2) as teams:
         events = run_search(teams, list(losses), EveryTrial())
@@ -84,7 +84,7 @@ def test_a_failed_trial_does_not_stop_the_others():
     assert [e.error for e in events if isinstance(e, TrialEnded) and e.error] == ["boom"]
 
 
-def test_a_trial_short_of_memory_goes_on_with_half_batches():
+def test_trial_short_of_memory_continues_with_half_batches():
     losses = {"t0": [1.0, MemoryError("out of memory"), 0.5]}
     with LocalTeams(losses, teams=1) as teams:
         events = run_search(teams, list(losses), EveryTrial())
@@ -151,7 +151,7 @@ def test_every_phase_leads_to_the_end():
     ("phase", "following"),
     [(phase, to) for phase in Phase for to in Phase if to not in TRANSITIONS[phase]],
 )
-def test_a_step_that_is_not_in_the_table_is_refused(phase, following):
+def test_transition_outside_the_table_is_refused(phase, following):
     state = TrialState(assignment("a"), phase)
     with pytest.raises(ValueError, match="trial a cannot go from"):
         state.enter(following)
@@ -187,7 +187,7 @@ def test_what_becomes_of_a_trial_without_its_team(phase, attempt, decision):
         *((phase, "out_of_memory", False, Ignore()) for phase in Phase if phase in WITHOUT_TEAM),
     ],
 )
-def test_what_becomes_of_a_trial_that_its_team_gave_up(phase, cause, halved, decision):
+def test_failure_outcome_depends_on_phase_and_cause(phase, cause, halved, decision):
     given = assignment("a", halved=halved)
     assert after_failure(phase, given, Failure("why", "trace", cause)) == decision
 

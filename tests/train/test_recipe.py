@@ -132,7 +132,7 @@ def test_earlier_layers_change_less_with_layer_decay(tmp_path):
     assert moved[0.1] < 0.01 * moved[1.0]
 
 
-def test_features_computed_once_give_the_same_numbers_as_images(tmp_path):
+def test_kept_features_give_same_numbers_as_images(tmp_path):
     knobs = {"freeze": "backbone", "epochs": 3}
     asked = []
 
@@ -152,7 +152,7 @@ def test_features_computed_once_give_the_same_numbers_as_images(tmp_path):
     assert not asked  # images that change have no features to keep
 
 
-def test_features_are_not_kept_where_they_would_not_do():
+def test_features_are_kept_only_where_they_suffice():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -172,7 +172,7 @@ def test_features_are_not_kept_where_they_would_not_do():
 # --- the step ----------------------------------------------------------------------------------
 
 
-def test_four_parts_of_a_batch_make_the_step_of_the_whole(tmp_path):
+def test_accumulated_parts_step_like_the_whole_batch(tmp_path):
     nets = []
     for parts in (1, 4):
         torch.manual_seed(0)
@@ -190,7 +190,7 @@ def test_four_parts_of_a_batch_make_the_step_of_the_whole(tmp_path):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_a_clipped_step_is_no_longer_than_its_norm(tmp_path):
+def test_clipping_limits_the_step_to_its_norm(tmp_path):
     for clip, most in ((None, None), (0.01, 0.5 * 0.01)):
         net = tiny(3)
         before = torch.cat([p.detach().flatten() for p in net.parameters()])
@@ -206,7 +206,7 @@ def test_a_clipped_step_is_no_longer_than_its_norm(tmp_path):
         assert moved == pytest.approx(most, rel=1e-3) if most else moved > 0.02
 
 
-def test_label_smoothing_changes_the_loss_as_its_formula_says():
+def test_label_smoothing_follows_its_formula():
     outputs, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     loss = Learner(tiny(3), "4", Train(label_smoothing=0.2), (2, 2, 2), ALONE).loss(outputs, labels)
     log = F.log_softmax(outputs, dim=1)
@@ -224,7 +224,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
     )
 
 
-def test_class_weights_raise_the_balanced_accuracy_of_a_skewed_set(tmp_path):
+def test_class_weights_raise_balanced_accuracy_on_skewed_data(tmp_path):
     found = {}
     for weights in ("none", "balanced"):
         torch.manual_seed(0)
@@ -244,7 +244,7 @@ def test_class_weights_raise_the_balanced_accuracy_of_a_skewed_set(tmp_path):
 # --- what is delivered -------------------------------------------------------------------------
 
 
-def test_the_moving_average_is_what_is_validated_and_delivered(tmp_path):
+def test_moving_average_is_validated_and_delivered(tmp_path):
     net = small()
     history = trained(tmp_path, net, ema=0.99)
     folder = tmp_path / "t/checkpoints/epoch-0002"
@@ -260,7 +260,7 @@ def test_the_moving_average_is_what_is_validated_and_delivered(tmp_path):
     assert not list((tmp_path / "none").rglob("raw.safetensors"))
 
 
-def test_the_average_of_a_short_training_has_left_its_first_weights_behind():
+def test_average_of_short_training_leaves_first_weights():
     net = nn.Linear(1, 1, bias=False)
     average = learners.moving_average(net, 0.999)
     for step in range(20):
@@ -307,7 +307,7 @@ def test_training_computes_in_the_format_asked_for(tmp_path, precision, expected
     assert np.isfinite(history[-1]["val_loss"])
 
 
-def test_auto_takes_bf16_only_where_the_hardware_has_it(monkeypatch):
+def test_auto_takes_bf16_only_where_hardware_supports_it(monkeypatch):
     for has, expected in ((True, torch.bfloat16), (False, None)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has: has)
         assert compute_type("auto", torch.device("cpu")) is expected
@@ -321,7 +321,7 @@ def test_auto_takes_bf16_only_where_the_hardware_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_images_lie_in_memory_as_asked_for_and_weights_of_a_cpu_as_they_were(tmp_path, wanted):
+def test_channels_last_applies_to_images_not_weights(tmp_path, wanted):
     net = Remembers()
     trained(tmp_path, net, channels_last=wanted)
     assert net.conv.weight.is_contiguous()

@@ -31,7 +31,7 @@ def tried(name: str, size: int, image_size: int | None = None) -> None:
         ("alexnet", 32, "64, 75"),
     ],
 )
-def test_a_network_that_cannot_take_the_images_says_which_it_takes(name, size, sizes):
+def test_network_refusing_images_says_which_it_takes(name, size, sizes):
     with pytest.raises(
         ModelError, match=rf"{name}: cannot take images of {size} × {size} pixels .*{sizes}"
     ) as refused:
@@ -43,7 +43,7 @@ def test_a_network_that_cannot_take_the_images_says_which_it_takes(name, size, s
 @pytest.mark.parametrize(
     ("name", "size"), [("resnet18", 32), ("inception_v3", 75), ("maxvit_t", 224)]
 )
-def test_a_network_that_takes_them_is_left_as_it_was(name, size):
+def test_accepted_network_is_left_unchanged(name, size):
     net = build_network(Model(name=name, weights="none"), 3, 0).net
     before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
     generator = torch.get_rng_state()
@@ -90,7 +90,7 @@ def test_a_network_that_cannot_be_trained_is_refused(change, expected):
     "change",
     [lambda net, out: out + torch.arange(3), lambda net, out: out * float(out.sum() > 1e9 or 1)],
 )
-def test_a_network_that_looks_at_values_is_tried_with_values(change):
+def test_network_that_checks_values_is_accepted_unchanged(change):
     net = Through(change)
     before = copy.deepcopy(net.state_dict())
     try_network(net, "mine:net", 3, 8, 8)
@@ -110,5 +110,5 @@ class AsksForItsRank(nn.Module):
         return self.net(images) * (1 + torch.distributed.get_rank())
 
 
-def test_a_network_that_needs_its_team_is_left_to_its_first_step():
+def test_network_that_needs_its_team_is_accepted():
     try_network(AsksForItsRank(), "mine:asks", 3, 8, 8)

@@ -124,7 +124,7 @@ def test_a_safetensors_file_is_unwrapped_too(tmp_path, source):
     assert network.loaded.source == "prefix model. removed"
 
 
-def test_a_head_of_another_kind_and_projections_are_left_out(tmp_path, source):
+def test_foreign_head_and_projections_are_left_out(tmp_path, source):
     state = {k: v for k, v in source.state_dict().items() if not k.startswith("fc.")}
     state |= {"fc.0.weight": torch.ones(4, 4), "projector.0.weight": torch.ones(4, 4)}
     loaded = load(tmp_path / "w.pt", prefixed_with("backbone.", state)).loaded
@@ -145,7 +145,7 @@ def test_fewer_tensors_than_the_body_has_are_refused(tmp_path, source):
         load(tmp_path / "w.pt", {"state_dict": prefixed_with("module.", state)})
 
 
-def test_the_better_fit_is_taken_before_the_better_name(tmp_path, source):
+def test_better_fit_beats_better_name(tmp_path, source):
     content = {
         "state_dict_ema": {"conv1.weight": torch.zeros(64, 3, 7, 7)},
         "model": source.state_dict(),
@@ -179,7 +179,7 @@ def test_objects_beside_the_weights_are_not_made(tmp_path, source, beside):
     )
 
 
-def test_arguments_in_the_format_of_before_torch_1_6_are_not_made_either(tmp_path, source):
+def test_arguments_in_legacy_format_are_not_made_either(tmp_path, source):
     content = {"model": source.state_dict(), "args": argparse.Namespace(a=[1])}
     assert (
         load(tmp_path / "w.pt", content, _use_new_zipfile_serialization=False).loaded.loaded == 120
@@ -237,7 +237,7 @@ def test_what_people_put_beside_weights_is_read_over(tmp_path, source, beside, z
     )
 
 
-def test_weights_in_a_dictionary_of_another_class_are_found(tmp_path, source):
+def test_weights_in_custom_dictionaries_are_found(tmp_path, source):
     assert load(tmp_path / "w.pt", Config(model=Config(source.state_dict()))).loaded.loaded == 120
 
 
@@ -280,7 +280,7 @@ def test_a_safetensors_file_is_known_by_its_content(tmp_path, source):
         ("page", "it is not a torch file, or damaged"),
     ],
 )
-def test_what_is_no_torch_file_is_one_short_line(tmp_path, source, kind, expected):
+def test_other_than_torch_file_is_one_line(tmp_path, source, kind, expected):
     file = tmp_path / "w.pt"
     torch.save(source.state_dict(), file)
     if kind == "script":

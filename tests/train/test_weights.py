@@ -69,7 +69,7 @@ def build(weights: str):
 
 
 @pytest.mark.slow
-def test_four_workers_of_a_node_fetch_the_weights_once(served):
+def test_workers_of_one_node_download_weights_once(served):
     code = (
         "import sys; from raysft.job.spec import Model; from raysft.train.modeling import "
         "build_network; "
@@ -89,7 +89,7 @@ def test_four_workers_of_a_node_fetch_the_weights_once(served):
     assert served.requests == 1
 
 
-def test_a_download_that_ends_early_is_refused_and_leaves_nothing(served, cache):
+def test_incomplete_download_is_refused_and_leaves_nothing(served, cache):
     served.sent -= 10
     with pytest.raises(ModelError, match=r"the connection ended after [\d,]+ of [\d,]+ bytes"):
         build(served.url)
@@ -106,7 +106,7 @@ def test_a_hash_in_the_address_is_checked(served, cache):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_download_that_is_no_weights_is_refused_and_removed(served, cache):
+def test_download_without_weights_is_refused_and_removed(served, cache):
     served.content = b"<html>not found</html>"
     served.sent = len(served.content)
     with pytest.raises(ModelError, match="cannot be read"):
@@ -114,7 +114,7 @@ def test_a_download_that_is_no_weights_is_refused_and_removed(served, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_a_server_that_is_not_there_is_told_with_the_place_for_the_file(cache):
+def test_unreachable_server_says_where_to_put_file(cache):
     with pytest.raises(ModelError, match="cannot be downloaded") as caught:
         build("http://127.0.0.1:9/w.safetensors")
     assert f"put it at {cache}/raysft-" in caught.value.todo
@@ -152,7 +152,7 @@ def test_a_model_of_raysft_says_so_itself(tmp_path):
     )
 
 
-def test_a_damaged_card_beside_weights_is_not_passed_over(tmp_path):
+def test_damaged_card_beside_weights_is_refused(tmp_path):
     save_file(tiny(3).state_dict(), tmp_path / "model.safetensors")
     write_json(
         tmp_path / "model.json", {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
@@ -165,7 +165,7 @@ def test_a_damaged_card_beside_weights_is_not_passed_over(tmp_path):
         build(str(tmp_path / "model.safetensors"))
 
 
-def test_the_report_says_what_was_loaded_new_and_left_out(tmp_path):
+def test_report_lists_loaded_new_and_unfit_tensors(tmp_path):
     save_file(tiny(5).state_dict(), tmp_path / "w.safetensors")  # with a head of other classes
     loaded = build(str(tmp_path / "w.safetensors")).loaded
     assert loaded is not None
@@ -176,7 +176,7 @@ def test_the_report_says_what_was_loaded_new_and_left_out(tmp_path):
     )
 
 
-def test_the_new_head_of_a_pretrained_body_begins_small(tmp_path):
+def test_new_head_of_pretrained_body_begins_small(tmp_path):
     save_file(tiny(5).state_dict(), tmp_path / "w.safetensors")
     head = build(str(tmp_path / "w.safetensors")).net[4]
     assert 0 < head.weight.abs().max() < 0.05
@@ -185,7 +185,7 @@ def test_the_new_head_of_a_pretrained_body_begins_small(tmp_path):
     assert build(str(tmp_path / "same.safetensors")).net[4].weight.abs().max() > 0.05
 
 
-def test_only_auxiliary_heads_that_a_network_does_not_have_are_left_out(tmp_path):
+def test_only_unknown_auxiliary_heads_are_left_out(tmp_path):
     net = nn.ModuleDict({"aux_proj": nn.Linear(2, 2), "head": nn.Linear(2, 3)})
     state = {key: torch.ones_like(value) for key, value in net.state_dict().items()}
     loaded = load_weights(net, Found({**state, "aux1.fc.weight": torch.ones(1)}), "head", Model())
@@ -194,7 +194,7 @@ def test_only_auxiliary_heads_that_a_network_does_not_have_are_left_out(tmp_path
 
 
 @pytest.mark.slow
-def test_a_vision_transformer_stretches_its_positions_to_its_image_size(tmp_path):
+def test_vision_transformer_resizes_positions_to_image_size(tmp_path):
     from torchvision.models import vit_b_16
 
     save_file(vit_b_16(weights=None).state_dict(), tmp_path / "w.safetensors")
@@ -205,7 +205,7 @@ def test_a_vision_transformer_stretches_its_positions_to_its_image_size(tmp_path
 # --- timm --------------------------------------------------------------------------------------
 
 
-def test_a_network_of_timm_takes_a_file_and_says_how_it_wants_its_images(tmp_path):
+def test_timm_network_loads_file_and_tells_preprocessing(tmp_path):
     import timm
 
     source = timm.create_model("test_efficientnet", num_classes=1000)
@@ -219,7 +219,7 @@ def test_a_network_of_timm_takes_a_file_and_says_how_it_wants_its_images(tmp_pat
     assert network.images == ExpectedImages((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 
 
-def test_a_transformer_is_made_for_the_size_of_its_images():
+def test_transformer_is_built_for_its_image_size():
     network = build_network(Model(name="timm:test_vit", weights="none", image_size=96), 3, 0)
     assert network.net(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
 
