@@ -84,7 +84,7 @@ class Output:
             console=self.out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
 
-    def send_others_to(self, log: Path) -> None:
+    def redirect_other_output(self, log: Path) -> None:
         """Send what everyone else prints from now on, also from native code, to a log file.
 
         There is no way back: Ray's threads have something to say up to the last moment of the
@@ -208,7 +208,7 @@ class Watcher:
         self.bar.update(self._tasks[what], completed=done)
 
 
-def table_of(
+def make_table(
     rows: Sequence[Mapping[str, object]],
     columns: Sequence[str],
     format: Callable[[object], str] = str,

@@ -8,9 +8,9 @@ RaysftError
 │   ├── ModelError       a network or its weights
 │   └── ResourceError    more asked for than the cluster has
 ├── RunError             a run failed (exit status 1)
-│   └── StorageFull      no room for what a run writes; it can be resumed
+│   └── StorageFullError no room for what a run writes; it can be resumed
 └── TrialError           one trial failed; the run goes on
-    └── Diverged         its loss is not a number any more
+    └── DivergedError    its loss is not a number any more
 """
 
 from __future__ import annotations
@@ -86,17 +86,17 @@ class RunError(RaysftError):
     """A run that ended without a model."""
 
 
-class StorageFull(RunError):
-    """No room for what a run writes; it can be taken up again when there is some."""
+class StorageFullError(RunError):
+    """No room for what a run writes; it can be resumed when there is some."""
 
     def __init__(self, where: str) -> None:
         super().__init__(
             where,
             "no space is left to write to",
-            "make some, then take the run up with `raysft resume`",
+            "make room, then resume the run with `raysft resume`",
         )
 
-    def __reduce__(self) -> tuple[type[StorageFull], tuple[str]]:
+    def __reduce__(self) -> tuple[type[StorageFullError], tuple[str]]:
         return type(self), (self.where,)
 
 
@@ -104,7 +104,7 @@ class TrialError(RaysftError):
     """A trial that ended without a result; its run goes on."""
 
 
-class Diverged(TrialError):
+class DivergedError(TrialError):
     """A trial whose loss is not a number any more."""
 
 

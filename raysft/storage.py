@@ -200,7 +200,7 @@ def read_json(file: StoragePath) -> dict[str, Any]:
     if not isinstance(whole, dict) or CHECKSUM not in whole:
         raise ValueError("it has no checksum")
     if whole[CHECKSUM] != _checksum(whole):
-        raise ValueError("its checksum does not fit: it was changed or torn")
+        raise ValueError("its checksum does not match: it was changed or is incomplete")
     del whole[CHECKSUM]
     return whole
 

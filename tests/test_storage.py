@@ -12,8 +12,8 @@ import torch
 from raysft.data import cifar
 from raysft.data.shards import ImageSpec, write_shard
 from raysft.deploy import bulk
-from raysft.deploy.image_sources import source_of
-from raysft.errors import DataError, ModelError, RunError, StorageFull
+from raysft.deploy.image_sources import list_source
+from raysft.errors import DataError, ModelError, RunError, StorageFullError
 from raysft.records.predictions import Predictions, write_predictions
 from raysft.results.report import write_report
 from raysft.storage import (
@@ -96,7 +96,7 @@ def _copy(folder: Path, other: Path) -> None:
 
 def _bulk(folder: Path, other: Path) -> None:
     card = make_model(other / "model").parent / "model"
-    photos = source_of(make_images(other / "photos", {"a" * 200: 80}))
+    photos = list_source(make_images(other / "photos", {"a" * 200: 80}))
     made = bulk.Predictor(str(card), str(other), False, True, 1, False, "")
     parts = other / "out.parts"
     parts.mkdir()
@@ -115,7 +115,7 @@ def _bulk(folder: Path, other: Path) -> None:
             ModelError,
         ),
         (lambda folder, other: cifar.download(folder / "c.tgz", lambda *told: None), DataError),
-        (_report, StorageFull),
+        (_report, StorageFullError),
         (_folder, RuntimeError),
         (_shard, OSError),
         (_copy, OSError),

@@ -130,7 +130,7 @@ class LocalBackend:
         show_outcome(results, folder, self._output)
 
     def _execute(self, planned: _LocalPlan, run: Run) -> ResultsDocument:
-        self._output.send_others_to(run.log)
+        self._output.redirect_other_output(run.log)
         with Watcher(self._output, run.metric) as watcher:
             from raysft.data.importer import download_source
 
@@ -234,14 +234,14 @@ class LocalBackend:
     def predict(self, request: PredictionRequest, show_progress: bool) -> Predicted:
         """Predict a whole folder or data set on a Ray of this machine."""
         from raysft.deploy.bulk import check_out, predict_all
-        from raysft.deploy.image_sources import source_of
+        from raysft.deploy.image_sources import list_source
         from raysft.results.model import check_trust, read_card
 
         # What is wrong is known before Ray starts.
         model, out = storage_path(request.model), storage_path(request.out)
         check_out(out)
         check_trust(model, read_card(model), request.trust_code)
-        images = source_of(storage_path(request.source), request.split)
+        images = list_source(storage_path(request.source), request.split)
         try:
             with (
                 Watcher(self._output, "", shown=show_progress) as watcher,

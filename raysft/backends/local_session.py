@@ -18,6 +18,6 @@ def silent_ray(node: Node, output: Output) -> Iterator[Path]:
     # There is no run directory to keep a log in. The file has no name any more once this process
     # writes to it, so nothing is left of it, however the process ends.
     with tempfile.NamedTemporaryFile(prefix="raysft-", suffix=".log") as log:
-        output.send_others_to(Path(log.name))
+        output.redirect_other_output(Path(log.name))
     with local_ray(node) as scratch:
         yield scratch

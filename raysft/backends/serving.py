@@ -41,7 +41,7 @@ def serve_model(model: str, settings: Settings, output: Output) -> None:
             f"starting Ray on this machine ({node.cpus:g} CPUs, {node.gpus:g} GPUs) with "
             f"{count_text(settings.replicas, 'replica')} of {model}"
         )
-        output.send_others_to(log)
+        output.redirect_other_output(log)
         with local_ray(node):
             interrupts.listen()  # ray.init has put handlers of its own there
             # Here: it imports Ray, which reads its settings from the environment when it is

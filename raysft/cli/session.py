@@ -42,9 +42,9 @@ def backend_at(address: Address | None) -> Backend:
 
 def show_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], as_json: bool) -> None:
     """Rows as a table of some of their keys, or whole as a document."""
-    from raysft.console import table_of
+    from raysft.console import make_table
 
     if as_json:
         output().json(rows)
     else:
-        output().show(table_of(rows, columns))
+        output().show(make_table(rows, columns))

@@ -117,7 +117,7 @@ def export(
                 f"is not made: the {name} export differs from the model: {comparison.words()}",
                 "give another --format",
             )
-        record["checked"] = {"data": str(data), "split": SPLIT, **comparison.told()}
+        record["checked"] = {"data": str(data), "split": SPLIT, **comparison.document()}
         write_json(scratch / RECORD, record)
         put_folder(scratch, target, last=RECORD)
     return {"path": str(target)} | record
@@ -314,7 +314,7 @@ def _open_torch_export(file: Path, record: dict[str, Any]) -> Runtime:
 
 def _write_onnx(file: Path, folder: StoragePath, classifier: Classifier) -> dict[str, Any]:
     program = _program(classifier, "onnx")
-    with _told(classifier.card, "onnx"):
+    with _exporting(classifier.card, "onnx"):
         made: Any = torch.onnx.export(
             program,
             (),
@@ -358,14 +358,14 @@ def _program(classifier: Classifier, name: str) -> torch.export.ExportedProgram:
     card = classifier.card
     sizes = {axis: torch.export.Dim(word) for axis, word in enumerate(_SIDES)}
     example = torch.zeros(2, card.height + 3, card.width + 5, 3, dtype=torch.uint8)
-    with _told(card, name), torch.no_grad():
+    with _exporting(card, name), torch.no_grad():
         return torch.export.export(
             WholeModel(classifier.net, card).eval(), (example,), dynamic_shapes=(sizes,)
         )
 
 
 @contextmanager
-def _told(card: ModelCard, name: str) -> Iterator[None]:
+def _exporting(card: ModelCard, name: str) -> Iterator[None]:
     """Raise ModelError for a network that a library cannot export, and keep to itself what else it
     says.
     """
@@ -466,7 +466,7 @@ class _Comparison:
         """Whether the export may be handed out."""
         return self.difference <= TOLERANCE and not self.wrongly
 
-    def told(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """What export.json says of the comparison."""
         return {
             "images": self.images,

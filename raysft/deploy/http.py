@@ -67,7 +67,7 @@ class Model(Protocol):
         """How many replicas can predict."""
 
 
-class Front:
+class PredictionService:
     """The ASGI application before the replicas, which take `at_once` batches together; `report` is
     told of failures.
     """

@@ -160,7 +160,7 @@ def _decode_row(image: bytes | np.ndarray, name: str, card: ModelCard) -> np.nda
     return fit(stored_rgb(image, name, card.decoding), card.height, card.width, card.resampling)
 
 
-def source_of(where: StoragePath, split: str | None = None) -> Source:
+def list_source(where: StoragePath, split: str | None = None) -> Source:
     """The images of a folder and all folders below it, or of a data set (of one split of it);
     raises DataError.
     """

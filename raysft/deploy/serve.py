@@ -35,15 +35,15 @@ def serve(
     """Answer requests until Ctrl-C or SIGTERM, which is raised as KeyboardInterrupt."""
     import uvicorn
 
-    from raysft.deploy.http import FIELD, Front
+    from raysft.deploy.http import FIELD, PredictionService
     from raysft.deploy.replicas import BATCHES_A_REPLICA
 
-    front = Front(
+    service = PredictionService(
         document, settings, replicas, BATCHES_A_REPLICA * settings.replicas, output.warning
     )
     server = uvicorn.Server(
         uvicorn.Config(
-            front.app(),
+            service.app(),
             lifespan="on",
             log_config=None,
             log_level="warning",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raysft.console import Output, table_of
+from raysft.console import Output, make_table
 from raysft.data.folders import Folders, describe_files
 from raysft.data.kinds import format_counts
 from raysft.data.names import clipped, first_names, readable
@@ -73,7 +73,7 @@ def show_dataset(folder: str, as_json: bool, output: Output) -> None:
     output.line(f"{readable(folder)}: {len(manifest.classes)} classes ({names}), {size}{skipped}")
     for line in (*manifest.notes, *describe_files(manifest.counts)):
         output.line(line)
-    output.show(table_of(splits, ("split", "images", "shards"), _number))
+    output.show(make_table(splits, ("split", "images", "shards"), _number))
     _show_left_out(manifest.counts, output)
 
 
@@ -109,7 +109,7 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
         output.line(line)
     output.line()
     shown = [row | {"class": clipped(str(row["class"]))} for row in by_class[:MOST_ROWS]]
-    output.show(table_of(shown, ("class", *rows), _number))
+    output.show(make_table(shown, ("class", *rows), _number))
     if len(by_class) > MOST_ROWS:
         output.line(f"… and {len(by_class) - MOST_ROWS:,} more; --json has all")
     _show_left_out(found.counts, output)
@@ -134,7 +134,7 @@ def _show_left_out(counts: Sequence[FileCounts], output: Output) -> None:
         for each in some
     ]
     output.line()
-    output.show(table_of(rows[:MOST_ROWS], ("folder", "files", "used", "left out"), _number))
+    output.show(make_table(rows[:MOST_ROWS], ("folder", "files", "used", "left out"), _number))
     if len(rows) > MOST_ROWS:
         output.line(f"… and {len(rows) - MOST_ROWS:,} more folders; --json has all")
     output.line("left out, for example:")

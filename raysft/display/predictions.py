@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raysft.console import Output, PlainTable, table_of
+from raysft.console import Output, PlainTable, make_table
 from raysft.data.kinds import format_counts
 from raysft.data.names import clipped
 from raysft.wording import count_text, metric_text
@@ -24,7 +24,7 @@ def show_scores(scores: Mapping[str, Any], output: Output, most: int = 20) -> No
     output.line()
     classes = [row | {"class": clipped(row["class"])} for row in scores["classes"]]
     output.show(
-        table_of(
+        make_table(
             classes,
             ("class", "precision", "recall", "f1", "support"),
             lambda v: f"{v:.4f}" if isinstance(v, float) else str(v),
@@ -50,7 +50,7 @@ def show_predicted(predicted: Any, output: Output) -> None:
         if images
     ]
     output.show(
-        table_of(
+        make_table(
             sorted(found, key=lambda row: -row["images"])[:20],
             ("class", "images"),
             lambda v: f"{v:,}" if isinstance(v, int) else str(v),

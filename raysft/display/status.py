@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypedDict
 
-from raysft.console import Output, table_of
+from raysft.console import Output, make_table
 from raysft.records.documents import StatusDocument
 from raysft.records.trial import metric_value
 from raysft.wording import config_text, metric_text, score_text
@@ -27,7 +27,7 @@ class ClusterStatus(StatusDocument):
 
 def show_status(document: StatusDocument, output: Output) -> None:
     """The status of a run as a line and a table, then what went wrong."""
-    metric = metric_of(document)
+    metric = run_metric(document)
     score = metric_text(metric)
     rows = [
         {
@@ -40,18 +40,18 @@ def show_status(document: StatusDocument, output: Output) -> None:
         for trial in document["trials"]
     ]
     output.line(f"{document['run']}: {document['status']}, started {document['started']}")
-    output.show(table_of(rows, ("trial", "status", "epochs", score, "config")))
-    for error in errors_of(document):
+    output.show(make_table(rows, ("trial", "status", "epochs", score, "config")))
+    for error in run_errors(document):
         output.line(error)
 
 
-def errors_of(document: StatusDocument) -> list[str]:
+def run_errors(document: StatusDocument) -> list[str]:
     """What ended a run of a cluster; one of this machine says it in its trials and its log."""
     errors = document.get("errors")
     return list(map(str, errors)) if isinstance(errors, list) else []
 
 
-def metric_of(document: StatusDocument) -> str:
+def run_metric(document: StatusDocument) -> str:
     """What a run is steered by."""
     # A run of an older raysft does not say: there was nothing to choose.
     return document.get("metric", "val_accuracy")

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from raysft import interrupts
 from raysft.console import Output, PlainTable, without_controls
-from raysft.display.status import errors_of, known_metric, metric_of
+from raysft.display.status import known_metric, run_errors, run_metric
 from raysft.job.metrics import sort_key
 from raysft.records.documents import (
     CLOCK,
@@ -94,7 +94,7 @@ def picture(document: StatusDocument, now: float, height: int = 50) -> Group:
     if teams:
         parts += ["", team_table(teams)]
     # As text, not as rich's markup: an error may quote whatever a file holds.
-    parts += [Text(without_controls(error)) for error in errors_of(document)]
+    parts += [Text(without_controls(error)) for error in run_errors(document)]
     return Group(*parts)
 
 
@@ -104,7 +104,7 @@ def headline(document: StatusDocument, now: float) -> str:
     progress = document["progress"]
     if progress and is_going_on(document):
         words += _outlook(progress, now)
-    metric = metric_of(document)
+    metric = run_metric(document)
     best = [trial for trial in document["trials"] if known_metric(trial, metric) is not None]
     if best:
         first = min(best, key=lambda trial: sort_key(trial, metric))
@@ -140,7 +140,7 @@ def _outlook(progress: ProgressDocument, now: float) -> list[str]:
 
 def trial_table(document: StatusDocument, trials: Sequence[TrialDocument]) -> PlainTable:
     """Trials, a row each."""
-    metric = metric_of(document)
+    metric = run_metric(document)
     curves = {trial["trial"]: _curve(trial, metric) for trial in document["trials"]}
     # One scale for all curves: a trial that is worse than the others has to look it.
     values = [value for curve in curves.values() for value in curve]
@@ -240,12 +240,12 @@ def changes(before: StatusDocument | None, now: StatusDocument) -> list[str]:
     known = {trial["trial"]: trial for trial in before["trials"]} if before else {}
     each = _epochs_of_a_trial(now["progress"])
     for trial in now["trials"]:
-        line = _trial_change(known.get(trial["trial"]), trial, metric_of(now), each)
+        line = _trial_change(known.get(trial["trial"]), trial, run_metric(now), each)
         if line is not None:
             lines.append(line)
     if is_new and not is_going_on(now):
         # Last, as the run's end comes after those of its trials.
-        lines += [*errors_of(now), status]
+        lines += [*run_errors(now), status]
     return lines
 
 
@@ -277,7 +277,7 @@ def _in_order(document: StatusDocument) -> list[TrialDocument]:
     """Trials in training, then those that have paused or ended from best to worst, then those that
     wait.
     """
-    metric = metric_of(document)
+    metric = run_metric(document)
 
     def key(trial: TrialDocument) -> tuple[float, ...]:
         if trial["status"] == "running":

@@ -19,13 +19,13 @@ def main(request_file: str) -> int:
 def _predict(request_file: str, reporter: Reporter) -> None:
     # They import torch, which the cluster's Python may not have: that is told before.
     from raysft.deploy.bulk import predict_all
-    from raysft.deploy.image_sources import source_of
+    from raysft.deploy.image_sources import list_source
     from raysft.storage import storage_path
 
     request = json.loads(Path(request_file).read_text())
     predicted = predict_all(
         storage_path(request["model"]),
-        source_of(storage_path(request["source"]), request["split"]),
+        list_source(storage_path(request["source"]), request["split"]),
         storage_path(request["out"]),
         request["probabilities"],
         reporter.progress,

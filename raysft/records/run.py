@@ -15,7 +15,7 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from raysft import interrupts
-from raysft.errors import StorageFull, UserError
+from raysft.errors import StorageFullError, UserError
 from raysft.job import Job, dump_job
 from raysft.job.load import validate_job
 from raysft.records.documents import (
@@ -200,14 +200,14 @@ class Run:
         Where even that is too small, run.json stays as it was, and the run can be resumed all the
         same.
         """
-        with suppress(StorageFull):
+        with suppress(StorageFullError):
             self.save(status=status)
             return
         file = self.folder / INFO
         # Nobody needs the progress of a run that ended.
         with suppress(OSError):
             remove_file(self.folder / PROGRESS)
-        with suppress(StorageFull):
+        with suppress(StorageFullError):
             self.save(status=status)
             return
         # Writing beside the file and renaming needs room for a second copy; over it, none.
@@ -256,7 +256,7 @@ class Run:
         except OSError as error:
             # An error of its own: it says to make room, and that the run can be resumed then.
             if is_disk_full(error):
-                raise StorageFull(str(file)) from None
+                raise StorageFullError(str(file)) from None
             raise
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from raysft.data.importer import cache_folder
-from raysft.errors import StorageFull, UserError
+from raysft.errors import StorageFullError, UserError
 from raysft.job.space import SECTIONS
 from raysft.records.documents import EpochMetrics, Timing
 from raysft.records.trial import metric_value
@@ -44,7 +44,7 @@ def write_report(folder: StoragePath, out: StoragePath | None = None) -> Storage
     """Write the report of a run to `out`, else to report.html in its directory; returns the path.
 
     A run whose every trial failed has a report too. Raises UserError where the run has no results
-    yet or the file cannot be written, StorageFull.
+    yet or the file cannot be written, StorageFullError.
     """
     document, images = gather_figures(folder)
     target = out or folder / REPORT
@@ -53,7 +53,7 @@ def write_report(folder: StoragePath, out: StoragePath | None = None) -> Storage
         write_text(target, text)
     except OSError as error:
         if is_disk_full(error):
-            raise StorageFull(str(target)) from None
+            raise StorageFullError(str(target)) from None
         raise UserError(
             str(target), f"cannot be written ({error.strerror or error})", "give another --out"
         ) from None

@@ -167,5 +167,6 @@ def _check(path: StoragePath, name: str, state: dict[str, Any]) -> None:
 def _compare(file: StoragePath, found: str, expected: str | None) -> None:
     if found != expected:
         raise DataError(
-            str(file), "does not have the checksum of its checkpoint: it was changed or torn"
+            str(file),
+            "does not have the checksum of its checkpoint: it was changed or is incomplete",
         )

@@ -17,7 +17,7 @@ from raysft.data.epochs import Batch, KeptSplit, SplitReader
 from raysft.data.pixels import Preparer
 from raysft.data.preparation import Preparation
 from raysft.data.staging import stage
-from raysft.errors import Diverged
+from raysft.errors import DivergedError
 from raysft.job.batches import batch_sizes
 from raysft.job.metrics import sort_key
 from raysft.job.recipe import Train
@@ -112,7 +112,7 @@ class Hooks:
 def run_trial(plan: TrialPlan, net: nn.Module, splits: Splits, team: Team, hooks: Hooks) -> None:
     """Train `net` from its last checkpoint, if there is one, until its last epoch or told to stop.
 
-    Raises Diverged when the loss is not finite any more.
+    Raises DivergedError when the loss is not finite any more.
     """
     side = plan.preparation.image_size
     size = (side, side) if side else splits.train.size
@@ -229,7 +229,7 @@ def _validate(plan: TrialPlan, learner: Learner, val: SplitReader) -> Validation
 def _check_finite(plan: TrialPlan, kind: str, loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
         trial = plan.folder.parent.name
-        raise Diverged(trial, f"the {kind} loss is {loss} in epoch {epoch + 1}")
+        raise DivergedError(trial, f"the {kind} loss is {loss} in epoch {epoch + 1}")
 
 
 def train_epoch(

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from raysft.data.pixels import Preparer
-from raysft.errors import Diverged, StorageFull, TrialError, UserError
+from raysft.errors import DivergedError, StorageFullError, TrialError, UserError
 from raysft.gc_pause import gc_paused
 from raysft.job.spec import Model
 from raysft.ray_shortcuts import preemption_announced
@@ -107,7 +107,7 @@ class Worker:
                 self._score(assignment)
         except Exception as error:  # so one trial's failure stays its own
             if is_disk_full(error):  # which is everyone's
-                self.queue.refuse_run(StorageFull(assignment.folder))
+                self.queue.refuse_run(StorageFullError(assignment.folder))
             return self._failure(assignment, error)
         return None
 
@@ -261,7 +261,7 @@ def _cause(error: Exception) -> Cause:
     # On a GPU there is a class for it; of a CPU torch's allocator says so in words alone.
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return "out_of_memory"
-    return "diverged" if isinstance(error, Diverged) else "failed"
+    return "diverged" if isinstance(error, DivergedError) else "failed"
 
 
 def run_worker(

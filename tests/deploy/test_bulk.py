@@ -16,7 +16,7 @@ import pytest
 from raysft.data.importer import import_dataset
 from raysft.data.sources import Source
 from raysft.deploy.bulk import Predictor, predict_all
-from raysft.deploy.image_sources import CHUNK_IMAGES, source_of
+from raysft.deploy.image_sources import CHUNK_IMAGES, list_source
 from raysft.errors import UserError
 from raysft.results.predict import Classifier
 from tests.conftest import make_images
@@ -44,7 +44,7 @@ def test_every_file_of_a_folder_is_a_row_and_a_bad_one_a_row_with_its_error(mode
     told = []
     found = predict_all(
         model,
-        source_of(photos),
+        list_source(photos),
         tmp_path / "out.parquet",
         True,
         lambda what, done, total: told.append((done, total)),
@@ -69,25 +69,27 @@ def test_every_file_of_a_folder_is_a_row_and_a_bad_one_a_row_with_its_error(mode
         )
     assert not (tmp_path / "out.parquet.parts").exists()
     with pytest.raises(UserError, match="already exists"):
-        predict_all(model, source_of(photos), tmp_path / "out.parquet", True, nothing)
+        predict_all(model, list_source(photos), tmp_path / "out.parquet", True, nothing)
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_rows_of_a_data_set_keep_their_labels(model, images, tmp_path):
     import_dataset(Source("imagefolder", str(images)), tmp_path / "D", "fail", nothing)
-    predict_all(model, source_of(tmp_path / "D", "test"), tmp_path / "test.parquet", False, nothing)
+    predict_all(
+        model, list_source(tmp_path / "D", "test"), tmp_path / "test.parquet", False, nothing
+    )
     rows = pq.read_table(tmp_path / "test.parquet").to_pylist()
     assert [row["image"] for row in rows] == [f"test/{i}" for i in range(15)]
     right = np.mean([row["class"] == row["label"] for row in rows])
     assert right == pytest.approx(Classifier(model).evaluate(tmp_path / "D", "test")["accuracy"])
-    predict_all(model, source_of(tmp_path / "D"), tmp_path / "all.parquet", False, nothing)
+    predict_all(model, list_source(tmp_path / "D"), tmp_path / "all.parquet", False, nothing)
     assert len(pq.read_table(tmp_path / "all.parquet")) == 75
 
 
 def test_threads_that_decode_ahead_change_nothing(model, tmp_path):
     photos = make_images(tmp_path / "photos", {"a": 40})
     (photos / "a" / "007.png").write_bytes(b"torn")
-    (chunk,) = source_of(photos).chunks
+    (chunk,) = list_source(photos).chunks
     (tmp_path / "parts").mkdir()
     one, four = (
         Predictor(str(model), str(tmp_path / "parts"), False, True, threads, False, None).table(

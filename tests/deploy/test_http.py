@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raysft.deploy import http as front
-from raysft.deploy.http import Front
+from raysft.deploy.http import PredictionService
 from raysft.deploy.settings import Refused, Settings
 
 
@@ -48,7 +48,7 @@ def answered(
 
     async def _run() -> Any:
         replicas = Replicas(fails)
-        app = Front({}, Settings(**settings), replicas, 1, reported.append).app()
+        app = PredictionService({}, Settings(**settings), replicas, 1, reported.append).app()
 
         async def ask(
             path: str, *body: bytes, kind: str = "image/png", ends: bool = True, **headers: str

@@ -14,7 +14,7 @@ from PIL import Image
 from raysft.data.decoding import LEGACY_DECODING, Decoding
 from raysft.data.shards import ImageSpec
 from raysft.deploy.export import export
-from raysft.deploy.image_sources import source_of
+from raysft.deploy.image_sources import list_source
 from raysft.deploy.replicas import Predictor
 from raysft.deploy.settings import Refused
 from raysft.errors import DataError
@@ -55,7 +55,7 @@ def test_the_same_pixels_everywhere(model, photos):
     files = sorted(photos.rglob("*.*"))
     replica = Predictor(str(model), 10**6, 1, "cpu", None)
     for image, (file, (shown, _)) in zip(
-        source_of(photos).chunks[0].items(card),
+        list_source(photos).chunks[0].items(card),
         zip(files, labelled_images(photos, "test", card), strict=True),
         strict=True,
     ):
@@ -69,7 +69,7 @@ def test_scaling_is_that_of_training(model, tmp_path):
     chequered = 255 * (np.indices((16, 16)).sum(0) % 2).astype(np.uint8)
     (tmp_path / "x").mkdir()
     Image.fromarray(chequered).save(tmp_path / "x/a.png")
-    (item,) = source_of(tmp_path / "x").chunks[0].items(read_card(model))
+    (item,) = list_source(tmp_path / "x").chunks[0].items(read_card(model))
     assert set(np.unique(item.decode())) <= {0, 255}  # bilinear would be grey
 
 

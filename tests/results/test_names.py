@@ -25,7 +25,7 @@ from raysft.data.samples import DARK
 from raysft.data.shards import read_manifest
 from raysft.deploy.bulk import Predicted, Predictor
 from raysft.deploy.export import _write_onnx, _write_torch_export
-from raysft.deploy.image_sources import source_of
+from raysft.deploy.image_sources import list_source
 from raysft.display.answers import show_answers
 from raysft.display.dataset import show_data
 from raysft.display.predictions import show_predicted, show_scores
@@ -296,7 +296,7 @@ def photos(tmp_path) -> Path:
 
 def test_bulk_predictions_hold_the_names_of_files(tmp_path, photos):
     model = make_model(tmp_path / "model", NAMES)
-    (chunk,) = source_of(photos).chunks
+    (chunk,) = list_source(photos).chunks
     table = Predictor(str(model), str(tmp_path), False, True, 1, False, "").table(chunk)
     pq.write_table(table, tmp_path / "out.parquet")
     read = pq.read_table(tmp_path / "out.parquet")

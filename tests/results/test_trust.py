@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, read_table, write_manifest
 from raysft.deploy.bulk import Predictor
-from raysft.deploy.image_sources import source_of
+from raysft.deploy.image_sources import list_source
 from raysft.entrypoints import predict as predictor
 from raysft.errors import DataError, ModelError, UserError
 from raysft.records.predictions import read_predictions
@@ -109,7 +109,7 @@ def test_a_job_of_a_cluster_runs_nothing_either(sent, marker, monkeypatch, capfd
 
 
 def test_processes_that_predict_run_nothing_either(sent, marker):
-    source_of(sent / "photos")
+    list_source(sent / "photos")
     with pytest.raises(ModelError, match="code of the module sent"):
         Predictor(str(sent), str(sent), False, False, 1, False, None)
     assert not marker.exists()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from raysft.errors import DataError, JobError, ModelError, RunError, StorageFull
+from raysft.errors import DataError, JobError, ModelError, RunError, StorageFullError
 from raysft.records.predictions import PREDICTIONS
 from raysft.records.reading import read_job
 from raysft.records.run import Run
@@ -170,7 +170,7 @@ def test_torn_shard_is_refused_before_workers_start(go, tmp_path):
 
 def test_full_disk_ends_the_run_which_can_resume(go, small_disk):
     (small_disk / "filler").write_bytes(b"0" * 248 * 4096)
-    with pytest.raises(StorageFull, match="no space is left to write to"):
+    with pytest.raises(StorageFullError, match="no space is left to write to"):
         go(storage=str(small_disk / "runs"), train={"epochs": 6})
     (small_disk / "filler").unlink()
     assert read_json(small_disk / "runs/r0/run.json")["status"] == "failed"

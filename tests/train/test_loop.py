@@ -12,7 +12,7 @@ import torch
 from raysft.data.epochs import KeptSplit
 from raysft.data.ingest import Rows
 from raysft.data.preparation import Preparation
-from raysft.errors import Diverged
+from raysft.errors import DivergedError
 from raysft.job.optimizers import NAMES
 from raysft.job.recipe import Train
 from raysft.train.checkpoint import newest_valid
@@ -190,7 +190,7 @@ def test_loss_that_is_not_finite_ends_trial(tmp_path):
         def forward(self, images):
             return images * torch.nan
 
-    with pytest.raises(Diverged, match="the training loss is nan in epoch 1"):
+    with pytest.raises(DivergedError, match="the training loss is nan in epoch 1"):
         trial(tmp_path, net=torch.nn.Sequential(*tiny(3), Exploding()))
 
 

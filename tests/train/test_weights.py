@@ -160,7 +160,7 @@ def test_damaged_card_beside_weights_is_refused(tmp_path):
     card = tmp_path / "model.json"
     card.write_text(card.read_text().replace("0.1", "0.7", 1))
     with pytest.raises(
-        ModelError, match=r"model\.json beside it cannot be read \(its checksum does not fit"
+        ModelError, match=r"model\.json beside it cannot be read \(its checksum does not match"
     ):
         build(str(tmp_path / "model.safetensors"))
 
