@@ -4,8 +4,6 @@ arguments.
 
 from __future__ import annotations
 
-from typing import Any
-
 TIMM = "timm:"
 _OWN = frozenset({"raysft.train.smallnet:small_cnn"})  # the networks that raysft brings along
 
@@ -16,7 +14,7 @@ _AUXILIARY = {
 }
 
 
-def torchvision_arguments(name: str, image_size: int | None) -> dict[str, Any]:
+def torchvision_arguments(name: str, image_size: int | None) -> dict[str, bool | int]:
     """What torchvision's builder of `name` takes besides the number of classes."""
     size = {"image_size": image_size} if name.startswith("vit_") and image_size else {}
     return {**_AUXILIARY.get(name, {}), **size}
@@ -39,7 +37,9 @@ def foreign_module(name: str) -> str | None:
     return name.partition(":")[0]
 
 
-def network_call(name: str, classes: int, image_size: int | None) -> tuple[str, dict[str, Any]]:
+def network_call(
+    name: str, classes: int, image_size: int | None
+) -> tuple[str, dict[str, str | bool | int]]:
     """(dotted name, keyword arguments) of the call that makes the network of a delivered model,
     without weights.
     """

@@ -4,8 +4,6 @@ trials.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -34,6 +32,7 @@ def compute_features(
     mine = rank_slice(len(split), team.rank, team.workers)
     first = split.rows.take(np.arange(min(2, len(split)))).images
     probe, outputs = _features(net, head, prepare(torch.as_tensor(first).to(team.device)))
+    # Some networks do more after the head, as a softmax: the head alone would not be trained to it.
     with torch.inference_mode():
         again = net.get_submodule(head)(probe)
         if again.shape != outputs.shape or not torch.allclose(again, outputs, rtol=1e-3, atol=1e-5):
@@ -41,6 +40,7 @@ def compute_features(
     shape = (len(split), *probe.shape[1:])
     if 4 * np.prod(shape) > limit:
         return None
+    # Each worker fills its own rows, so that the sum over the team is all of them.
     found = torch.zeros(shape, dtype=torch.float32, device=team.device)
     start = mine.start
     for rows in stage(split, split.in_order(BATCH, team.rank, team.workers), team.device):
@@ -55,7 +55,8 @@ def _features(net: nn.Module, head: str, inputs: torch.Tensor) -> tuple[torch.Te
     """(input of the layer `head`, output of the network) for a batch."""
     seen: list[torch.Tensor] = []
 
-    def remember(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def remember(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        # a copy: a layer that works in place would change what is kept
         seen.append(given[0].detach().clone())
 
     handle = net.get_submodule(head).register_forward_pre_hook(remember)

@@ -128,7 +128,8 @@ class Learner:
             loss = self.loss(outputs.float(), targets)
             # The team averages gradients; this makes the average the gradient of the mean loss of
             # the global batch, also where the shares of the workers differ by a row.
-            self.scaler.scale(loss * (self.team.workers / size)).backward()
+            scaled = self.scaler.scale(loss * (self.team.workers / size))
+            torch.autograd.backward(scaled)
         return loss.detach(), outputs.detach()
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

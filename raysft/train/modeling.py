@@ -146,9 +146,11 @@ def _for_its_size(net: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[
     place = "encoder.pos_embedding"
     if not isinstance(net, VisionTransformer) or place not in state:
         return state
-    return interpolate_embeddings(
+    # heads of another number of classes are left out by load_weights, which says so
+    resized: Mapping[str, torch.Tensor] = interpolate_embeddings(
         net.image_size, net.patch_size, OrderedDict(state), reset_heads=False
     )
+    return resized
 
 
 def _from_torchvision(spec: Model) -> nn.Module:
@@ -162,7 +164,8 @@ def _from_torchvision(spec: Model) -> nn.Module:
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, {others}"
         raise ModelError(f"model.name: {name}", "is not a torchvision classifier", hint)
     try:
-        return models.get_model(name, weights=None, **torchvision_arguments(name, spec.image_size))
+        arguments = torchvision_arguments(name, spec.image_size)
+        net: nn.Module = models.get_model(name, weights=None, **arguments)
     except (
         AssertionError,
         ValueError,
@@ -172,20 +175,22 @@ def _from_torchvision(spec: Model) -> nn.Module:
             f"{name} cannot be made for it ({describe_error(error)})",
             "give another, such as 224",
         ) from None
+    return net
 
 
 def replace_head(net: nn.Module, classes: int) -> str:
     """Put a new last layer of `classes` outputs in place of the one of 1,000; returns its name."""
-    last = [(name, m) for name, m in net.named_modules() if _outputs(m) == _IMAGENET_CLASSES][-1:]
+    named: list[tuple[str, nn.Module]] = list(net.named_modules())
+    last = [(name, m) for name, m in named if _outputs(m) == _IMAGENET_CLASSES][-1:]
     if not last:
         raise ModelError(type(net).__name__, "has no layer of 1,000 classes to replace")
-    ((name, layer),) = last
+    name, layer = last[0]
     if isinstance(layer, nn.Linear):
         new: nn.Module = nn.Linear(layer.in_features, classes, bias=layer.bias is not None)
     else:
-        new = nn.Conv2d(
-            layer.in_channels, classes, layer.kernel_size
-        )  # SqueezeNet classifies by convolution
+        assert isinstance(layer, nn.Conv2d)  # as SqueezeNet classifies
+        kernel = (layer.kernel_size[0], layer.kernel_size[1])
+        new = nn.Conv2d(layer.in_channels, classes, kernel)
     parent, _, attribute = name.rpartition(".")
     setattr(net.get_submodule(parent), attribute, new)
     return name

@@ -14,6 +14,7 @@ import torch.distributed as dist
 # gave up until the collective's limit.
 import torch.distributed.nn.functional
 from torch import nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, and not in __all__
 
 from raysft.train.network_interface import use_interface_of
 
@@ -31,7 +32,10 @@ class Team:
         device: torch.device,
         patience: datetime.timedelta = COLLECTIVE_TIMEOUT,
     ) -> None:
-        self.rank, self.workers, self.device, self.patience = rank, workers, device, patience
+        self.rank = rank
+        self.workers = workers
+        self.device = device
+        self.patience = patience
 
     def connect(self, host: str, meet: Callable[[str | None], str]) -> None:
         """Form the process group. `meet` hands the address of rank 0 to all: it takes it there,
@@ -41,7 +45,8 @@ class Team:
             return
         use_interface_of(host)
         if self.rank == 0:
-            store = dist.TCPStore(
+            # Port 0: the system chooses a free one, where a fixed one may be taken by another team.
+            store = TCPStore(
                 host,
                 0,
                 self.workers,
@@ -52,7 +57,7 @@ class Team:
             meet(f"{host}:{store.port}")
         else:
             address, _, port = meet(None).rpartition(":")
-            store = dist.TCPStore(
+            store = TCPStore(
                 address, int(port), self.workers, is_master=False, timeout=MEETING_TIMEOUT
             )
         backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -78,7 +83,7 @@ class Team:
         """
         net = net.to(self.device)
         if channels_last and self.device.type == "cuda":
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net = net.to(memory_format=torch.channels_last)
         return net
 
     def wrap_parallel(self, net: nn.Module) -> nn.Module:
@@ -113,6 +118,7 @@ class Team:
         counts = torch.zeros(self.workers, dtype=torch.float64, device=self.device)
         counts[self.rank] = len(values)
         lengths = [int(n) for n in self.sum(counts).tolist()]
+        # all_gather takes tensors of one shape; what is padded is cut off again below
         padded = values.new_zeros(max(lengths), values.shape[1])
         padded[: len(values)] = values
         parts = [torch.empty_like(padded) for _ in lengths]
@@ -125,7 +131,7 @@ class Team:
             return numbers
         values = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         dist.broadcast(values, src=0)
-        return values.tolist()
+        return [int(value) for value in values.tolist()]
 
     def agree(self, go_on: bool) -> bool:
         """What rank 0 says."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch
 from torch import nn
@@ -85,7 +84,7 @@ class _Plain(nn.Module):
         self.training = net.training
         self.net = net
 
-    def forward(self, inputs: torch.Tensor) -> Any:
+    def forward(self, inputs: torch.Tensor) -> object:
         return self.net.forward(inputs)
 
 

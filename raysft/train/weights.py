@@ -14,10 +14,9 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -89,7 +88,7 @@ def torchvision_images(name: str, weights: str) -> ExpectedImages | None:
     known = models.get_model_weights(name)
     if not len(known):
         return None
-    how = (known[weights] if weights in known.__members__ else known.DEFAULT).transforms()  # type: ignore[attr-defined]
+    how = (known[weights] if weights in known.__members__ else known.DEFAULT).transforms()
     return ExpectedImages(tuple(how.mean), tuple(how.std), how.interpolation.value)
 
 
@@ -124,12 +123,11 @@ def fetch(url: str, target: Path, expected: str | None, where: str) -> Path:
     return _fetched(target, expected, lambda part: _download(url, part), where)
 
 
-def _fetched(target: Path, expected: str | None, get: Any, where: str) -> Path:
+def _fetched(target: Path, expected: str | None, get: Callable[[Path], None], where: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(
-            target.with_name(f"{target.name}.lock")
-        ):  # one worker fetches, the others find it
+        # One worker of a machine fetches, the others find it.
+        with locked(target.with_name(f"{target.name}.lock")):
             if not target.is_file():
                 part = target.with_name(f"{target.name}.part")
                 try:

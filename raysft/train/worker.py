@@ -125,7 +125,7 @@ class Worker:
         net = copy.deepcopy(network.net)
         run_trial(plan, net, splits, self.team, self._hooks(assignment.trial))
         if self.team.rank == 0:
-            host = ray.util.get_node_ip_address()
+            host = _own_address()
             self.queue.finish_trial(self.member, assignment.trial, host)
 
     def _plan(self, assignment: Assignment, network: Network) -> TrialPlan:
@@ -230,8 +230,14 @@ class Worker:
         def exchange(address: str | None) -> str:
             return self.queue.rank_0_address(self.member, group, address)
 
-        self.team.connect(ray.util.get_node_ip_address(), exchange)
+        self.team.connect(_own_address(), exchange)
         self.group = group
+
+
+def _own_address() -> str:
+    # the address that the cluster knows this node by, not what its host name resolves to
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
 
 
 def _own_device(setup: Setup) -> torch.device:
