@@ -23,7 +23,7 @@ def test_a_flip_mirrors_some_images_left_to_right():
     assert all(s != m for s, m in zip(same, mirrored, strict=True))
 
 
-def test_a_crop_is_a_window_of_the_padded_image():
+def test_crop_is_a_window_of_padded_image():
     out = augment(IMAGES, Augment(flip=False, crop_padding=2), (0, 1, 2), 0, 12)
     for image, cropped in zip(IMAGES, out, strict=True):
         padded = torch.zeros(10, 10, 3, dtype=torch.uint8)
@@ -34,7 +34,7 @@ def test_a_crop_is_a_window_of_the_padded_image():
     assert (out == 0).any()
 
 
-def test_a_share_of_a_batch_is_changed_as_in_the_whole_batch():
+def test_shares_are_augmented_as_in_whole_batch():
     whole = augment(IMAGES, Augment(), (3, 1, 4), 0, 12)
     parts = [
         augment(IMAGES[s], Augment(), (3, 1, 4), s.start, 12) for s in (slice(0, 5), slice(5, 12))
@@ -82,7 +82,7 @@ def test_a_policy_draws_for_each_image(policy):
 @pytest.mark.parametrize(
     "recipe", [Augment(color_jitter=0.4), Augment(auto="trivialaugment")], ids=str
 )
-def test_colours_and_policies_do_not_depend_on_the_share(recipe):
+def test_colours_and_policies_are_independent_of_share(recipe):
     whole = augment(IMAGES, recipe, (3, 1, 4), 0, 12)
     parts = [
         augment(IMAGES[s], recipe, (3, 1, 4), s.start, 12) for s in (slice(0, 5), slice(5, 12))
@@ -99,7 +99,7 @@ def test_drawing_leaves_the_networks_random_numbers_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_erasing_sets_one_rectangle_of_some_images_to_the_mean():
+def test_erasing_sets_one_rectangle_to_the_mean():
     ones = torch.ones(200, 3, 20, 20)
     out = erase(ones.clone(), 0.5, (0, 0, 0), 0, 200)
     erased = (out == 0).all(1)
@@ -165,7 +165,7 @@ def test_a_batch_is_resized_as_torchvision_does(interpolation):
     assert resize(images, None, interpolation) is images
 
 
-def test_every_change_makes_images_random_also_one_that_was_added_later():
+def test_every_change_is_random_even_added_later():
     class Later(Augment):
         rotation: float = 0.0
         policy: str = "none"

@@ -104,7 +104,7 @@ def test_what_is_not_cifar_is_refused(tmp_path, raw):
         cifar.read_member(archive_of(tmp_path / "a.tar.gz", {"data_batch_1": raw}), "data_batch_1")
 
 
-def test_a_torn_archive_and_a_missing_member_are_named(tmp_path):
+def test_torn_archive_and_missing_member_are_named(tmp_path):
     torn = archive_of(tmp_path / "a.tar.gz", {"data_batch_1": batch(0)[2]})
     with pytest.raises(DataError, match="has no"):
         cifar.read_member(torn, "data_batch_2")
@@ -113,7 +113,7 @@ def test_a_torn_archive_and_a_missing_member_are_named(tmp_path):
         cifar.read_member(torn, "data_batch_1")
 
 
-def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path):
+def test_offline_error_says_where_to_put_file(tmp_path):
     target = tmp_path / "cache" / cifar.ARCHIVE
     with pytest.raises(DataError, match="cannot be downloaded") as caught:
         cifar.download(target, lambda *a: None, url="http://127.0.0.1:9/cifar")
@@ -144,7 +144,7 @@ def test_the_whole_archive_imports(ray_local, tmp_path, monkeypatch):
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (100, 20)
 
 
-def test_a_malicious_archive_ends_the_import_with_nothing_left(ray_local, tmp_path):
+def test_malicious_archive_is_refused_and_leaves_nothing(ray_local, tmp_path):
     members = {name: pickle.dumps(Evil()) for name in (*cifar.TRAIN_MEMBERS, *cifar.TEST_MEMBERS)}
     archive = archive_of(tmp_path / "cifar.tar.gz", members)
     with pytest.raises(DataError, match="refused"):

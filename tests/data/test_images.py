@@ -10,7 +10,7 @@ from raysft.data.formats import KNOWN, missing_decoder, sniff_format
 from raysft.data.images import fit
 
 
-def test_images_are_scaled_to_cover_and_cropped_around_their_centre():
+def test_images_are_scaled_and_cropped_around_centre():
     rng = np.random.default_rng(0)
     for _ in range(60):
         wide, tall, width, height = (
@@ -60,7 +60,7 @@ def test_other_files_are_no_images(head):
     assert sniff_format(head) is None
 
 
-def test_a_format_that_cannot_be_decoded_says_what_to_install(monkeypatch):
+def test_undecodable_format_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert missing_decoder("HEIC") == "pip install 'raysft[heif]'"
     assert "convert it" in (missing_decoder("PSD") or "")

@@ -96,7 +96,7 @@ def save(file: Path, image: np.ndarray, **options) -> None:
         Image.fromarray(image).save(file, **options)
 
 
-def test_floats_are_scaled_by_the_range_of_the_data_set(tmp_path):
+def test_floats_are_scaled_by_data_set_range(tmp_path):
     for label, name in enumerate(("dark", "light")):
         for i in range(5):
             save(
@@ -166,7 +166,7 @@ def test_transparency_and_missing_ends_are_counted(tmp_path, background, level):
     assert rows_of(tmp_path / "D", "train")[0][1][0, 5, 0].tolist() == [level] * 3
 
 
-def test_values_of_a_data_set_of_mixed_sizes_stay_with_their_range(tmp_path):
+def test_mixed_sizes_keep_values_and_their_range(tmp_path):
     for i in range(5):
         save(tmp_path / "images/a" / f"{i}.tif", np.full((6, 6 + i), 1000.0, np.float32))
         save(tmp_path / "images/b" / f"{i}.tif", np.full((6, 6 + i), 500.0, np.float32))
@@ -189,7 +189,7 @@ def test_values_of_a_data_set_of_mixed_sizes_stay_with_their_range(tmp_path):
     assert other.fingerprint != manifest.fingerprint
 
 
-def test_small_tiffs_that_lie_on_their_side_are_taken(tmp_path):
+def test_small_rotated_tiffs_are_imported_upright(tmp_path):
     for name in ("a", "b"):
         for i in range(5):
             file = tmp_path / "images" / name / f"{i}.tif"
@@ -206,7 +206,7 @@ def test_small_tiffs_that_lie_on_their_side_are_taken(tmp_path):
     assert manifest.image.shape == (9, 6, 3)
 
 
-def test_a_data_set_of_before_is_read_as_it_was_made(images, tmp_path):
+def test_older_data_set_keeps_its_legacy_decoding(images, tmp_path):
     made = run(images, tmp_path / "D")
     stored = read_json(tmp_path / "D" / MANIFEST)
     del stored["image"]["decoding"], stored["decoded"]
@@ -241,7 +241,7 @@ def test_an_interrupted_import_takes_up_what_it_wrote(images, tmp_path, monkeypa
     assert not (tmp_path / "D.partial").exists()
 
 
-def test_a_changed_source_is_not_mixed_with_an_earlier_attempt(images, tmp_path):
+def test_changed_source_discards_an_earlier_partial_import(images, tmp_path):
     partial = tmp_path / "D.partial"
     (partial / "train").mkdir(parents=True)
     (partial / "source.json").write_text("another source")
@@ -254,7 +254,7 @@ def truncate(path: Path) -> Path:
     return path
 
 
-def test_a_truncated_image_is_named_and_nothing_is_left(images, tmp_path):
+def test_truncated_image_is_named_and_leaves_nothing(images, tmp_path):
     bad = truncate(images / "train/bee/003.png")
     with pytest.raises(DataError, match="is not a readable image") as caught:
         run(images, tmp_path / "D")
@@ -271,7 +271,7 @@ def test_bad_images_can_be_skipped_and_are_counted(images, tmp_path):
     assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (59, 14)
 
 
-def test_what_became_of_every_file_is_in_the_manifest(images, tmp_path):
+def test_manifest_accounts_for_every_file(images, tmp_path):
     truncate(images / "train/bee/003.png")
     (images / "train/bee/notes.txt").write_text("bees")
     (images / "train/._x.png").write_bytes(b"")
@@ -288,7 +288,7 @@ def test_what_became_of_every_file_is_in_the_manifest(images, tmp_path):
     )
 
 
-def test_a_class_without_a_readable_training_image_is_an_error(images, tmp_path):
+def test_class_without_readable_training_image_is_refused(images, tmp_path):
     for file in (images / "train/bee").iterdir():
         file.write_text("<html>not found</html>")
     with pytest.raises(DataError, match="no readable training image of bee"):
@@ -296,7 +296,7 @@ def test_a_class_without_a_readable_training_image_is_an_error(images, tmp_path)
     assert not list(tmp_path.glob("D*"))
 
 
-def test_a_class_whose_test_images_are_unreadable_is_told(images, tmp_path):
+def test_class_without_readable_test_image_is_noted(images, tmp_path):
     for file in (images / "test/bee").iterdir():
         file.write_text("<html>not found</html>")
     assert any(
@@ -305,7 +305,7 @@ def test_a_class_whose_test_images_are_unreadable_is_told(images, tmp_path):
     )
 
 
-def test_a_validation_split_of_its_own_is_imported_and_used(images, tmp_path):
+def test_own_validation_split_is_imported_and_used(images, tmp_path):
     make_images(images / "valid", {"ant": 4, "bee": 4}, seed=2)
     manifest = import_dataset(Source("imagefolder", str(images)), tmp_path / "D", "fail", quiet)
     assert {name: split.rows for name, split in manifest.splits.items()} == {
@@ -344,7 +344,7 @@ def test_folders_that_cannot_be_used(images, tmp_path, prepare, expected):
     assert not list(tmp_path.glob("D*"))
 
 
-def test_a_class_too_small_to_hold_an_image_out_is_named(tmp_path):
+def test_class_too_small_for_holdout_is_named(tmp_path):
     make_images(tmp_path / "images", {"ant": 20, "bee": 2})
     with pytest.raises(DataError, match=r"bee: has too few images \(2\) to hold one out"):
         Folders.find(tmp_path / "images", None)
@@ -407,7 +407,7 @@ def test_manifests_that_cannot_be_understood(images, tmp_path, change, expected)
         read_manifest(tmp_path / "D")
 
 
-def test_a_folder_without_manifest_says_how_to_make_one(tmp_path):
+def test_missing_manifest_says_how_to_make_one(tmp_path):
     with pytest.raises(DataError, match="raysft data import"):
         read_manifest(tmp_path)
 

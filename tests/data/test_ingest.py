@@ -35,7 +35,7 @@ def sources(dataset):
     return split_sources(dataset, read_manifest(dataset), val_rows=9, limit=None, seed=0)
 
 
-def test_splits_are_disjoint_stratified_and_fixed_by_the_seed():
+def test_splits_are_disjoint_stratified_and_seeded():
     labels = np.repeat([0, 1, 2], [50, 30, 20])
     ids = np.arange(100) * 3
     train, val = choose_rows(ids, labels, 10, None, seed=1)
@@ -79,9 +79,7 @@ def test_every_row_is_seen_exactly_once_an_epoch(sources, kind, workers):
 
 
 @pytest.mark.parametrize("first", [0, 5])
-def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained_before(
-    sources, monkeypatch, first
-):
+def test_worker_decodes_only_its_share_still_untrained(sources, monkeypatch, first):
     source, decoded = sources["train"], []
 
     def stream(source, files, tasks=2):
@@ -106,7 +104,7 @@ def test_a_worker_decodes_its_own_share_of_a_stream_and_nothing_that_was_trained
             assert np.array_equal(batch.rows.labels, known.rows.labels)
 
 
-def test_shards_without_any_row_of_a_split_are_not_read(dataset, monkeypatch):
+def test_shards_without_rows_of_split_stay_unread(dataset, monkeypatch):
     read = []
     monkeypatch.setattr(
         "raysft.data.epochs.stream_rows",
@@ -147,7 +145,7 @@ def test_images_are_made_smaller_when_read(dataset, image_size, decoded):
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bicubic"])
 @pytest.mark.usefixtures("ray_local")
-def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolation):
+def test_mixed_sizes_use_the_jobs_interpolation(tmp_path, interpolation):
     make_images(tmp_path / "images/train", {"a": 4, "b": 4}, size=(20, 30))
     make_images(tmp_path / "images/test", {"a": 2, "b": 2}, size=(30, 20))
     import_dataset(
@@ -169,7 +167,7 @@ def test_the_interpolation_of_a_job_is_that_of_mixed_sizes(tmp_path, interpolati
         )
 
 
-def test_no_interpolation_is_bilinear_where_mixed_sizes_are_decoded():
+def test_missing_interpolation_is_bilinear_for_mixed_sizes():
     spec = ImageSpec("encoded", None, None)
     assert choose_resampling(spec, (16, 16), {None, "bilinear"}) == "bilinear"
     with pytest.raises(DataError, match="differs between trials"):

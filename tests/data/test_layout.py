@@ -66,14 +66,14 @@ def test_other_words_name_no_split(name):
 
 
 @pytest.mark.parametrize("name", ["train_station", "test_tube", "dev_board"])
-def test_class_names_with_a_word_of_a_split_stay_classes(tmp_path, name):
+def test_classes_named_like_splits_stay_classes(tmp_path, name):
     make_images(tmp_path / "D", {name: 5, "cat": 5, "test_pattern": 5})
     assert Folders.find(tmp_path / "D", None).classes == tuple(
         sorted([name, "cat", "test_pattern"])
     )
 
 
-def test_what_is_beside_the_splits_is_left_out_and_told(tmp_path):
+def test_folders_beside_splits_are_left_out_and_noted(tmp_path):
     make_splits(tmp_path / "D", "train", "test")
     make_images(tmp_path / "D", {"unlabelled": 7})
     found = Folders.find(tmp_path / "D", None)
@@ -83,7 +83,7 @@ def test_what_is_beside_the_splits_is_left_out_and_told(tmp_path):
     assert sum(each.left_out.get("outside of the class folders", 0) for each in found.counts) == 7
 
 
-def test_a_flat_test_folder_is_no_class_and_test_is_held_out(tmp_path):
+def test_flat_test_folder_is_replaced_by_holdout(tmp_path):
     make_splits(tmp_path / "D", "train")
     make_images(tmp_path / "D", {"test": 7})
     found = Folders.find(tmp_path / "D", None)
@@ -92,7 +92,7 @@ def test_a_flat_test_folder_is_no_class_and_test_is_held_out(tmp_path):
     assert any("test held out of train" in note for note in found.notes)
 
 
-def test_a_test_folder_beside_class_folders_is_the_test_split(tmp_path):
+def test_test_folder_beside_classes_becomes_test_split(tmp_path):
     make_images(tmp_path / "D", CLASSES)
     make_images(tmp_path / "D/test", {"ant": 3, "bee": 3}, seed=1)
     found = Folders.find(tmp_path / "D", None)
@@ -201,7 +201,7 @@ def test_splits_among_classes_are_never_trained_on(tmp_path, make, expected):
     assert expected in str(caught.value)
 
 
-def test_a_class_of_folders_beside_flat_ones_is_pointed_out(tmp_path):
+def test_nested_class_beside_flat_ones_is_noted(tmp_path):
     make_images(tmp_path / "D/data", CLASSES)
     make_images(tmp_path / "D", {"docs": 5})
     assert (
@@ -210,7 +210,7 @@ def test_a_class_of_folders_beside_flat_ones_is_pointed_out(tmp_path):
     )
 
 
-def test_a_class_without_an_image_says_what_it_holds(tmp_path):
+def test_class_without_images_names_its_files(tmp_path):
     make_images(tmp_path / "D", CLASSES)
     (tmp_path / "D/annotations").mkdir()
     (tmp_path / "D/annotations/a.xml").write_text("<a/>")
@@ -230,18 +230,18 @@ def test_one_folder_around_everything_is_looked_into(tmp_path, inner):
     assert sum(each.left_out.get("hidden or system files", 0) for each in found.counts) == 3
 
 
-def test_a_split_around_a_folder_of_its_own_name(tmp_path):
+def test_split_around_same_named_folder_is_found(tmp_path):
     make_splits(tmp_path / "D", "seg_train/seg_train", "seg_test/seg_test")
     assert rows(Folders.find(tmp_path / "D", None)) == {"train": 10, "test": 10}
 
 
-def test_folders_that_all_hold_the_same_folders_are_pointed_out(tmp_path):
+def test_folders_with_same_subfolders_suggest_split_names(tmp_path):
     make_splits(tmp_path / "D", "part1", "part2")
     found = Folders.find(tmp_path / "D", None)
     assert any("if they are splits, name them train, val and test" in note for note in found.notes)
 
 
-def test_a_given_test_folder_comes_before_the_one_that_is_there(tmp_path):
+def test_given_test_folder_overrides_the_existing_one(tmp_path):
     make_splits(tmp_path / "D", "train", "test")
     make_splits(tmp_path, "other", classes={"ant": 2, "bee": 2})
     found = Folders.find(tmp_path / "D", tmp_path / "other")
@@ -268,7 +268,7 @@ def test_names_in_two_unicode_forms_are_one_class(tmp_path):
     assert rows(found) == {"train": 6, "test": 4}
 
 
-def test_two_folders_of_one_name_are_one_class_and_told(tmp_path):
+def test_unicode_twin_folders_merge_into_one_class(tmp_path):
     make_images(tmp_path / "D", {E_ONE: 5, E_TWO: 5, "tea": 5})
     found = Folders.find(tmp_path / "D", None)
     assert found.classes == (E_ONE, "tea")
@@ -294,7 +294,7 @@ def test_a_class_that_train_lacks_is_an_error(tmp_path, split):
         Folders.find(tmp_path / "D", None)
 
 
-def test_a_class_folder_that_is_not_named_in_utf8_is_refused_by_name(tmp_path):
+def test_class_name_outside_utf8_is_refused(tmp_path):
     make_images(tmp_path / "D", CLASSES)
     os.rename(os.fsencode(tmp_path / "D/bee"), os.fsencode(tmp_path / "D") + b"/caf\xe9")
     with pytest.raises(
@@ -303,7 +303,7 @@ def test_a_class_folder_that_is_not_named_in_utf8_is_refused_by_name(tmp_path):
         Folders.find(tmp_path / "D", None)
 
 
-def test_labelled_images_of_a_model_may_be_of_one_class_or_of_one_split(tmp_path):
+def test_labelled_images_may_lack_classes_and_other_splits(tmp_path):
     make_images(tmp_path / "one/ant", {"2020": 3, "2021": 2})
     found = Folders.find_labelled(tmp_path / "one", "test", ["ant", "bee"])
     assert (found.classes, len(found.test)) == (("ant",), 5)

@@ -314,7 +314,7 @@ def test_inverted_cmyk_of_adobe():
         pillow(RGB, "PPM"),
     ],
 )
-def test_bytes_of_8_bit_srgb_stay_as_they_are(content):
+def test_8_bit_srgb_is_decoded_unchanged(content):
     decoded = decode(content)
     assert np.array_equal(decoded.image, reference(content))
     assert decoded.quirks == ()
@@ -413,7 +413,7 @@ def test_a_background_may_be_given():
     assert decode(content, "icon", Decoding((0, 0, 0))).quirks == ("composited", "blank")
 
 
-def test_models_of_before_see_what_they_were_trained_on():
+def test_older_models_see_the_pixels_they_learned():
     content = pillow(np.dstack([RGB, ALPHA]), "PNG", icc_profile=WIDE)
     assert np.array_equal(open_rgb(content, "image", LEGACY_DECODING), reference(content))
 
@@ -421,7 +421,7 @@ def test_models_of_before_see_what_they_were_trained_on():
 # --- ranges ------------------------------------------------------------------------------------
 
 
-def test_an_image_is_not_scaled_by_its_own_range():
+def test_image_is_scaled_by_data_set_range():
     how = Decoding(
         ranges=choose_ranges([ValueSpan("float32", 0, 0.9), ValueSpan("float32", 0.1, 1000)])
     )
@@ -490,7 +490,7 @@ def test_tiffs_are_turned_upright(orientation, array):
     assert read_size(content) == found.shape[:2]
 
 
-def test_a_few_values_beyond_the_range_are_saturated_and_counted():
+def test_few_values_beyond_range_are_saturated_and_noted():
     values = np.linspace(0, 1000, 400, dtype=np.float32).reshape(20, 20)
     values[0, 0] = 1500
     found = decode(tiff(values), "a.tif", Decoding(ranges={"float32": (0.0, 1000.0)}))
@@ -506,7 +506,7 @@ def test_pixels_without_a_value_are_black_and_counted():
     assert np.asarray(found.image)[0, 0].tolist() == [0, 0, 0]
 
 
-def test_colours_that_were_multiplied_with_their_alpha_are_not_so_twice():
+def test_premultiplied_colours_are_not_multiplied_twice():
     straight = np.zeros((8, 8, 4), np.uint16)
     straight[..., 0], straight[..., 3] = 65535, 32768
     multiplied = straight.copy()
@@ -568,7 +568,7 @@ def test_bombs_are_refused_before_they_fill_the_memory(content, why):
 
 
 @pytest.mark.parametrize("limit", [None, 1000])
-def test_the_size_in_the_header_of_a_tiff_is_looked_at(limit, monkeypatch):
+def test_oversized_tiff_is_refused_by_its_header(limit, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(samples, "MAX_PIXELS", 2000)
     assert (
@@ -591,7 +591,7 @@ def test_the_size_in_the_header_of_a_tiff_is_looked_at(limit, monkeypatch):
         (4095, Decoding(ranges={"uint16": (0.0, 4095.0)}), ()),
     ],
 )
-def test_dark_images_of_16_bits_with_no_known_range_are_noted(highest, how, notes):
+def test_dark_16_bit_images_without_range_are_noted(highest, how, notes):
     for array in (deep(0, highest, np.uint16), deep(0, highest, np.uint16, (9, 13, 3))):
         assert decode(tiff(array), "image", how).quirks == notes
     assert decode(pillow(deep(0, highest, np.uint16), "PNG"), "image", how).quirks == notes
@@ -640,13 +640,13 @@ def test_a_png_filter_that_is_none_is_refused():
         open_rgb(png_of(2, 2, bytes(13) + b"\5" + bytes(12)))
 
 
-def test_lines_that_look_to_one_side_only_are_undone_without_diagonals(monkeypatch):
+def test_one_sided_png_filters_need_no_diagonals(monkeypatch):
     monkeypatch.setattr(png, "_by_diagonal", None)  # which takes many times as long
     array = RNG.integers(0, 65536, (9, 13, 3)).astype(np.uint16)
     assert np.array_equal(png.png_samples(png16(array, (1, 2, 0, 1))), array)
 
 
-def test_a_strip_of_a_tiff_that_unpacks_to_too_much_is_refused():
+def test_tiff_strip_that_unpacks_too_large_is_refused():
     content = bytearray(
         tiff(
             np.zeros((64, 64, 3), np.uint16), photometric="rgb", compression="zlib", rowsperstrip=64

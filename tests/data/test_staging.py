@@ -41,7 +41,7 @@ def test_rows_come_staged_as_well():
     assert np.concatenate([rows.ids for rows in found]).tolist() == list(range(23))
 
 
-def test_a_split_that_lies_on_the_device_gives_the_same_batches():
+def test_split_on_device_gives_same_batches():
     there = KeptSplit(to_device(ROWS, CPU))
     here = there.epoch(3, 1, batch_sizes(len(ROWS), 5), 0, 2)
     for batch, expected in zip(stage(there, here, CPU), parts(), strict=True):
@@ -49,7 +49,7 @@ def test_a_split_that_lies_on_the_device_gives_the_same_batches():
     assert keep_on_gpu(there, CPU, 1.0) is there
 
 
-def test_the_next_batch_is_read_while_one_is_in_use():
+def test_next_batch_is_read_ahead():
     second = threading.Event()
 
     def read():
@@ -65,7 +65,7 @@ def test_the_next_batch_is_read_while_one_is_in_use():
     batches.close()
 
 
-def test_what_goes_wrong_in_reading_is_raised_where_the_batch_is_wanted():
+def test_reading_errors_are_raised_to_the_consumer():
     def read():
         yield next(parts())
         raise OSError("torn")
@@ -76,7 +76,7 @@ def test_what_goes_wrong_in_reading_is_raised_where_the_batch_is_wanted():
         next(batches)
 
 
-def test_an_epoch_that_is_left_early_leaves_no_thread():
+def test_epoch_left_early_leaves_no_thread():
     batches = stage(STREAMED, parts(), CPU)
     next(batches)
     batches.close()

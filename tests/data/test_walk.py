@@ -73,7 +73,7 @@ def test_linked_folders_are_read(tmp_path):
     assert len(names) == counts.used == 7
 
 
-def test_links_that_lead_nowhere_back_or_to_the_same_are_counted(tmp_path):
+def test_broken_circular_and_duplicate_links_are_counted(tmp_path):
     make_images(tmp_path, {"ant": 3, "bee": 2})
     (tmp_path / "ant/gone.jpg").symlink_to("nowhere")
     (tmp_path / "ant/back").symlink_to(tmp_path)
@@ -90,7 +90,7 @@ def test_links_that_lead_nowhere_back_or_to_the_same_are_counted(tmp_path):
     }
 
 
-def test_an_image_in_two_splits_or_classes_is_pointed_out(tmp_path):
+def test_image_in_two_splits_or_classes_is_noted(tmp_path):
     make_images(tmp_path / "train", {"ant": 3, "bee": 3})
     make_images(tmp_path / "test", {"ant": 1, "bee": 1}, seed=1)
     (tmp_path / "test/ant/000.png").unlink()
