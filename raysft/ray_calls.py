@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError
 
 from raysft.errors import RunError
+
+T = TypeVar("T")
 
 # until a process of Ray runs what it is given; Ray Train's own limit for its part is a minute
 START_SECONDS = 180.0
@@ -25,12 +27,13 @@ def set_log_folder(folder: Path) -> None:
     _logs[0] = folder / "session_latest/logs"
 
 
-def first_result(reference: Any) -> Any:
+def first_result(reference: ray.ObjectRef[T]) -> T:
     """The result of the first call to a process of Ray; raises RunError where that does not
     start.
     """
     try:
-        return ray.get(reference, timeout=START_SECONDS)
+        result: T = ray.get(reference, timeout=START_SECONDS)
+        return result
     except GetTimeoutError:
         raise RunError(
             "Ray",

@@ -21,9 +21,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysft.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 BLOCK = 1 << 20
 READ_ATTEMPTS = 20
@@ -64,7 +67,7 @@ class RemotePath:
         return RemotePath(self.uri.rstrip("/").rpartition("/")[0])
 
     @property
-    def fs(self) -> Any:
+    def fs(self) -> FileSystem:
         """The pyarrow file system."""
         return _file_system(self.uri)[0]
 
@@ -76,10 +79,10 @@ class RemotePath:
     def exists(self) -> bool:
         from pyarrow.fs import FileType
 
-        return self.fs.get_file_info(self.key).type != FileType.NotFound
+        return bool(self.fs.get_file_info(self.key).type != FileType.NotFound)
 
     def is_file(self) -> bool:
-        return self.fs.get_file_info(self.key).is_file
+        return bool(self.fs.get_file_info(self.key).is_file)
 
     def read_bytes(self) -> bytes:
         """The whole file as it was at one moment; raises FileNotFoundError, OSError.
@@ -92,7 +95,7 @@ class RemotePath:
             if not info.is_file:
                 raise FileNotFoundError(self.uri)
             with self.fs.open_input_stream(self.key) as file:
-                content = file.read()
+                content: bytes = file.read()
             before, info = info, self.fs.get_file_info(self.key)
             if info.size == len(content) and info.mtime_ns == before.mtime_ns:
                 return content
@@ -116,12 +119,13 @@ StoragePath = Path | RemotePath
 
 
 @functools.lru_cache
-def _file_system(uri: str) -> tuple[Any, str]:
+def _file_system(uri: str) -> tuple[FileSystem, str]:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
     try:
-        return FileSystem.from_uri(uri)
+        found: tuple[FileSystem, str] = FileSystem.from_uri(uri)
+        return found
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -164,12 +168,12 @@ def write_text(target: StoragePath, text: str) -> None:
     write_bytes(target, text.encode())
 
 
-def write_json(target: StoragePath, document: Mapping[str, Any]) -> None:
+def write_json(target: StoragePath, document: Mapping[str, object]) -> None:
     """Write a JSON file with a checksum of its content in it, whole or not at all."""
     write_text(target, _with_checksum(document))
 
 
-def overwrite_json(file: Path, document: Mapping[str, Any]) -> bool:
+def overwrite_json(file: Path, document: Mapping[str, object]) -> bool:
     """As `write_json`, in the room that the file has already, for full disks; False where it is too
     small.
 
@@ -184,7 +188,7 @@ def overwrite_json(file: Path, document: Mapping[str, Any]) -> bool:
     return True
 
 
-def _with_checksum(document: Mapping[str, Any]) -> str:
+def _with_checksum(document: Mapping[str, object]) -> str:
     text = json.dumps({**document, CHECKSUM: None}, default=str)
     whole = json.loads(text)
     whole[CHECKSUM] = _checksum(whole)
@@ -205,7 +209,7 @@ def read_json(file: StoragePath) -> dict[str, Any]:
     return whole
 
 
-def _checksum(document: dict[str, Any]) -> str:
+def _checksum(document: Mapping[str, object]) -> str:
     """Hexadecimal SHA-256 of all but the checksum itself, however it is laid out."""
     rest = {key: value for key, value in document.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

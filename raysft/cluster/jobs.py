@@ -16,19 +16,22 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import raysft
 from raysft.cluster.address import VARIABLE, Address
 from raysft.cluster.client_errors import GONE, REFUSED, explained, http_status, refusal
-from raysft.cluster.messages import Message, RunSummary, decode, messages
+from raysft.cluster.messages import Message, Payload, RunSummary, decode, messages
 from raysft.cluster.versions import client_environment
 from raysft.errors import RaysftError, RunError, UserError, describe_error
 from raysft.job import Job, dump_job
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 T = TypeVar("T")
 RUN_KEY = "raysft_run"
@@ -124,14 +127,14 @@ class ClusterClient:
         kind: str,
         lost: Callable[[str], None],
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Payload:
         """Run a module of raysft there and return the payload of its event `kind`; raises what it
         told instead.
 
         Interrupted, it is stopped there too.
         """
         run_id = self._start(command, files, None, {})
-        found: dict[str, Any] | None = None
+        found: Payload | None = None
         seen = RunSummary()
         try:
             for line in self.follow(run_id, lost):
@@ -302,10 +305,10 @@ class ClusterClient:
     def _state(self, run_id: str) -> str:
         return str(self._client.get_job_status(run_id).value)
 
-    def _jobs(self) -> list[Any]:
+    def _jobs(self) -> list[JobDetails]:
         return [job for job in self._asked(self._client.list_jobs) if job.submission_id]
 
-    def _asked(self, question: Callable[[], Any]) -> Any:
+    def _asked(self, question: Callable[[], T]) -> T:
         """The answer of the cluster, or one line on why there is none."""
         try:
             return _within(ANSWER_SECONDS, question)
@@ -385,14 +388,15 @@ def _use_token() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _chunks(client: Any, run_id: str) -> Iterator[str]:
+def _chunks(client: JobSubmissionClient, run_id: str) -> Iterator[str]:
     """What `tail_job_logs` gives, as a plain iterator; it ends where nothing comes for
     SILENT_SECONDS.
 
     A connection whose other end is gone may stay open, and say nothing, for hours.
     """
     loop = asyncio.new_event_loop()
-    stream = client.tail_job_logs(run_id)
+    # Ray calls it an iterator; it is a generator, which has to be closed for its connection to be.
+    stream = cast("AsyncGenerator[str, None]", client.tail_job_logs(run_id))
     try:
         while True:
             try:
@@ -404,11 +408,18 @@ def _chunks(client: Any, run_id: str) -> Iterator[str]:
         loop.close()
 
 
-def _run_of(job: Any) -> ClusterRun:
+def _run_of(job: JobDetails) -> ClusterRun:
+    # Only jobs with both are asked for: those that raysft has submitted.
+    assert job.metadata is not None
+    assert job.submission_id is not None
     return ClusterRun(
-        job.metadata[RUN_KEY],
-        job.submission_id,
-        _STATUS[str(job.status.value)],
-        job.start_time / 1000 if job.start_time else None,
-        job.end_time / 1000 if job.end_time else None,
+        name=job.metadata[RUN_KEY],
+        id=job.submission_id,
+        status=_STATUS[str(job.status.value)],
+        started=_seconds(job.start_time),
+        ended=_seconds(job.end_time),
     )
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return milliseconds / 1000 if milliseconds else None

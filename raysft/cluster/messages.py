@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,6 +38,10 @@ _ERRORS = {
 }
 
 
+# What an event says, by keys that its kind has; whoever reads one knows which those are.
+Payload = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Message:
     """One event: plan, note, progress, epochs, standing, trial, results, error or end.
@@ -46,10 +50,10 @@ class Message:
     """
 
     kind: str
-    payload: dict[str, Any]
+    payload: Payload
 
 
-def encode(kind: str, payload: dict[str, Any]) -> str:
+def encode(kind: str, payload: Mapping[str, object]) -> str:
     """The line of an event."""
     return MARK + json.dumps({"kind": kind, "payload": payload}, default=str)
 
@@ -73,13 +77,13 @@ def messages(log: str) -> Iterator[Message]:
 class Reporter:
     """A listener that writes events to a stream; the threads of a run share it."""
 
-    def __init__(self, write: Callable[[str], Any]) -> None:
+    def __init__(self, write: Callable[[str], object]) -> None:
         self._write, self._lock = write, threading.Lock()
         self._last_epochs = self._last_standing = 0.0
         self._told: dict[str, tuple[str, int]] = {}
         self._doing: list[str] = []
 
-    def tell(self, kind: str, **payload: Any) -> None:
+    def tell(self, kind: str, **payload: object) -> None:
         """Write an event."""
         with self._lock:
             self._write(encode(kind, payload) + "\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -69,7 +69,7 @@ def _is_head(info: _NodeInfo) -> bool:
 
 
 def run_on_all(
-    all_hosts: Sequence[Host], function: Callable[..., T], *arguments: Any
+    all_hosts: Sequence[Host], function: Callable[..., T], *arguments: object
 ) -> list[T | Exception]:
     """The result of a function on each node, or why there is none."""
     calls = [start_on(host, function, *arguments) for host in all_hosts]
@@ -77,7 +77,7 @@ def run_on_all(
 
 
 def start_on(
-    host: Host, function: Callable[..., T], *arguments: Any
+    host: Host, function: Callable[..., T], *arguments: object
 ) -> Callable[[], T | Exception]:
     """Start a function on a node; what is returned waits for its result, or tells why there is
     none.

@@ -17,7 +17,7 @@ from raysft.job.plan import RunPlan, Slot
 from raysft.job.spec import Resources
 from raysft.train.queue.policy import MAX_ATTEMPTS
 from raysft.train.run_feed import RunFeed, WorkerRun
-from raysft.train.slots import SlotThread
+from raysft.train.slots import SlotThread, SlotWork
 
 WIND_DOWN_SECONDS = 60.0
 RESTARTS = 50  # of a slot, besides those that failing trials may cost: machines come and go
@@ -46,7 +46,7 @@ class OwnSlots:
     def begin(self, plan: RunPlan, resources: Resources, run: WorkerRun) -> Sequence[SlotThread]:
         """Start the slots of a plan."""
         restarts = RESTARTS + MAX_ATTEMPTS * plan.trials
-        work: dict[str, object] = {"run": run}
+        work: SlotWork = {"run": run}
         self._threads = start_slots(plan.slots, resources, self.scratch, restarts, work)
         return self._threads
 
@@ -169,7 +169,8 @@ class SlotPool:
         )
         # Ray's type of a new actor is that of its handle or of its class.
         self._feed = actor_class.remote()  # type: ignore[assignment]
-        work: dict[str, object] = {"feed": self._feed}
+        assert self._feed is not None
+        work: SlotWork = {"feed": self._feed}
         self._threads = start_slots(shape.slots, resources, folder, POOL_RESTARTS, work)
         self._shape = shape
 
@@ -179,7 +180,7 @@ def start_slots(
     resources: Resources,
     scratch: Path,
     restarts: int,
-    work: dict[str, object],
+    work: SlotWork,
 ) -> list[SlotThread]:
     """Start slots for one run ({"run": …}) or for a feed of runs ({"feed": …})."""
     threads = []

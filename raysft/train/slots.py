@@ -11,10 +11,11 @@ import os
 import threading
 import time
 import traceback
-from typing import Any
+from typing import TypedDict
 
 import ray
 from ray import train
+from ray.actor import ActorHandle
 from ray.train.collective import broadcast_from_rank_zero
 
 from raysft.errors import describe_error
@@ -23,7 +24,7 @@ from raysft.job.plan import Slot
 from raysft.job.spec import Resources
 from raysft.ray_shortcuts import Trainer, slot_trainer
 from raysft.train.queue.client import QueueClient
-from raysft.train.run_feed import WorkerRun
+from raysft.train.run_feed import PublishedRun, RunFeed, WorkerRun
 from raysft.train.setup import WorkerPlace
 
 # Ray Train waits without end by default where something is wrong; these are its limits, in seconds.
@@ -46,6 +47,14 @@ def own_start_seconds() -> float:
         return 0.0  # Ray Train itself says that it is no number
 
 
+class SlotWork(TypedDict, total=False):
+    """What the processes of a slot are given: one run, or a feed of runs."""
+
+    run: WorkerRun
+    feed: ActorHandle[RunFeed]
+    slot: int
+
+
 # How often an elastic slot that has fewer workers than it might asks for more. To grow costs what a
 # failure costs: the start of the workers, and the time since the last checkpoint.
 GROW_SECONDS = 60.0
@@ -61,7 +70,7 @@ class SlotThread(threading.Thread):
         resources: Resources,
         storage: str,
         restarts: int,
-        config: dict[str, Any],
+        config: SlotWork,
     ) -> None:
         super().__init__(name=f"slot-{number}", daemon=True)
         self.number, self.slot, self.resources, self.storage = number, slot, resources, storage
@@ -86,29 +95,34 @@ class SlotThread(threading.Thread):
         if self.resources.gpus_per_worker:
             each["GPU"] = self.resources.gpus_per_worker
         slot = self.slot
-        workers: Any = (slot.least, slot.workers) if slot.least else slot.teams * slot.workers
-        # the one of Ray Train's second version, which type checkers do not see
+        workers: int | tuple[int, int] = slot.teams * slot.workers
+        if slot.least:
+            workers = (
+                slot.least,
+                slot.workers,
+            )  # Ray Train starts as many of them as there is room for
+        # The class of Ray Train's second version, where type checkers see that of the first.
         scaling = train.ScalingConfig(
-            num_workers=workers,
+            num_workers=workers,  # type: ignore[arg-type]
             resources_per_worker=each,
             use_gpu=bool(self.resources.gpus_per_worker),
-            elastic_resize_monitor_interval_s=GROW_SECONDS,
-        )  # type: ignore[call-arg]
+            elastic_resize_monitor_interval_s=GROW_SECONDS,  # type: ignore[call-arg]
+        )
         # A node that dies just when workers start on it is no reason to give an elastic slot up.
         starts = self.restarts if slot.least else 0
         failures = train.FailureConfig(max_failures=self.restarts, controller_failure_limit=starts)  # type: ignore[call-arg]
         run = train.RunConfig(
             name=f"slot-{self.number}", storage_path=self.storage, failure_config=failures
         )
-        config = {**self.config, "slot": self.number}
+        config: SlotWork = {**self.config, "slot": self.number}
         return self._make_trainer(
             _enter, train_loop_config=config, scaling_config=scaling, run_config=run
         )
 
 
-def _enter(config: dict[str, Any]) -> None:
+def _enter(config: SlotWork) -> None:
     """What Ray Train runs in each process of a slot: one run, or those of a pool one by one."""
-    slot: int = config["slot"]
+    slot = config["slot"]
     feed = config.get("feed")
     if feed is None:
         _take_part(config["run"], slot, None)
@@ -118,7 +132,13 @@ def _enter(config: dict[str, Any]) -> None:
     rank = train.get_context().get_world_rank()
     this_worker = ray.get_runtime_context().current_actor
     number = 0
-    while (given := ray.get(feed.next_run.remote(slot, rank, number, this_worker))) is not None:
+    while True:
+        answer: ray.ObjectRef[PublishedRun | None] = feed.next_run.remote(
+            slot, rank, number, this_worker
+        )
+        given = ray.get(answer)
+        if given is None:
+            return
         number = given.number
         _take_part_cleanly(given.run, slot, incarnation)
 
