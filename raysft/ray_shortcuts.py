@@ -90,14 +90,14 @@ def describe_shortcuts() -> str:
 
 def describe_fallbacks(elastic: bool) -> list[str]:
     """What a run says: the shortcuts that this process or a worker has to do without."""
-    PREEMPTION.get()  # workers ask for it, who cannot tell anyone
+    # Workers ask for it, who cannot tell anyone.
+    needed: list[Shortcut[object]] = [PREEMPTION]
     if elastic:
-        RECOUNT.get()
-    return [
-        f"Ray shortcut missing: {shortcut}"
-        for shortcut in SHORTCUTS
-        if shortcut.asked and shortcut.get() is None
-    ]
+        needed.append(RECOUNT)  # other runs have no use for it
+    for shortcut in SHORTCUTS:
+        if shortcut.asked and shortcut is not RECOUNT and shortcut not in needed:
+            needed.append(shortcut)
+    return [f"Ray shortcut missing: {shortcut}" for shortcut in needed if shortcut.get() is None]
 
 
 # --- a slot's start -----------------------------------------------------------------------------
