@@ -119,7 +119,7 @@ def test_a_test_score_at_chance_says_so(accuracy, balanced, rows, expected):
     assert (expected in found[0]) if expected else not found
 
 
-def test_a_run_with_class_weights_is_not_doubted_for_its_accuracy():
+def test_balanced_accuracy_decides_with_class_weights():
     history = [epoch | {"val_balanced_accuracy": 0.75} for epoch in trial(0.6, 0.75)]
     assert told([history], [80, 20]) == ""
     assert told([trial(0.6, 0.75)], [80, 20]) != ""
@@ -132,7 +132,7 @@ def test_a_run_at_chance_says_so():
     assert said.endswith("never fell below that of its first epoch")
 
 
-def test_losses_that_fall_or_are_no_numbers_are_told_apart():
+def test_falling_losses_differ_from_nan_losses():
     assert "never fell" not in told([trial(0.5, 0.5, losses=[9.0, 8.0])], [50, 50])
     assert "never fell" in told([trial(0.5, 0.5, losses=[9.0, math.nan])], [50, 50])
     assert "nothing was learned" in told([trial(math.nan)], [50, 50])
@@ -142,7 +142,7 @@ def test_one_trial_that_learned_is_enough():
     assert told([trial(0.9), trial(0.5), trial(0.5)], [50, 50]) == ""
 
 
-def test_a_metric_that_is_the_same_everywhere_says_so():
+def test_equal_metric_in_all_trials_is_doubted():
     assert (
         told([trial(0.95), trial(0.95, 0.95)], [50, 50])
         == "val_accuracy is 0.9500 in all 2 trials: it does not tell them apart"
@@ -191,7 +191,7 @@ def test_results_of_an_older_raysft_are_read(tmp_path):
     assert "Doubtful" not in write_report(run.folder).read_text()
 
 
-def test_a_doubt_about_the_test_score_is_in_the_results_and_in_the_model_card(tmp_path):
+def test_doubt_appears_in_results_and_model_card(tmp_path):
     run, record = (
         at_chance_run(tmp_path),
         TrialRecord("t0", config("sgd", 0.1), "finished", [], 0.0, 1.0),

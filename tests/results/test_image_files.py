@@ -83,7 +83,7 @@ def test_a_document_has_answers_and_errors_in_order(photos, predict):
     assert found[0]["class"] == found[0]["top"][0]["class"]
 
 
-def test_a_folder_is_its_images_and_tells_the_rest(photos, predict):
+def test_folder_gives_its_images_and_counts_rest(photos, predict):
     status, out, err = predict("photos")
     assert status == 0
     assert [line.partition(":")[0] for line in out] == [

@@ -101,14 +101,14 @@ def shown(capfd):
     return _shown
 
 
-def test_a_list_of_names_is_one_line_that_can_be_read():
+def test_list_of_names_is_one_readable_line():
     assert not NO_CONTROLS.search(first_names(NAMES, 99))
     assert "\n" not in first_names(NAMES, 99)
     assert first_names(["a, b", "c", " d", ""]) == '"a, b", c, " d", ""'
     assert first_names(["x" * 300]) == "x" * (MAX_NAME_LENGTH - 1) + "…"
 
 
-def test_only_what_cannot_stand_in_a_document_is_changed():
+def test_names_change_only_where_utf8_is_invalid():
     assert [as_utf8(name) for name in NAMES] == list(NAMES)
     assert as_utf8(os.fsdecode(b"caf\xe9\n")) == "caf\\xe9\n"
     assert as_utf8("\ud83d") == "\\ud83d"
@@ -168,7 +168,7 @@ def test_predictions_are_a_line_an_image(shown):
     assert document[-1]["image"] == "caf\\xe9.png"
 
 
-def test_what_was_special_about_pixels_is_counted_under_predictions(shown):
+def test_pixel_notes_are_counted_under_predictions(shown):
     answers = [
         Prediction("a.png", (("cat", 0.5),), (DARK, NO_END)),
         Prediction("b.png", (("cat", 0.5),), (DARK,)),
@@ -202,7 +202,7 @@ def test_what_was_predicted_has_a_row_a_class(shown):
     assert len(lines) == 22
 
 
-def test_a_run_that_is_watched_shows_its_errors_as_they_are(shown):
+def test_watched_run_shows_names_and_errors_escaped(shown):
     document = {
         "run": "[red]",
         "status": "failed",

@@ -160,7 +160,7 @@ def test_the_hub_s_own_library_reads_it():
     assert found.pipeline_tag == "image-classification"
 
 
-def test_a_known_data_set_is_named_as_hubs_name_it():
+def test_known_data_set_has_its_hub_name():
     matter, body = parts(model_readme(a_card(), known_of(a_job(data={"source": "cifar10"}))))
     assert matter["datasets"] == ["uoft-cs/cifar10"]
     assert matter["model-index"][0]["results"][0]["dataset"]["name"] == "CIFAR-10"
@@ -331,7 +331,7 @@ def test_its_program_answers_as_the_model_does(tmp_path):
     ]
 
 
-def test_how_the_data_was_read_is_told_as_plain_text():
+def test_data_notes_are_plain_text():
     notes = ("train from <b>Training</b>/", "9 files seen, 9 used")
     known = replace(known_of(a_job()), class_rows=(400, 400, 400), notes=notes)
     text = model_readme(a_card(), known)
@@ -339,7 +339,7 @@ def test_how_the_data_was_read_is_told_as_plain_text():
     assert "<b>" not in text
 
 
-def test_a_network_of_a_person_s_own_says_what_it_needs():
+def test_own_network_names_its_module_and_option():
     card, known = a_card(architecture="own.nets:make"), known_of(a_job())
     readme = model_readme(card, known)
     assert "raysft predict --trust-code . IMAGE..." in readme
@@ -347,7 +347,7 @@ def test_a_network_of_a_person_s_own_says_what_it_needs():
     assert "--trust-code" not in model_readme(a_card(), known)
 
 
-def test_what_speaks_against_the_result_stands_under_its_metrics():
+def test_doubts_stand_under_the_metrics():
     text = model_readme(a_card(), known_of(a_job(), doubts=["nothing was learned"]))
     assert (
         "**Doubtful: nothing was learned.**"

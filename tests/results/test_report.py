@@ -141,7 +141,7 @@ def page(made) -> Page:
 # --- every figure ------------------------------------------------------------------------------
 
 
-def test_figures_of_trials_are_those_of_the_runs_files(made):
+def test_figures_of_trials_match_the_runs_files(made):
     found, results = read_figures(made.folder), read_json(made.folder / "results.json")
     for key in ("run", "status", "metric", "mode", "best", "timing"):
         assert found[key] == results[key]
@@ -163,7 +163,7 @@ def test_figures_of_trials_are_those_of_the_runs_files(made):
     ] == [("10.0.0.1", 2, 4, 80, 5.0), ("10.0.0.2", 1, 3, 60, 3.75)]
 
 
-def test_figures_of_the_test_images_are_those_of_the_libraries_and_of_the_score(made):
+def test_figures_of_test_images_match_the_score(made):
     found, best = read_figures(made.folder)["test"], read_json(made.folder / "results.json")["best"]
     rows = pq.read_table(made.folder / "test_predictions.parquet").to_pydict()
     expected = score_by_class(np.array(rows["label"]), np.array(rows["predicted"]), CLASSES)
@@ -263,7 +263,7 @@ def test_the_tables_of_the_page_show_the_figures(made, page):
         assert known in page.text["provenance"]
 
 
-def test_three_lines_tell_what_was_asked_and_what_came_out(made, page):
+def test_summary_tells_search_score_and_cost(made, page):
     lines = " ".join(page.text[""].split())
     accuracy = read_json(made.folder / "results.json")["best"]["test_accuracy"]
     assert (
@@ -361,7 +361,7 @@ def test_a_run_whose_every_trial_failed_tells_why(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_without_kept_predictions_says_so_in_one_line(tmp_path):
+def test_missing_predictions_are_one_line_in_report(tmp_path):
     page = report_of(make_run(tmp_path, predicted=False))
     assert (
         "The run has kept no predictions of its test images (test_predictions.parquet)."
@@ -372,7 +372,7 @@ def test_a_run_without_kept_predictions_says_so_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_without_a_search_has_no_picture_of_one(tmp_path):
+def test_job_without_search_has_no_search_charts(tmp_path):
     page = report_of(make_run(tmp_path, records=some_records()[1:2]))
     assert "The job has no search" in page.text["search"]
     assert "one training of 3 epochs" in page.text[""]
@@ -380,7 +380,7 @@ def test_a_job_without_a_search_has_no_picture_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_of_other_things_than_the_learning_rate_says_so(tmp_path):
+def test_search_without_learning_rates_omits_their_chart(tmp_path):
     records = [
         TrialRecord(f"t{i}", {"train.batch_size": size}, "finished", epochs(2, 0.5), 0.0, 3.0)
         for i, size in enumerate((32, 64))
@@ -392,7 +392,7 @@ def test_a_search_of_other_things_than_the_learning_rate_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_data_that_is_gone_or_another_leaves_out_the_pictures_and_says_so(tmp_path):
+def test_missing_or_other_data_leaves_pictures_out(tmp_path):
     run = make_run(tmp_path)
     (tmp_path / "D").rename(tmp_path / "elsewhere")
     page = report_of(run)
@@ -407,7 +407,7 @@ def test_data_that_is_gone_or_another_leaves_out_the_pictures_and_says_so(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_leaves_out_the_pictures_and_says_so(tmp_path):
+def test_damaged_shard_leaves_pictures_out(tmp_path):
     run = make_run(tmp_path)
     flip_a_pixel(tmp_path / "D/train/0000.parquet")
     page = report_of(run)
@@ -437,7 +437,7 @@ def test_encoded_images_of_any_size_are_shown_small(tmp_path):
     assert images.counts("train") == [1, 1]
 
 
-def test_only_shards_that_hold_a_wanted_row_are_read(tmp_path):
+def test_only_shards_with_wanted_rows_are_read(tmp_path):
     run = make_run(tmp_path)
     flip_a_pixel(tmp_path / "D/test/0001.parquet")
     images = Images(read_json(run.folder / "run.json")["data"])
@@ -501,7 +501,7 @@ def test_names_and_errors_are_text_whatever_they_hold(tmp_path):
 
 
 @pytest.mark.slow
-def test_many_classes_trials_and_large_images_stay_below_three_megabytes(tmp_path):
+def test_large_report_stays_below_three_megabytes(tmp_path):
     classes = [f"class number {i}" for i in range(200)]
     records = [
         TrialRecord(
@@ -555,7 +555,7 @@ def test_the_module_is_light_and_the_report_quick(made):
 
 
 @pytest.mark.slow
-def test_the_command_writes_it_where_it_is_told_or_prints_the_figures(made, tmp_path):
+def test_command_writes_given_file_or_prints_json(made, tmp_path):
     def call(*words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [RAYSFT, "report", str(made.folder), *map(str, words)], capture_output=True, text=True
@@ -572,7 +572,7 @@ def test_the_command_writes_it_where_it_is_told_or_prints_the_figures(made, tmp_
     )
 
 
-def test_ticks_of_a_log_axis_are_round_and_few():
+def test_log_axis_has_few_round_ticks():
     assert log_ticks(0.0012, 0.13) == [0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
     assert log_ticks(1e-5, 0.2) == [1e-5, 1e-4, 1e-3, 1e-2, 0.1]
 
@@ -594,7 +594,7 @@ def test_times_read_as_people_say_them(seconds, text):
 
 
 @pytest.mark.slow
-def test_how_the_data_was_read_is_in_the_report(tmp_path):
+def test_report_tells_how_data_was_read(tmp_path):
     run = make_run(tmp_path)
     manifest = read_manifest(tmp_path / "D")
     counts = (FileCounts("D/ant", 9, 8, {"hidden or system files": 1}),)

@@ -179,7 +179,7 @@ def brightness(color: str) -> float:
     return 0.3 * red + 0.6 * green + 0.1 * blue
 
 
-def test_a_script_that_gets_into_the_page_does_not_run(browser, report, tmp_path):
+def test_injected_script_does_not_run(browser, report, tmp_path):
     changed = tmp_path / "changed.html"
     changed.write_text(
         report.read_text().replace(

@@ -161,7 +161,7 @@ def test_other_names_get_one_line_and_run_nothing(sent, call, marker, name):  # 
 
 
 @pytest.mark.parametrize("size", [10**9, "8", [8]])
-def test_a_size_that_no_network_has_is_one_line(sent, call, size):  # noqa: F811
+def test_impossible_image_size_is_one_line(sent, call, size):  # noqa: F811
     write_json(
         sent / "model.json",
         read_json(sent / "model.json") | {"architecture": "resnet18", "image_size": size},
@@ -214,7 +214,7 @@ def test_a_size_that_no_network_has_is_one_line(sent, call, size):  # noqa: F811
     ],
     ids=str,
 )
-def test_a_card_that_no_raysft_has_written_is_one_line(sent, call, change):  # noqa: F811
+def test_malformed_model_card_is_one_line(sent, call, change):  # noqa: F811
     stored = read_json(sent / "model.json")
     (sent / "model.json").write_text(json.dumps(stored | change))
     answer = call("predict", ".", "photos/ant/000.png")
@@ -223,7 +223,7 @@ def test_a_card_that_no_raysft_has_written_is_one_line(sent, call, change):  # n
     assert "Error" not in answer.lines[0]
 
 
-def test_a_network_of_a_person_s_own_is_what_no_library_has():
+def test_only_own_networks_have_a_foreign_module():
     known = ("resnet18", "timm:resnet18", "raysft.train.smallnet:small_cnn")
     assert [foreign_module(name) for name in known] == [None] * 3
     assert foreign_module("own.nets:make") == "own.nets"
@@ -251,7 +251,7 @@ def predict(folder: Path, *words: str, path: str = "") -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_trusted_code_is_found_in_the_current_folder_last(sent, marker, tmp_path):
+def test_trusted_code_prefers_installed_modules(sent, marker, tmp_path):
     done = predict(sent, "--trust-code")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["class"] in ("ant", "bee")
@@ -294,7 +294,7 @@ def objects(values: list) -> pa.Array:
 
 
 @pytest.mark.parametrize("column", ["id", "image", "label"])
-def test_a_shard_with_a_type_of_its_own_is_refused(tmp_path, marker, column):
+def test_shard_with_own_type_is_refused(tmp_path, marker, column):
     plain = {"id": pa.array([0]), "image": pa.array([b""]), "label": pa.array([0], pa.int32())}
     pq.write_table(
         pa.table(plain | {column: objects([Touches(marker)])}), tmp_path / "0000.parquet"
@@ -312,7 +312,7 @@ def test_a_shard_with_a_type_of_its_own_is_refused(tmp_path, marker, column):
     assert not marker.exists()
 
 
-def test_predictions_with_a_type_of_their_own_are_refused(tmp_path, marker):
+def test_predictions_with_own_type_are_refused(tmp_path, marker):
     names = ("id", "label", "predicted", "probability", "label_probability")
     pq.write_table(
         pa.table(dict.fromkeys(names, objects([Touches(marker)]))), tmp_path / "p.parquet"
@@ -343,7 +343,7 @@ def test_a_nested_type_of_its_own_is_found(tmp_path, marker):
         read_plain(tmp_path / "n.parquet")
 
 
-def test_a_tensor_type_that_ray_cannot_make_is_refused_like_any_other(tmp_path):
+def test_invalid_ray_tensor_type_is_refused(tmp_path):
     import ray.data  # noqa: F401  # registers its types
 
     from raysft.data.parquet import read_plain
