@@ -97,7 +97,7 @@ def _copy(folder: Path, other: Path) -> None:
 def _bulk(folder: Path, other: Path) -> None:
     card = make_model(other / "model").parent / "model"
     photos = list_source(make_images(other / "photos", {"a" * 200: 80}))
-    made = bulk.Predictor(str(card), str(other), False, True, 1, False, "")
+    made = bulk.Predictor(bulk.PredictorSettings(str(card), str(other), False, True, 1, False, ""))
     parts = other / "out.parts"
     parts.mkdir()
     bulk._write_part(parts / "00000.parquet", made.table(photos.chunks[0]))

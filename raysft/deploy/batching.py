@@ -32,6 +32,7 @@ class Batcher(Generic[Answer]):
 
     def __init__(self, run: Run[Answer], most: int, wait_s: float, at_once: int) -> None:
         self._run, self._most, self._wait_s = run, most, wait_s
+        # A deque: a list would move all that wait whenever a batch is taken from its front.
         self._waiting: deque[_Waiting[Answer]] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Semaphore(at_once)
@@ -67,9 +68,11 @@ class Batcher(Generic[Answer]):
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
+        # Counted from the oldest image, so that a steady trickle cannot keep it waiting for ever.
         goes = self._waiting[0].since + self._wait_s
         while len(self._waiting) < self._most and (left := goes - loop.time()) > 0:
             self._arrived.clear()
+            # A time-out is the usual end: the batch goes as it is.
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), left)
         return [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
@@ -79,12 +82,15 @@ class Batcher(Generic[Answer]):
         wanted = [one for one in batch if not one.answer.done()]
         try:
             if wanted:
+                # As many classes as any of them wants; each request cuts its answers to its own.
                 answers = await self._run(
                     [one.image for one in wanted], max(one.top for one in wanted)
                 )
                 for one, answer in zip(wanted, answers, strict=True):
+                    # Set twice, it would raise, and the rest of the batch would go without.
                     if not one.answer.done():
                         one.answer.set_result(answer)
+        # Every image gets the error, else its request would wait until it is too late for it.
         except Exception as error:
             for one in wanted:
                 if not one.answer.done():

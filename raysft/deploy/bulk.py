@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, TypedDict
 
 import numpy as np
@@ -80,6 +81,7 @@ def check_out(out: StoragePath) -> None:
     """Raise UserError where there is something where the result is to go."""
     if out.exists():
         raise UserError(str(out), "already exists", "remove it, or give another --out")
+    # Not completed by raysft: a person looks for the name that they gave.
     if not str(out).endswith(".parquet"):
         raise UserError(
             f"--out {out}", "is not a Parquet file", "give a name that ends in .parquet"
@@ -114,6 +116,7 @@ def predict_all(
             "probabilities": probabilities,
         },
     )
+    # A part is there whole or not at all, so that its being there says that its chunk is done.
     waiting = [i for i in range(len(source.chunks)) if not _part(parts, i).is_file()]
     done = source.images - sum(source.chunks[i].images for i in waiting)
     progress("predict", done, source.images)
@@ -132,6 +135,7 @@ def _rate(reports: list[ChunkReport]) -> float | None:
     """Images a second from the beginning of the first chunk to the end of the last."""
     if not reports:
         return None
+    # Of this call alone: what an interrupted one predicted took time that nobody has measured.
     images = sum(report["images"] for report in reports)
     began = min(report["began"] for report in reports)
     ended = max(report["ended"] for report in reports)
@@ -148,6 +152,7 @@ def _prepare(parts: StoragePath, identity: _Identity) -> None:
             raise UserError(
                 str(plan), f"cannot be read ({error})", f"remove {parts} to begin again"
             ) from None
+        # The weights' digest, not the model's folder: a model that was moved is the same model.
         changed = [key for key, value in identity.items() if before.get(key) != value]
         if changed:
             raise UserError(
@@ -157,6 +162,7 @@ def _prepare(parts: StoragePath, identity: _Identity) -> None:
             )
         return
     with _writable(plan):
+        # An object store has no folders to make.
         if not isinstance(parts, RemotePath):
             parts.mkdir(parents=True, exist_ok=True)
         write_json(plan, identity)
@@ -180,39 +186,31 @@ def _run(
     """Predict chunks with one actor a GPU, or a CPU where there is none; yields what each tells
     when it is done.
     """
-    import ray
     import ray.data
 
-    from raysft.ray_calls import check_processes_start
-
-    check_processes_start()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray has no types there
-    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    cpus, gpus = _cluster_resources()
     actors = min(gpus or cpus, len(waiting))
+    # A network on a GPU waits for its images: all CPUs decode ahead of the GPUs.
     threads = max(1, cpus // gpus) if gpus else 1
+    settings = PredictorSettings(
+        str(model), str(parts), source.labelled, probabilities, threads, bool(gpus), import_from
+    )
     rows: list[_ChunkRow] = [
         {"number": i, "chunk": pickle.dumps(source.chunks[i])} for i in waiting
     ]
     actor: Any = Predictor  # Ray Data's types know no class that is called with a TypedDict
+    # A block a chunk: Ray Data may put several rows in one, which go to one actor together.
     predicted = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         actor,
-        fn_constructor_args=(
-            str(model),
-            str(parts),
-            source.labelled,
-            probabilities,
-            threads,
-            bool(gpus),
-            import_from,
-        ),
+        fn_constructor_args=(settings,),
+        # Two, so that an actor need not wait for its next chunk to be handed over.
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
         num_cpus=threads if gpus else 1,
         num_gpus=1 if gpus else 0,
     )
     for row in predicted.iter_rows():
         if row["fatal"]:
+            # It came as a value: Ray wraps what an actor raises in errors of its own.
             raise pickle.loads(row["fatal"])
         yield {
             "images": row["images"],
@@ -222,40 +220,59 @@ def _run(
         }
 
 
+def _cluster_resources() -> tuple[int, int]:
+    """(CPUs, GPUs) of the cluster, with Ray made ready to work on them."""
+    import ray
+    import ray.data
+
+    from raysft.ray_calls import check_processes_start
+
+    # Ray Data would wait without a word for actors that can never start.
+    check_processes_start()
+    # Bars of Ray's own would be drawn over the one of raysft.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray has no types there
+    return int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+
+
+@dataclass(frozen=True)
+class PredictorSettings:
+    """What an actor is started with; plain values, as they are sent to its process."""
+
+    model: str
+    parts: str
+    labelled: bool
+    probabilities: bool
+    threads: int
+    """That decode images ahead of the network; one decodes them in between."""
+    gpu: bool
+    import_from: str | None
+    """Where a network of a person's own may be imported from; None: nowhere."""
+
+
 class Predictor:
-    """The actor of Ray Data: it takes chunk after chunk, writes the part of each, and tells when it
-    was.
+    """The actor of Ray Data: takes chunk after chunk, writes and times the part of each."""
 
-    `threads` decode images ahead of the network, one decodes them in between. A network of a
-    person's own is imported where there is an `import_from`, from there where nothing else has a
-    module of that name.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        parts: str,
-        labelled: bool,
-        probabilities: bool,
-        threads: int,
-        gpu: bool,
-        import_from: str | None,
-    ) -> None:
+    def __init__(self, settings: PredictorSettings) -> None:
         import torch
 
         from raysft.results.predict import Classifier
 
-        if not gpu:
+        trusted = settings.import_from is not None
+        if not settings.gpu:
+            # Batches of the same size come and go: returned memory would be faulted in each time.
             keep_freed_memory()
-        if import_from is not None:
-            sys.path.append(import_from)
-        torch.set_num_threads(threads)
-        self.classifier = Classifier(
-            storage_path(model), "cuda" if gpu else "cpu", import_from is not None
-        )
-        self.parts = storage_path(parts)
-        self.labelled, self.with_probabilities = labelled, probabilities
-        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        if settings.import_from is not None:
+            # Behind the libraries: a file of that folder must not take the place of one of theirs.
+            sys.path.append(settings.import_from)
+        # An actor a CPU: with torch's default each would start as many threads as there are CPUs.
+        torch.set_num_threads(settings.threads)
+        device = "cuda" if settings.gpu else "cpu"
+        self.classifier = Classifier(storage_path(settings.model), device, trusted)
+        self.parts = storage_path(settings.parts)
+        self.labelled = settings.labelled
+        self.with_probabilities = settings.probabilities
+        self.pool = ThreadPoolExecutor(settings.threads) if settings.threads > 1 else None
 
     def __call__(self, row: _ChunkRow) -> ChunkReport:
         """Predict a chunk and write its part."""
@@ -286,6 +303,7 @@ class Predictor:
         card = self.classifier.card
         items, size = list(chunk.items(card)), batch_size_for(self.classifier.card)
         decoded = self.pool.map(_decoded, items) if self.pool else map(_decoded, items)
+        # The pool decodes ahead of what is taken here, while the network has the batch before.
         for start in range(0, len(items), size):
             part = items[start : start + size]
             yield part, list(itertools.islice(decoded, len(part)))
@@ -293,6 +311,7 @@ class Predictor:
     def _rows(
         self, items: list[Item], images: list[np.ndarray | DataError]
     ) -> Iterator[dict[str, object]]:
+        # Bad images are left out of the batch, and put back as rows with an error.
         good = [image for image in images if isinstance(image, np.ndarray)]
         found = iter(self.classifier.probabilities(np.stack(good)) if good else ())
         for item, image in zip(items, images, strict=True):
@@ -320,6 +339,7 @@ def result_schema(card: ModelCard, labelled: bool, probabilities: bool) -> pa.Sc
     """The columns of a result; the classes, in the order of `probabilities`, are in its
     metadata.
     """
+    # All may be null: a bad image has a name and an error, and nothing else.
     named = {
         "image": pa.string(),
         **({"label": pa.string()} if labelled else {}),
@@ -346,7 +366,9 @@ def _join(
     writer = None
     with _opened(out) as file:
         for number, chunk in enumerate(source.chunks):
+            # One part at a time: the result may be larger than the memory.
             table = _read_part(_part(parts, number), chunk)
+            # With checksums, so that a flipped bit of a disk is found by whoever reads the result.
             writer = writer or pq.ParquetWriter(file, table.schema, write_page_checksum=True)
             writer.write_table(table)
             images += len(table)
@@ -356,6 +378,7 @@ def _join(
                     counts[each["values"]] += each["counts"]
         assert writer is not None
         writer.close()
+    # Only once the result is there: until then the parts are all that has been predicted.
     remove_folder(parts)
     return Predicted(str(out), images, errors, rate, counts, source.left_out)
 
@@ -367,6 +390,7 @@ def _opened(out: StoragePath) -> Iterator[IO[bytes] | pa.NativeFile]:
     """
     with _writable(out):
         if isinstance(out, RemotePath):
+            # An object appears when its upload is closed, so nobody sees half of one.
             with out.fs.open_output_stream(out.key) as stream:
                 yield stream
         else:
@@ -375,6 +399,7 @@ def _opened(out: StoragePath) -> Iterator[IO[bytes] | pa.NativeFile]:
 
 
 def _write_part(part: StoragePath, table: pa.Table) -> None:
+    # In memory: a chunk's rows are few, and an object store takes them in one request.
     content = io.BytesIO()
     pq.write_table(table, content, write_page_checksum=True)
     with _writable(part):
@@ -391,6 +416,7 @@ def _writable(file: StoragePath) -> Iterator[None]:
 
 def _read_part(file: StoragePath, chunk: Chunk) -> pa.Table:
     try:
+        # A part may have been damaged between two calls, which may lie days apart.
         table = read_plain(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise RunError(

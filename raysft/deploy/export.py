@@ -99,16 +99,20 @@ def export(
     _check_out(target)
     data = data or data_of(folder, classifier.card)
     total = count_images(data, SPLIT, classifier.card)
+    # Beside the target until it is compared: what differs from its model never has its name.
     with _writable(target), scratch_beside(target) as scratch:
         file = scratch / form.file
         own = form.write(file, folder, classifier)
         record = _record(name, classifier.card, file) | own
         with _running(name):
+            # From the file, not from the network in memory: what was lost in writing is found.
             run = form.open(file, record)
         comparison = _Comparison(name, run, classifier)
         for images, labels in _batches(data, classifier.card):
+            # Of the first batch alone: the preparation is the same for all images.
             if not comparison.images:
                 comparison.add_other_sizes(images)
+            # All test images, not a sample: export.json tells the accuracy of this very file.
             comparison.add(images, labels)
             progress("compare", comparison.images, total)
         if not comparison.alike:
@@ -138,6 +142,7 @@ def _format(name: str) -> Format:
         raise UserError(f"--format {name}", "is not a format", f"give {' | '.join(FORMATS)}")
     for library in FORMATS[name].libraries:
         try:
+            # Imported and not only looked for: one that is there may be broken.
             importlib.import_module(library)
         except ImportError:
             raise UserError(
@@ -148,6 +153,7 @@ def _format(name: str) -> Format:
 
 def default_out(folder: StoragePath, name: str) -> StoragePath:
     """RUN/export-FORMAT for the model of a run, MODEL-FORMAT beside any other."""
+    # In a run every model is called model: its name would say nothing beside others.
     in_run = (folder.parent / INFO).is_file()
     return folder.parent / (f"export-{name}" if in_run else f"{folder.name}-{name}")
 
@@ -156,6 +162,7 @@ def _check_out(target: StoragePath) -> None:
     """Raise UserError where there is something that is not an export; an older export is
     replaced.
     """
+    # --out may be a folder full of somebody's work, which put_folder would replace.
     if target.exists() and not (target / RECORD).is_file():
         raise UserError(str(target), "already exists and is not an export", "give another --out")
 
@@ -164,6 +171,7 @@ def data_of(folder: StoragePath, card: ModelCard) -> StoragePath:
     """The data set that a model was trained on, told by its fingerprint; raises UserError where it
     is not here.
     """
+    # By its contents and not its path: another data set may lie there by now.
     for found in _likely_data(folder, card):
         with suppress(DataError, OSError):  # no data set any more, or not to be reached
             if (found / MANIFEST).is_file() and read_manifest(found).fingerprint == card.provenance[
@@ -179,6 +187,7 @@ def data_of(folder: StoragePath, card: ModelCard) -> StoragePath:
 
 def _likely_data(folder: StoragePath, card: ModelCard) -> Iterator[StoragePath]:
     """Where its run says that it was, where its job says, and what was imported on this machine."""
+    # A model of another origin says nothing of its data.
     if "data" not in card.provenance:
         return
     info = folder.parent / INFO
@@ -200,6 +209,7 @@ def _record(name: str, card: ModelCard, file: Path) -> dict[str, Any]:
         "kind": name,
         "file": file.name,
         "files": {
+            # All that was written: ONNX puts large weights into a second file.
             part.name: {"bytes": part.stat().st_size, "sha256": sha256(part)}
             for part in sorted(file.parent.iterdir())
         },
@@ -251,6 +261,7 @@ def _write_safetensors(file: Path, folder: StoragePath, classifier: Classifier) 
     card = classifier.card
     with local_copy(folder / WEIGHTS) as weights:
         put_file(weights, file)
+    # A call that a program without raysft can make itself, of torchvision or timm.
     call, arguments = network_call(card.architecture, len(card.classes), card.image_size)
     size = (card.image_size,) * 2 if card.image_size else (card.height, card.width)
     return {
@@ -275,6 +286,7 @@ def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
     module, _, name = record["network"]["call"].rpartition(".")
     net = getattr(importlib.import_module(module), name)(**record["network"]["arguments"])
     net.load_state_dict(load_file(file))
+    # Else batch normalization takes the statistics of the batch it is given.
     net.eval()
     how = record["preparation"]
     prepare = Preparer(
@@ -284,6 +296,7 @@ def _open_safetensors(file: Path, record: dict[str, Any]) -> Runtime:
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
         size = how["height"], how["width"]
+        # Pillow's resizing, as the steps in export.json say: torch's gives other pixels.
         fitted = np.stack(
             [fit(Image.fromarray(image), *size, how["resampling"]) for image in images]
         )
@@ -325,9 +338,8 @@ def _write_onnx(file: Path, folder: StoragePath, classifier: Classifier) -> dict
             verbose=False,
         )
         made.model.metadata_props["classes"] = json.dumps(classifier.card.classes)
-        made.save(
-            file
-        )  # weights of more than 2 GB, which protobuf cannot hold, go to a file beside it
+        # Weights of more than 2 GB, which protobuf cannot hold, go to a file beside it.
+        made.save(file)
     return _whole(classifier.card) | {
         "opset": made.model.opset_imports[""],
         "versions": _versions("onnx", "onnxscript", "onnxruntime"),
@@ -337,6 +349,7 @@ def _write_onnx(file: Path, folder: StoragePath, classifier: Classifier) -> dict
 def _open_onnx(file: Path, record: dict[str, Any]) -> Runtime:
     import onnxruntime
 
+    # On the CPU as the model beside it: a GPU adds up in another order.
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -357,6 +370,7 @@ def _program(classifier: Classifier, name: str) -> torch.export.ExportedProgram:
     """Preparation, network and softmax in one graph for any number of images of any one size."""
     card = classifier.card
     sizes = {axis: torch.export.Dim(word) for axis, word in enumerate(_SIDES)}
+    # Two images, as an axis of one becomes a constant, and of no size that the model has.
     example = torch.zeros(2, card.height + 3, card.width + 5, 3, dtype=torch.uint8)
     with _exporting(card, name), torch.no_grad():
         return torch.export.export(
@@ -371,6 +385,7 @@ def _exporting(card: ModelCard, name: str) -> Iterator[None]:
     """
     try:
         with warnings.catch_warnings():
+            # Tracers warn of their own deprecations, of which a person can change nothing.
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # whatever a network does that cannot be traced or translated
@@ -425,11 +440,13 @@ class _Comparison:
     def add(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Score a batch (n, height, width, 3) uint8 with labels (n,) both ways."""
         begun = time.perf_counter()
+        # The export's time alone: the model beside it would double what is told.
         theirs = self._answer(images)
         self.seconds += time.perf_counter() - begun
         ours = self._compared(images, theirs)
         right, model_right = theirs.argmax(1) == labels, ours.argmax(1) == labels
         best = np.sort(ours, axis=1)
+        # Where two classes are as good as equal either answer is right.
         decided = best[:, -1] - best[:, -2] >= UNDECIDED
         self.images += len(images)
         self.right += int(right.sum())
@@ -440,6 +457,7 @@ class _Comparison:
     def add_other_sizes(self, images: np.ndarray) -> None:
         """Compare some images also larger, wider and smaller than they are, one at a time."""
         height, width = images.shape[1:3]
+        # Odd sides and another aspect, where the centre lies between two pixels.
         for size in ((2 * width + 1, height + 3), (width // 2 + 1, height // 2 + 1)):
             for image in images[:OTHER_SIZES]:
                 stretched = np.asarray(Image.fromarray(image).resize(size))[None].copy()
@@ -456,14 +474,14 @@ class _Comparison:
             raise RunError(
                 f"--format {self.name}", f"gives {theirs.shape} where the model gives {ours.shape}"
             )
-        self.difference = float(
-            np.maximum(self.difference, np.abs(theirs - ours).max())
-        )  # keeps what is not a number
+        # np.maximum keeps what is not a number; max would drop it, and call the export alike.
+        self.difference = float(np.maximum(self.difference, np.abs(theirs - ours).max()))
         return ours
 
     @property
     def alike(self) -> bool:
         """Whether the export may be handed out."""
+        # Not by accuracy: two exports may be wrong equally often about other images.
         return self.difference <= TOLERANCE and not self.wrongly
 
     def document(self) -> dict[str, Any]:
@@ -495,7 +513,9 @@ def _batches(data: StoragePath, card: ModelCard) -> Iterator[tuple[np.ndarray, n
     labels: list[int] = []
     for image, label in labelled_images(data, SPLIT, card):
         pixels = np.asarray(image)
+        # By the stored size as well: a batch of large photos would not fit into the memory.
         most = min(batch_size_for(card), scoring_batch_size(*pixels.shape[:2]))
+        # An array has one shape, so images of mixed sizes come in smaller batches.
         if images and (images[0].shape != pixels.shape or len(images) == most):
             yield np.stack(images), np.array(labels)
             images, labels = [], []

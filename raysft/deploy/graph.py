@@ -34,9 +34,11 @@ class WholeModel(nn.Module):
             card.resampling,
         )
         scale, shift = scale_and_shift(card.mean, card.std)
+        # Buffers, so that an export carries them and moves them to a device with the weights.
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
         size, self.resized = card.image_size, False
+        # A product with the unit matrix would be work for nothing.
         if size is not None and (size, size) != (card.height, card.width):
             self.resized = True
             self.register_buffer("rows", enlarging(card.height, size, card.interpolation))
@@ -58,10 +60,9 @@ def fit(
 ) -> torch.Tensor:
     """(n, any, any, 3) uint8 to (n, 3, height, width) float32: the whole numbers that
     `raysft.data.images.fit` gives.
-
-    Resizing is a product with a matrix of weights along each axis, in whole numbers as Pillow does
-    it, which float64 holds exactly.
     """
+    # Resizing is a product with a matrix of weights along each axis, in whole numbers as in Pillow:
+    # float64 holds them exactly, float32 would round away their last bits.
     tall, wide = (torch.scalar_tensor(side, dtype=torch.float64) for side in images.shape[1:3])
     columns = shrinking(
         images.shape[2], wide, torch.minimum(wide, tall * (width / height)), width, resampling
@@ -69,6 +70,7 @@ def fit(
     rows = shrinking(
         images.shape[1], tall, torch.minimum(tall, wide / (width / height)), height, resampling
     )
+    # Along each row first, rounded before the columns, as Pillow does: else some pixels differ.
     pixels = _rounded(images.permute(0, 3, 1, 2).to(torch.float64) @ columns.T)
     return _rounded(rows @ pixels).to(torch.float32)
 
@@ -78,12 +80,9 @@ def shrinking(
 ) -> torch.Tensor:
     """(out, pixels) float64 whole numbers: weights of Pillow's filter from the middle `kept` of a
     side.
-
-    The bilinear one is a triangle, as wide as two pixels of the smaller of the two images, the
-    bicubic one twice as wide (Pillow's Resample.c). Pillow hands the edges of what is kept over in
-    float32.
     """
     begin = (side - kept) * 0.5
+    # Pillow hands the edges of what is kept over in float32.
     first, last = begin.to(torch.float32), (begin + kept).to(torch.float32)
     scale = (last - first).to(torch.float64) / out
     centres = first.to(torch.float64) + (torch.arange(out, dtype=torch.float64) + 0.5) * scale
@@ -93,9 +92,12 @@ def shrinking(
         begun = (first.to(torch.float64) + scale * 0.5).reshape(1)
         nearest = torch.floor(torch.cumsum(torch.cat([begun, scale.expand(out - 1)]), 0))
         return (places - 0.5 == nearest[:, None]).to(torch.float64) * UNIT
+    # Pillow's Resample.c: the bilinear filter is a triangle as wide as two pixels of the smaller
+    # of the two images, the bicubic one twice as wide.
     distance = ((places - centres[:, None]) / scale.clamp(min=1)).abs()
     weights = (1 - distance).clamp(min=0) if resampling == "bilinear" else _cubic(distance)
     shares = weights / weights.sum(1, keepdim=True) * UNIT
+    # Half away from zero, as C rounds; torch.round would take the even neighbour.
     return torch.sign(shares) * torch.floor(shares.abs() + 0.5)
 
 
@@ -111,6 +113,7 @@ def _rounded(sums: torch.Tensor) -> torch.Tensor:
 
 def enlarging(pixels: int, out: int, interpolation: str) -> torch.Tensor:
     """(out, pixels) float32 weights of `raysft.data.pixels.resize` along one axis."""
+    # What it makes of a unit matrix are its weights: resizing is linear, an axis at a time.
     identity = torch.eye(pixels)[None, None]
     if interpolation == "nearest":
         return F.interpolate(identity, (out, pixels), mode="nearest")[0, 0]

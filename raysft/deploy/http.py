@@ -32,6 +32,7 @@ from raysft.results.ranking import TOP, Ranking, ranking_json
 TYPES = frozenset(
     {
         "image/jpeg",
+        # No registered type, but what many programs send.
         "image/jpg",
         "image/png",
         "image/webp",
@@ -50,6 +51,7 @@ FORM, FIELD = "multipart/form-data", "images"
 FIELDS = 8  # that are no files: as many are read before one is refused
 BODY_SECONDS, ANSWER_SECONDS = 60.0, 60.0
 GONE = 499  # the client has closed the connection; counted, never sent
+# Closer together where a network on a CPU answers, so that percentiles can be told.
 LATENCIES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -84,6 +86,7 @@ class PredictionService:
         self._replicas, self._at_once = replicas, at_once
         self._open = 0  # requests that are accepted and not yet answered
         self._batcher: Batcher[Ranking | Refused]
+        # Of its own: the default one holds what any library of this process counts.
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "raysft_requests", "Requests to /predict by HTTP status.", ["status"], registry=registry
@@ -121,6 +124,7 @@ class PredictionService:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        # Not in __init__: its events and futures belong to the server's loop, which runs by now.
         self._batcher = Batcher(
             self._counted,
             self._settings.max_batch,
@@ -176,8 +180,10 @@ class PredictionService:
 
     async def _predictions(self, request: Request) -> Response:
         top = _top(request)
+        # Before anything of the body is read, so that a refusal costs next to nothing.
         if self._open >= self._settings.queue:
             raise Refused(503, "queue", f"{self._open} requests are waiting", "send it again later")
+        # No lock: everything between two awaits runs in one thread.
         self._open += 1
         try:
             images = await _in_time(
@@ -210,6 +216,7 @@ class PredictionService:
 
     async def _sent(self, request: Request) -> list[Sent]:
         """The images of a request, of which no more is read than is allowed; raises Refused."""
+        # What stands behind the semicolon, as a boundary or a charset, is no part of the type.
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != FORM and kind not in TYPES:
             raise Refused(
@@ -220,6 +227,7 @@ class PredictionService:
                 f"{FIELD}",
             )
         most = self._settings.max_body
+        # An honest client is told before it sends; what others send is counted as it comes.
         if int(request.headers.get("content-length", 0)) > most:
             raise self._too_large()
         bounded = Request(request.scope, self._bounded(request.receive, most))
@@ -232,6 +240,7 @@ class PredictionService:
     async def _of_form(self, request: Request) -> list[Sent]:
         most = self._settings.max_images
         try:
+            # The form removes its temporary files at the end of the block.
             async with request.form(max_files=most, max_fields=FIELDS) as form:
                 for field, value in form.multi_items():
                     if field != FIELD or not isinstance(value, UploadFile):
@@ -242,6 +251,7 @@ class PredictionService:
                     for i, file in enumerate(files)
                 ]
         except HTTPException as error:  # Starlette's, in the words of its parser
+            # Starlette has one error for all that its parser refuses; only the words tell which.
             if "Too many files" in error.detail:
                 raise Refused(
                     413,
@@ -268,6 +278,7 @@ class PredictionService:
         async def _receive() -> Message:
             nonlocal seen
             message = await receive()
+            # By what has come: a chunked body has no length, and a stated one may be wrong.
             seen += len(message.get("body", b""))
             if seen > most:
                 raise self._too_large()
@@ -308,6 +319,7 @@ class PredictionService:
 
 
 def _refusal(refused: Refused, headers: Mapping[str, str] | None = None) -> Response:
+    # Of all refusals the one that passes by itself.
     again = {"retry-after": "1"} if refused.status == 503 else {}
     return JSONResponse({"error": str(refused)}, refused.status, {**(headers or {}), **again})
 
@@ -315,6 +327,7 @@ def _refusal(refused: Refused, headers: Mapping[str, str] | None = None) -> Resp
 def _top(request: Request) -> int:
     """How many classes of an image are asked for; raises Refused."""
     text = request.query_params.get("top", str(TOP))
+    # Eight digits at most: int refuses very long numbers with an error of its own.
     if not (text.isdecimal() and len(text) < 9 and int(text) > 0):
         raise Refused(422, f"top={text}", "is not a number of classes", "give 1 or more")
     return int(text)
@@ -322,6 +335,7 @@ def _top(request: Request) -> int:
 
 async def _in_time(what: Awaitable[Answer], seconds: float, late: Refused) -> Answer:
     """What is awaited; raises `late` where it takes longer."""
+    # wait_for also cancels what is late, so its images leave their batch.
     with suppress(asyncio.TimeoutError):
         return await asyncio.wait_for(what, seconds)
     raise late

@@ -40,8 +40,8 @@ from raysft.errors import DataError
 from raysft.results.model import ModelCard
 from raysft.storage import RemotePath, StoragePath
 
-CHUNK_IMAGES = 512
-MOST_CHUNKS = 10_000
+CHUNK_IMAGES = 512  # what an interruption costs an actor at most
+MOST_CHUNKS = 10_000  # each is a file and a row of Ray Data
 
 Decode = Callable[[], np.ndarray]
 
@@ -108,6 +108,7 @@ class Files:
 
     def _decode(self, name: str, card: ModelCard) -> np.ndarray:
         try:
+            # A file may have gone since the folder was listed: a bad image, not the end.
             image = open_rgb((self.folder / name).read_bytes(), name, card.decoding)
         except OSError as error:
             raise DataError(name, f"cannot be read ({error.strerror or error})") from None
@@ -133,6 +134,7 @@ class ShardRows:
 
     def items(self, card: ModelCard) -> Iterator[Item]:
         """As `Chunk` has them."""
+        # Encoded images are decoded as the model says; pixels are what the import made of them.
         why = (
             find_conflict(self.spec.decoding, card.decoding)
             if self.spec.encoding == "raw"
@@ -164,6 +166,7 @@ def list_source(where: StoragePath, split: str | None = None) -> Source:
     """The images of a folder and all folders below it, or of a data set (of one split of it);
     raises DataError.
     """
+    # A data set of shards is a folder as well, of Parquet files in place of images.
     if (where / MANIFEST).is_file():
         return _of_dataset(where, split)
     if split is not None:
@@ -191,6 +194,7 @@ def _of_dataset(folder: StoragePath, split: str | None) -> Source:
         )
         for name, of in chosen.items()
         for file in of.files
+        # Never across two shards, so that an actor has one shard in memory.
         for start in range(0, file.rows, size)
     ]
     return Source(tuple(chunks), _digest([manifest.fingerprint, split]), labelled=True)
@@ -198,6 +202,7 @@ def _of_dataset(folder: StoragePath, split: str | None) -> Source:
 
 def _of_folder(folder: StoragePath) -> Source:
     counts = FileCounts(str(folder))
+    # Sorted: the order of a directory differs between disks, and with it would the chunks.
     found = sorted(_local(folder, counts) if isinstance(folder, Path) else _remote(folder, counts))
     if not found:
         raise DataError(
@@ -213,9 +218,9 @@ def _of_folder(folder: StoragePath) -> Source:
 
 
 def _chunk_size(images: int) -> int:
-    """Images of a chunk: a function of their number alone, so that an interrupted prediction finds
-    its chunks again.
-    """
+    """Images of a chunk."""
+    # By their number alone, and not by the CPUs there are: an interrupted prediction finds its
+    # chunks again, also on other nodes.
     return max(CHUNK_IMAGES, math.ceil(images / MOST_CHUNKS))
 
 
@@ -248,6 +253,7 @@ def _remote(folder: RemotePath, counts: FileCounts) -> Found:
 
     root = folder.key.rstrip("/") + "/"
     for info in folder.fs.get_file_info(
+        # One listing of everything: an object store charges for each request.
         FileSelector(folder.key, recursive=True, allow_not_found=True)
     ):
         if not info.is_file:
@@ -258,6 +264,7 @@ def _remote(folder: RemotePath, counts: FileCounts) -> Found:
             counts.leave_out(Path(name), why)
             continue
         counts.use(Path(name))
+        # With size and time, so that a file that changed makes it another prediction.
         yield name, info.size, info.mtime_ns
 
 
@@ -269,6 +276,7 @@ def _why_left_out(folder: RemotePath, name: str) -> str | None:
     if path.suffix.lower() in IMAGE_EXTENSIONS:
         return None
     with folder.fs.open_input_stream((folder / name).key) as stream:
+        # Its first bytes alone: the ending did not say what it is, and it may be a video.
         head = stream.read(HEAD_BYTES)
     return explain_not_image(sniff_format(head), path)
 

@@ -44,16 +44,17 @@ class Predictor:
         torch.set_num_threads(threads)
         Image.MAX_IMAGE_PIXELS = None  # `max_pixels` takes its place
         self._max_pixels = max_pixels
+        # Behind the libraries: a file of that folder must not take the place of one of theirs.
         if import_from is not None:  # a network of a person's own, which they trust
             sys.path.append(import_from)
         self._classifier = Classifier(storage_path(model), device, import_from is not None)
         self._decoders = ThreadPoolExecutor(threads, "decode")
+        # One thread, so that two batches do not share the cores in the middle of a network.
         self._network = ThreadPoolExecutor(1, "network")
         card = self._classifier.card
         self._at_once = batch_size_for(card)  # of large images fewer than a batch has
-        self._classifier.rank(
-            np.zeros((1, card.height, card.width, 3), np.uint8), 1
-        )  # the first request need not wait
+        # The first call of a network allocates and chooses kernels: no request need wait for that.
+        self._classifier.rank(np.zeros((1, card.height, card.width, 3), np.uint8), 1)
 
     async def alive(self) -> None:
         """Returns once the model is loaded."""
@@ -64,6 +65,7 @@ class Predictor:
         decoded = await asyncio.gather(
             *(loop.run_in_executor(self._decoders, self._decoded, *image) for image in images)
         )
+        # A bad image among good ones costs its own answer alone.
         sound = [image for image in decoded if not isinstance(image, Refused)]
         ranked = await loop.run_in_executor(self._network, self._ranked, sound, top)
         rest = iter(ranked)
@@ -75,6 +77,7 @@ class Predictor:
         """
         card = self._classifier.card
         try:
+            # From the header: a small file may claim an image that would fill the memory.
             height, width = read_size(content, name)
             if height * width > self._max_pixels:
                 return Refused(
@@ -116,6 +119,7 @@ class Replicas:
             answers: list[Ranking | Refused] = await self._handle.predict.remote(images, top)
         except RayTaskError:  # an error of the code in it, which has not died
             raise
+        # Serve has another replica take later requests; this one may have been half done.
         except (RayError, RayServeException) as error:
             raise Refused(
                 503,
@@ -137,9 +141,9 @@ class Replicas:
             return 0
         except (RayError, RayServeException):
             return 0
-        with suppress(
-            asyncio.TimeoutError, RayError, RayServeException
-        ):  # Ray restarts what answers here, too
+        # Ray restarts what answers here, too: without it the one that has answered counts.
+        with suppress(asyncio.TimeoutError, RayError, RayServeException):
+            # In a thread: serve.status blocks, and with it would every request.
             known = await asyncio.wait_for(asyncio.to_thread(_running_replicas), HEALTH_SECONDS)
             return max(1, known)
         return 1
@@ -154,6 +158,7 @@ def _running_replicas() -> int:
 def share(settings: Settings, node: Node) -> tuple[float, int]:
     """(CPUs a replica reserves, threads it computes with)."""
     cpus = node.cpus / settings.replicas
+    # Whole CPUs where there are any: threads come in whole numbers.
     return (float(int(cpus)), int(cpus)) if cpus >= 1 else (cpus, 1)
 
 
@@ -166,8 +171,8 @@ def start(model: str, settings: Settings, node: Node) -> Replicas:
     import_from = os.getcwd() if settings.trust_code else None
     deployment = serve.deployment(
         name=DEPLOYMENT,
-        # All batches that are under way may meet at one replica, where the others have died.
         num_replicas=settings.replicas,
+        # All batches that are under way may meet at one replica, where the others have died.
         max_ongoing_requests=BATCHES_A_REPLICA * settings.replicas + PROBES,
         ray_actor_options={"num_cpus": cpus, "num_gpus": settings.gpus_per_replica},
         health_check_period_s=NOTICE_SECONDS,

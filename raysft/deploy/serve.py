@@ -44,14 +44,18 @@ def serve(
     server = uvicorn.Server(
         uvicorn.Config(
             service.app(),
+            # The batcher starts there; "auto" would hide that it could not.
             lifespan="on",
+            # uvicorn would set up logging for the whole process, Ray's included.
             log_config=None,
             log_level="warning",
             access_log=False,
+            # Longer than the 60 s of usual load balancers, which would find a closed connection.
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=FAREWELL_SECONDS,
         )
     )
+    # Only now: until the model is loaded a client is refused and need not wait.
     listener.listen(BACKLOG)
     url = url_of(listener)
     output.line(f"{document['model']} answers at {url} (Ctrl-C ends it)")
@@ -90,6 +94,7 @@ def is_loopback(host: str) -> bool:
 def check_gpus(settings: Settings, node: Node) -> None:
     """Raise ResourceError where this machine has too few GPUs."""
     gpus = settings.replicas * settings.gpus_per_replica
+    # Serve itself would wait for GPUs that never come.
     if gpus > node.gpus:
         raise ResourceError(
             f"--gpus-per-replica {settings.gpus_per_replica:g}",
@@ -103,6 +108,7 @@ def check_gpus(settings: Settings, node: Node) -> None:
 def url_of(listener: socket.socket) -> str:
     """Where a socket is reached."""
     host, port = listener.getsockname()[:2]
+    # An IPv6 address has colons of its own.
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -128,6 +134,7 @@ def bound_socket(settings: Settings) -> Iterator[socket.socket]:
     """A socket that holds the port from now on, and does not listen yet; raises UserError."""
     where = f"{settings.host}:{settings.port}"
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listener:
+        # Else a server that has just ended keeps its port for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))

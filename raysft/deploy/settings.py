@@ -12,6 +12,7 @@ from raysft.errors import RaysftError
 class Settings:
     """What `raysft serve` is asked for."""
 
+    # Loopback: there is no authentication, so a network is the person's own decision.
     host: str = "127.0.0.1"
     port: int = 8000
     """0: any that is free."""
@@ -79,5 +80,6 @@ class Refused(RaysftError):
         super().__init__(where, what, todo)
         self.status = status  # HTTP's
 
+    # Exceptions are pickled by their args, which are not those of this __init__.
     def __reduce__(self) -> tuple[type[Refused], tuple[int, str, str, str]]:
         return type(self), (self.status, self.where, self.what, self.todo)

@@ -15,7 +15,7 @@ import pytest
 
 from raysft.data.importer import import_dataset
 from raysft.data.sources import Source
-from raysft.deploy.bulk import Predictor, predict_all
+from raysft.deploy.bulk import Predictor, PredictorSettings, predict_all
 from raysft.deploy.image_sources import CHUNK_IMAGES, list_source
 from raysft.errors import UserError
 from raysft.results.predict import Classifier
@@ -92,9 +92,11 @@ def test_threads_that_decode_ahead_change_nothing(model, tmp_path):
     (chunk,) = list_source(photos).chunks
     (tmp_path / "parts").mkdir()
     one, four = (
-        Predictor(str(model), str(tmp_path / "parts"), False, True, threads, False, None).table(
-            chunk
-        )
+        Predictor(
+            PredictorSettings(
+                str(model), str(tmp_path / "parts"), False, True, threads, False, None
+            )
+        ).table(chunk)
         for threads in (1, 4)
     )
     assert (

@@ -23,7 +23,7 @@ from raysft.data.images import NO_END, QUIRKS
 from raysft.data.names import MAX_NAME_LENGTH, as_utf8, clipped, first_names, readable
 from raysft.data.samples import DARK
 from raysft.data.shards import read_manifest
-from raysft.deploy.bulk import Predicted, Predictor
+from raysft.deploy.bulk import Predicted, Predictor, PredictorSettings
 from raysft.deploy.export import _write_onnx, _write_torch_export
 from raysft.deploy.image_sources import list_source
 from raysft.display.answers import show_answers
@@ -297,7 +297,9 @@ def photos(tmp_path) -> Path:
 def test_bulk_predictions_hold_the_names_of_files(tmp_path, photos):
     model = make_model(tmp_path / "model", NAMES)
     (chunk,) = list_source(photos).chunks
-    table = Predictor(str(model), str(tmp_path), False, True, 1, False, "").table(chunk)
+    table = Predictor(
+        PredictorSettings(str(model), str(tmp_path), False, True, 1, False, "")
+    ).table(chunk)
     pq.write_table(table, tmp_path / "out.parquet")
     read = pq.read_table(tmp_path / "out.parquet")
     rows = {row["image"]: row for row in read.to_pylist()}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from raysft.data.shards import ImageSpec, Manifest, ShardFile, Split, read_table, write_manifest
-from raysft.deploy.bulk import Predictor
+from raysft.deploy.bulk import Predictor, PredictorSettings
 from raysft.deploy.image_sources import list_source
 from raysft.entrypoints import predict as predictor
 from raysft.errors import DataError, ModelError, UserError
@@ -111,7 +111,7 @@ def test_a_job_of_a_cluster_runs_nothing_either(sent, marker, monkeypatch, capfd
 def test_processes_that_predict_run_nothing_either(sent, marker):
     list_source(sent / "photos")
     with pytest.raises(ModelError, match="code of the module sent"):
-        Predictor(str(sent), str(sent), False, False, 1, False, None)
+        Predictor(PredictorSettings(str(sent), str(sent), False, False, 1, False, None))
     assert not marker.exists()
 
 
