@@ -38,7 +38,7 @@ def images(*names: str) -> list[tuple[str, bytes]]:
     return [(name, name.encode()) for name in names]
 
 
-def test_images_of_several_requests_share_a_batch_and_each_gets_its_own_answers():
+def test_requests_share_batch_and_get_own_answers():
     async def story():
         model = Model()
         async with batcher(model, most=4, wait_s=60) as made:  # only a full batch goes
@@ -94,7 +94,7 @@ def test_a_failure_is_that_of_its_batch_alone():
     assert asyncio.run(story()) == [b"good"]
 
 
-def test_images_of_a_request_that_gave_up_are_not_predicted():
+def test_images_of_cancelled_request_are_not_predicted():
     async def story():
         model = Model()
         async with batcher(model, most=4) as made:

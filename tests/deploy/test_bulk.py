@@ -36,7 +36,7 @@ def model(tmp_path) -> Path:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_every_file_of_a_folder_is_a_row_and_a_bad_one_a_row_with_its_error(model, tmp_path):
+def test_every_file_is_row_with_prediction_or_error(model, tmp_path):
     photos = make_images(tmp_path / "photos", {"a": 8, "b/c": 5}, size=(10, 12))
     (photos / "b" / "torn.png").write_bytes((photos / "a" / "000.png").read_bytes()[:60])
     (photos / "text.jpg").write_text("not an image")
@@ -118,9 +118,7 @@ def small_bitmaps(folder: Path, count: int) -> Path:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_prediction_killed_on_its_way_goes_on_and_no_image_is_missing_or_there_twice(
-    model, tmp_path
-):
+def test_killed_prediction_resumes_with_each_image_once(model, tmp_path):
     photos = small_bitmaps(tmp_path / "photos", IMAGES)
     command = [RAYSFT, "predict", str(model), "photos", "--out", "p.parquet", "--json"]
     parts = tmp_path / "p.parquet.parts"

@@ -136,7 +136,7 @@ SIDES = (1, 2, 3, 7, 8, 12, 31, 32, 33, 64, 100, 224, 225, 448)
 
 
 @pytest.mark.parametrize("resampling", ["nearest", "bilinear", "bicubic"])
-def test_the_graph_gives_the_pixels_of_pillow_bit_by_bit(resampling):
+def test_graph_resizes_exactly_like_pillow(resampling):
     rng = np.random.default_rng(0)
     for case in range(150):
         height, width = rng.choice(SIDES, 2)
@@ -351,9 +351,7 @@ def not_a_number(images, *how):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
 @pytest.mark.parametrize("sabotage", [darker, not_a_number])
-def test_an_export_that_answers_differently_is_refused_and_leaves_nothing(
-    tmp_path, monkeypatch, kind, sabotage
-):
+def test_deviating_export_is_refused_and_leaves_nothing(tmp_path, monkeypatch, kind, sabotage):
     model, data = delivered(tmp_path / "weights", QUICKSTART, (8, 8)), dataset(tmp_path / "D", 8, 8)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr("raysft.deploy.graph.fit", sabotage)
@@ -376,7 +374,7 @@ def test_other_weights_in_a_safetensors_export_are_refused(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_fails_only_for_other_sizes_is_refused(tmp_path, monkeypatch):
+def test_export_deviating_for_other_sizes_is_refused(tmp_path, monkeypatch):
     model, data = delivered(tmp_path / "weights", QUICKSTART, (8, 8)), dataset(tmp_path / "D", 8, 8)
     monkeypatch.setattr(
         "raysft.deploy.graph.fit",
@@ -388,7 +386,7 @@ def test_an_export_that_fails_only_for_other_sizes_is_refused(tmp_path, monkeypa
         export(model, "torch-export", tmp_path / "out", data, quiet)
 
 
-def test_a_right_answer_more_or_less_is_refused_though_probabilities_are_close(tmp_path):
+def test_changed_class_is_refused_despite_close_probabilities(tmp_path):
     class Coin:
         card = ModelCard(TINY, ("a", "b"), 8, 8, (0.5,) * 3, (0.25,) * 3, {}, {})
 
@@ -424,7 +422,7 @@ def fixed(num_classes: int) -> torch.nn.Module:
     return Fixed(num_classes)
 
 
-def test_a_network_that_cannot_be_exported_is_one_line(tmp_path):
+def test_network_without_export_support_is_one_line(tmp_path):
     model = delivered(tmp_path / "weights", "tests.deploy.test_export:fixed", (8, 8))
     with pytest.raises(ModelError, match="cannot be exported as torch-export") as told:
         export(model, "torch-export", tmp_path / "out", dataset(tmp_path / "D", 8, 8), quiet)
@@ -467,7 +465,7 @@ def a_run(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-def test_a_run_is_exported_beside_its_model_and_scored_on_its_own_data(tmp_path, call):  # noqa: F811
+def test_run_is_exported_and_scored_on_its_data(tmp_path, call):  # noqa: F811
     run, data = a_run(tmp_path)
     answer = call("export", "--trust-code", run, "--format", "onnx", "--json")
     assert answer.status == 0, answer.err
@@ -485,7 +483,7 @@ def test_a_run_is_exported_beside_its_model_and_scored_on_its_own_data(tmp_path,
     assert checked.startswith(f"checked  25 test images of {data}: accuracy ")
 
 
-def test_data_that_is_gone_or_other_is_not_taken(tmp_path, call):  # noqa: F811
+def test_missing_or_other_data_is_refused(tmp_path, call):  # noqa: F811
     run, data = a_run(tmp_path)
     data.rename(tmp_path / "elsewhere")
     answer = call("export", "--trust-code", run, "--format", "safetensors")
@@ -528,7 +526,7 @@ def test_a_missing_extra_is_one_line(tmp_path, call, monkeypatch):  # noqa: F811
     assert not (run / "export-onnx").exists()
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_target_is_refused(tmp_path):
     model, data = delivered(tmp_path / "weights", TINY, (8, 8)), dataset(tmp_path / "D", 8, 8)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot be written"):
@@ -561,7 +559,7 @@ def test_images_of_unknown_classes_are_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_whole_model_has_the_network_of_the_classifier(tmp_path):
+def test_whole_model_answers_like_the_classifier(tmp_path):
     model = delivered(tmp_path / "weights", TINY, (8, 8))
     classifier = Classifier(model)
     images = pixels(3, 8, 8)

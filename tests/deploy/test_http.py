@@ -118,7 +118,7 @@ def test_an_image_in_pieces():
     )
 
 
-def test_a_full_queue_sends_away_and_lets_in_again():
+def test_full_queue_refuses_until_it_has_room():
     async def story(ask, replicas):
         replicas.may_go.clear()
         first = [asyncio.create_task(ask("/predict", b"a")) for _ in range(3)]
@@ -141,7 +141,7 @@ def test_a_full_queue_sends_away_and_lets_in_again():
 @pytest.mark.parametrize(
     ("pieces", "headers"), [([b"x" * 300_000] * 4, {}), ([b"x"], {"content_length": "2000000"})]
 )
-def test_of_a_body_that_is_too_large_no_more_is_read_than_is_allowed(pieces, headers):
+def test_oversized_body_is_refused_before_its_end(pieces, headers):
     async def story(ask, replicas):
         return await asyncio.wait_for(
             ask("/predict", *pieces, ends=False, **headers), 5
@@ -189,7 +189,7 @@ def test_a_failure_is_told_to_both_sides():
     assert (health, json.loads(said)["replicas"]) == (503, 0)
 
 
-def test_a_replica_that_died_says_so_and_when_to_come_again():
+def test_dead_replica_gives_503_with_retry_after():
     async def story(ask, replicas):
         return await ask("/predict", b"x")
 

@@ -73,7 +73,7 @@ def test_scaling_is_that_of_training(model, tmp_path):
     assert set(np.unique(item.decode())) <= {0, 255}  # bilinear would be grey
 
 
-def test_values_that_the_model_does_not_know_are_refused(model, photos):
+def test_values_unknown_to_model_are_refused(model, photos):
     write_json(model / CARD, read_json(model / CARD) | {"decoding": Decoding().document()})
     with pytest.raises(DataError, match="has float32 samples"):
         Classifier(model).predict([str(photos / "ant/0.tif")])
@@ -105,7 +105,7 @@ def test_an_export_says_how_pixels_were_made(model, photos, tmp_path):
     assert made["checked"]["images"] == 6
 
 
-def test_a_model_of_before_ignores_transparency_as_it_did(model):
+def test_older_model_ignores_transparency_as_before(model):
     stored = read_json(model / CARD)
     del stored["decoding"], stored["resampling"]
     write_json(model / CARD, stored | {"format": 3})

@@ -234,7 +234,7 @@ def form(files: list[bytes], name: str = "images") -> tuple[bytes, str]:
     return b"".join(parts) + b"--x--\r\n", "multipart/form-data; boundary=x"
 
 
-def test_1000_requests_of_16_clients_are_answered_as_predict_answers(whole, samples):
+def test_concurrent_requests_are_answered_like_predict(whole, samples):
     numbers, before = iter(range(REQUESTS)), whole.metric('raysft_requests_total{status="200"}')
     batches = whole.metric("raysft_batch_images_count")
     answers: list[tuple[int, int, dict]] = []
@@ -264,7 +264,7 @@ def test_1000_requests_of_16_clients_are_answered_as_predict_answers(whole, samp
     )  # they went through the network together
 
 
-def test_files_of_a_form_are_answered_in_their_order(whole, samples):
+def test_form_files_are_answered_in_order(whole, samples):
     chosen = [samples[i % len(samples)] for i in range(40)]  # more than a batch
     status, document, _ = whole.post(*form([sample.content for sample in chosen]))
     assert status == 200
@@ -366,7 +366,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_with_a_request_gets_a_reason(whole, samples, case):
+def test_bad_request_gets_status_and_reason(whole, samples, case):
     body, kind, query, status, words = BAD[case](samples[1].content)
     answered, document, _ = whole.post(body, kind, query)
     assert (answered, list(document)) == (status, ["error"])
@@ -396,7 +396,7 @@ def test_a_body_without_an_end_is_cut_off(whole):
     assert sent > 16 * MB
 
 
-def test_a_full_queue_sends_away_with_a_time_to_come_again(whole, samples):
+def test_full_queue_refuses_with_retry_after(whole, samples):
     good = samples[0].content
     head = (
         b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: "
@@ -434,7 +434,7 @@ def test_what_the_model_is(whole):
     )
 
 
-def test_the_death_of_a_replica_under_load_loses_no_request_but_those_that_it_had(whole, samples):
+def test_dying_replica_loses_only_requests_it_had(whole, samples):
     enough = threading.Event()
     answers: list[list[tuple[int, dict]]] = [[] for _ in range(CLIENTS)]
 
@@ -476,7 +476,7 @@ def test_the_death_of_a_replica_under_load_loses_no_request_but_those_that_it_ha
     )
 
 
-def test_a_request_that_a_replica_has_when_it_dies_fails_and_does_not_hang(whole, samples):
+def test_request_in_dying_replica_fails_without_hanging(whole, samples):
     slow, _ = form([png(7_000, 7_000)] * 30)  # seconds of decoding
     spent = {replica: replica.cpu_times().user for replica in whole.replicas()}
 
@@ -495,7 +495,7 @@ def test_a_request_that_a_replica_has_when_it_dies_fails_and_does_not_hang(whole
     assert whole.post(samples[0].content)[0] == 200  # the other replica is there
 
 
-def test_health_tells_when_no_replica_is_left_and_a_request_waits_for_the_next(whole, samples):
+def test_requests_wait_for_next_replica_when_unhealthy(whole, samples):
     for replica in whole.replicas():
         replica.kill()
     until(lambda: whole.health()[0] == 503)
@@ -506,7 +506,7 @@ def test_health_tells_when_no_replica_is_left_and_a_request_waits_for_the_next(w
     whole.wait_until_whole()
 
 
-def test_what_can_be_known_to_be_wrong_is_told_before_ray_starts(model, tmp_path, monkeypatch):
+def test_wrong_settings_are_refused_before_ray_starts(model, tmp_path, monkeypatch):
     def serve_with(folder: Path = model, **settings) -> None:
         serve_model(str(folder), Settings(**settings), None)  # type: ignore[arg-type]
 
@@ -564,7 +564,7 @@ def test_which_hosts_are_this_machine_alone(host, inside):
     assert is_loopback(host) == inside
 
 
-def test_ctrl_c_answers_what_is_accepted_and_leaves_no_process(server, samples):
+def test_ctrl_c_answers_accepted_requests_then_ends_everything(server, samples):
     """The last one: the server is gone afterwards."""
     good = samples[0].content
     head = (
