@@ -56,7 +56,7 @@ def last_heard(run: Run, seconds: float) -> None:
         os.utime(run.folder / name, (at, at))
 
 
-def test_a_process_is_known_by_more_than_its_number(stranger):
+def test_process_with_reused_number_is_not_owner(stranger):
     here = Owner.current()
     assert here.is_here
     assert here.is_alive
@@ -67,7 +67,7 @@ def test_a_process_is_known_by_more_than_its_number(stranger):
     assert stranger.poll() is None
 
 
-def test_a_number_that_another_process_has_now_is_not_signalled(run, stranger, capfd):
+def test_stop_does_not_signal_reused_process_number(run, stranger, capfd):
     owned_by(run, pid=stranger.pid)
     LocalBackend(Output()).stop(str(run.folder))
     assert "is not running: lost" in capfd.readouterr().out
@@ -75,7 +75,7 @@ def test_a_number_that_another_process_has_now_is_not_signalled(run, stranger, c
     assert Run.reopen(run.folder).known["t0"].status == "pending"
 
 
-def test_a_run_is_stopped_where_its_process_is_surely_its_own(run, stranger, capfd):
+def test_stop_signals_the_runs_own_process(run, stranger, capfd):
     process = psutil.Process(stranger.pid)
     owned_by(run, pid=process.pid, began=owner._began(process.pid))
     with pytest.raises(UserError, match=rf"is still running as process {process.pid} of "):
@@ -88,7 +88,7 @@ def test_a_run_is_stopped_where_its_process_is_surely_its_own(run, stranger, cap
 @pytest.mark.parametrize(
     "elsewhere", [{"host": "other"}, {"boot": "another"}, {"namespace": "pid:[1]"}]
 )
-def test_a_run_of_another_machine_or_container_lives_until_it_is_silent(run, elsewhere, capfd):
+def test_run_elsewhere_is_running_until_silent(run, elsewhere, capfd):
     owned_by(run, pid=os.getpid(), **elsewhere)
     assert read_status(str(run.folder))["status"] == "running"
     with pytest.raises(UserError, match=r"was running 0 s ago, as process .* try again in 120 s"):
@@ -105,7 +105,7 @@ def test_a_run_of_another_machine_or_container_lives_until_it_is_silent(run, els
         assert Owner.from_document(read_json(run.folder / INFO)) == Owner.current()
 
 
-def test_a_run_that_another_has_resumed_meanwhile_is_left_to_it(run):
+def test_run_resumed_by_another_is_left_alone(run):
     last_heard(run, SILENT_SECONDS + 5)
     owned_by(run, host="other")
     last_heard(run, SILENT_SECONDS + 5)
@@ -116,7 +116,7 @@ def test_a_run_that_another_has_resumed_meanwhile_is_left_to_it(run):
     assert read_json(run.folder / INFO)["status"] == "running"
 
 
-def test_a_run_gives_signs_of_life_until_it_ends(run, monkeypatch):
+def test_run_gives_heartbeats_until_it_ends(run, monkeypatch):
     monkeypatch.setattr(owner, "BEAT_SECONDS", 0.01)
     with heartbeat(run.folder):
         last_heard(run, 1000)
@@ -127,7 +127,7 @@ def test_a_run_gives_signs_of_life_until_it_ends(run, monkeypatch):
     assert not (run.folder / HEARTBEAT).exists()
 
 
-def test_the_run_of_an_older_raysft_is_never_signalled(run, stranger, capfd):
+def test_run_of_older_raysft_is_never_signalled(run, stranger, capfd):
     info = read_json(run.folder / INFO)
     del info["owner"]
     write_json(run.folder / INFO, info | {"pid": stranger.pid})
@@ -137,7 +137,7 @@ def test_the_run_of_an_older_raysft_is_never_signalled(run, stranger, capfd):
     assert Run.reopen(run.folder).known
 
 
-def test_the_run_of_an_older_raysft_on_another_host_is_running_as_far_as_is_known(run):
+def test_run_of_older_raysft_elsewhere_seems_running(run):
     info = read_json(run.folder / INFO)
     del info["owner"]
     write_json(run.folder / INFO, info | {"status": "running", "host": "elsewhere"})
@@ -156,7 +156,7 @@ def test_resuming_in_vain_leaves_the_run(tmp_path):
     assert read_json(begun.folder / INFO)["status"] == "failed"
 
 
-def test_who_reads_a_log_of_ray_is_left_alone(tmp_path):
+def test_only_marked_processes_using_logs_are_found(tmp_path):
     log = tmp_path / "raylet.out"
     log.touch()
     reading = [sys.executable, "-c", f"file = open({str(log)!r}); print(flush=True); input()"]
@@ -176,7 +176,7 @@ def test_who_reads_a_log_of_ray_is_left_alone(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs Linux")
-def test_a_process_that_is_dead_and_not_waited_for_does_not_live():
+def test_zombie_process_is_not_alive():
     process = subprocess.Popen([sys.executable, "-c", ""])
     here, began = Owner.current(), owner._began(process.pid)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

@@ -35,7 +35,7 @@ def begun(root: Path, **sections) -> Path:
     return Path(run.folder)
 
 
-def test_what_lies_from_the_run_as_it_did_is_found(tmp_path):
+def test_files_moved_along_with_run_are_found(tmp_path):
     begun(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
     run = Run.reopen(tmp_path / "new/runs/r")
@@ -54,7 +54,7 @@ def test_what_lies_from_the_run_as_it_did_is_found(tmp_path):
     )
 
 
-def test_a_path_of_the_folder_that_the_run_began_in_is_found_from_any_other(tmp_path, monkeypatch):
+def test_relative_paths_resolve_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     monkeypatch.chdir(tmp_path / "old")
     folder = begun(
@@ -69,7 +69,7 @@ def test_a_path_of_the_folder_that_the_run_began_in_is_found_from_any_other(tmp_
 
 
 @pytest.mark.parametrize("where", ["runs/r/photos", "runs/photos", "photos"])
-def test_a_run_of_an_older_raysft_has_its_data_near_it(tmp_path, where):
+def test_run_of_older_raysft_finds_data_beside_it(tmp_path, where):
     folder = begun(tmp_path / "old", model={"name": "resnet18"})
     info = read_run_document(folder)
     write_json(
@@ -81,7 +81,7 @@ def test_a_run_of_an_older_raysft_has_its_data_near_it(tmp_path, where):
     assert Run.reopen(tmp_path / "new/runs/r").job.data.path == str(tmp_path / "new" / where)
 
 
-def test_what_is_nowhere_is_told_with_what_to_give(tmp_path):
+def test_missing_data_says_which_option_to_give(tmp_path):
     folder = begun(tmp_path)
     (tmp_path / "data/photos").rename(tmp_path / "pictures")
     with pytest.raises(UserError) as raised:
@@ -96,7 +96,7 @@ def test_what_is_nowhere_is_told_with_what_to_give(tmp_path):
         Run.reopen(folder, places={"data.path": str(tmp_path / "nowhere")})
 
 
-def test_other_weights_than_the_run_began_with_are_refused(tmp_path):
+def test_other_weights_than_first_used_are_refused(tmp_path):
     folder = begun(tmp_path)
     (tmp_path / "v.pth").write_bytes(b"others")
     with pytest.raises(UserError, match=r"v\.pth: is not the file that the run began with"):
@@ -108,7 +108,7 @@ def test_other_weights_than_the_run_began_with_are_refused(tmp_path):
         Run.reopen(folder)
 
 
-def test_only_places_can_be_set_and_only_where_the_job_has_one(tmp_path):
+def test_only_places_the_job_has_can_change(tmp_path):
     assert parse_places(["data.path=a b=c", "storage=s3://b"]) == {
         "data.path": "a b=c",
         "storage": "s3://b",
@@ -127,7 +127,7 @@ def test_only_places_can_be_set_and_only_where_the_job_has_one(tmp_path):
             Run.reopen(folder, places=given)
 
 
-def test_the_report_of_a_moved_run_finds_its_images(tmp_path):
+def test_report_of_moved_run_finds_its_images(tmp_path):
     make_run(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
     assert read_figures(tmp_path / "new/runs/r")["data"]["unreached"] is None
