@@ -56,14 +56,14 @@ def test_a_dashboard(given, url):
         ("http://h:99999", "is not an address"),
     ],
 )
-def test_anything_else_is_one_line_with_what_to_give(given, expected):
+def test_malformed_address_is_refused_naming_its_variable(given, expected):
     with pytest.raises(UserError) as raised:
         parse_address(given, True)
     assert expected in str(raised.value)
     assert str(raised.value).startswith("RAY_ADDRESS=")
 
 
-def test_who_is_asked_says_where_the_address_came_from():
+def test_address_tells_if_environment_gave_it():
     assert str(Address("http://h:8265", True)) == "RAY_ADDRESS=http://h:8265"
     assert str(Address("http://h:8265")) == "http://h:8265"
 
@@ -102,7 +102,7 @@ def test_auto_is_the_dashboard_of_this_machine(running):
 @pytest.mark.parametrize(
     ("status", "is_one"), [(None, True), (401, True), (403, True), (404, False), (500, False)]
 )
-def test_auto_may_be_a_dashboard_whose_process_is_not_seen(monkeypatch, status, is_one):
+def test_auto_finds_dashboard_by_its_answer(monkeypatch, status, is_one):
     made = Dashboard()
     made.status = status
     monkeypatch.setattr(address, "DASHBOARD_PORT", made.port)
@@ -126,7 +126,7 @@ def test_auto_refuses_to_guess(running):
 @pytest.mark.parametrize(
     "given", ["auto", "ray://127.0.0.1:10001", "127.0.0.1:6379", "http://127.0.0.1:9"]
 )
-def test_what_is_no_cluster_is_told_at_once_and_by_raysft_alone(given):
+def test_unreachable_cluster_is_one_quick_line(given):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "raysft", "list"],
@@ -148,7 +148,7 @@ def test_what_is_no_cluster_is_told_at_once_and_by_raysft_alone(given):
 
 
 @pytest.mark.slow
-def test_a_few_files_are_predicted_here_whatever_the_environment_says_of_a_cluster(tmp_path):
+def test_only_bulk_prediction_uses_cluster_of_environment(tmp_path):
     command = [sys.executable, "-m", "raysft", "predict", "nothing", "x.jpg"]
     for more, expected in (
         ([], "nothing: is not a model"),

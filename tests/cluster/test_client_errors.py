@@ -75,7 +75,7 @@ def test_the_first_question_has_its_status_too(dashboard, address, status):
         ClusterClient(address)
 
 
-def test_numbers_and_words_in_a_text_are_no_status(dashboard, address):
+def test_error_text_is_not_read_as_status(dashboard, address):
     cluster = ClusterClient(address)
     dashboard.status = 500
     for text in (NAMED_LIKE_STATUSES, "Authentication of 401 images", "Could not connect the dots"):
@@ -92,9 +92,7 @@ def test_numbers_and_words_in_a_text_are_no_status(dashboard, address):
         (404, "r: is not known any more to http"),
     ],
 )
-def test_who_follows_a_run_ends_at_once_where_it_will_not_get_better(
-    dashboard, address, status, expected
-):
+def test_following_ends_at_once_on_lasting_errors(dashboard, address, status, expected):
     cluster, lost = ClusterClient(address), list[str]()
     dashboard.status = status
     error = follow(cluster, lost)
@@ -103,7 +101,7 @@ def test_who_follows_a_run_ends_at_once_where_it_will_not_get_better(
     assert lost == []
 
 
-def test_who_follows_a_run_gives_up_after_a_stated_time(dashboard, address, monkeypatch):
+def test_following_gives_up_after_stated_time(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
     cluster, lost = ClusterClient(address), list[str]()
     dashboard.status = 503
@@ -113,7 +111,7 @@ def test_who_follows_a_run_gives_up_after_a_stated_time(dashboard, address, monk
     assert len(lost) == 1
 
 
-def test_who_follows_a_run_goes_on_where_a_cluster_comes_back(dashboard, address):
+def test_following_continues_when_cluster_comes_back(dashboard, address):
     cluster = ClusterClient(address)
     dashboard.status = 503
 
@@ -141,7 +139,7 @@ def test_a_stream_that_says_nothing_is_asked_about(dashboard, address, monkeypat
     ],
     ids=["logs", "watch"],
 )
-def test_a_cluster_that_goes_away_ends_what_followed_it(dashboard, address, monkeypatch, command):
+def test_commands_following_vanished_cluster_end(dashboard, address, monkeypatch, command):
     monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
     threading.Thread(
         target=lambda: dashboard.asked.wait(10) and dashboard.close(), daemon=True
@@ -150,7 +148,7 @@ def test_a_cluster_that_goes_away_ends_what_followed_it(dashboard, address, monk
         command(address)
 
 
-def test_a_question_to_a_cluster_that_goes_away_is_given_up(dashboard, address, monkeypatch):
+def test_doctor_gives_up_when_cluster_vanishes(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "GIVE_UP_SECONDS", 0.5)
     monkeypatch.setattr(ClusterClient, "_start", lambda *arguments: "r")
     threading.Thread(
@@ -160,14 +158,14 @@ def test_a_question_to_a_cluster_that_goes_away_is_given_up(dashboard, address, 
         ClusterBackend(address, Output()).doctor("runs")
 
 
-def test_a_run_that_does_not_stop_is_not_waited_for_without_end(dashboard, address, monkeypatch):
+def test_stop_gives_up_on_unresponsive_run(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "STOP_SECONDS", 0.2)
     cluster = ClusterClient(address)
     with pytest.raises(RunError, match="was asked to stop and has not ended within"):
         cluster.stop(cluster.run("r"))
 
 
-def test_a_port_that_never_answers_is_told_in_time(monkeypatch):
+def test_silent_port_is_reported_in_time(monkeypatch):
     monkeypatch.setattr(jobs, "CONNECT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
@@ -176,7 +174,7 @@ def test_a_port_that_never_answers_is_told_in_time(monkeypatch):
         assert time.monotonic() - began < 10
 
 
-def test_a_dashboard_that_falls_silent_is_not_waited_for(dashboard, address, monkeypatch):
+def test_silent_dashboard_is_reported_unreachable(dashboard, address, monkeypatch):
     monkeypatch.setattr(jobs, "ANSWER_SECONDS", 0.2)
     cluster = ClusterClient(address)
     monkeypatch.setattr(cluster._client, "list_jobs", threading.Event().wait)
@@ -184,9 +182,7 @@ def test_a_dashboard_that_falls_silent_is_not_waited_for(dashboard, address, mon
         cluster.runs()
 
 
-def test_the_address_that_is_given_counts_more_than_the_environment(
-    dashboard, address, monkeypatch
-):
+def test_given_address_overrides_the_environment(dashboard, address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert [row["run"] for row in ClusterBackend(address, Output()).runs("runs")] == ["r"]
