@@ -204,7 +204,7 @@ WRONG_JOBS = {
 
 
 @pytest.mark.parametrize("case", WRONG_JOBS)
-def test_a_wrong_job_is_one_line_and_nothing_written(call, here, tmp_path, case):
+def test_wrong_job_is_one_line_and_writes_nothing(call, here, tmp_path, case):
     sections, expected = WRONG_JOBS[case]
     answer = call("submit", job_file(tmp_path, **sections(tmp_path)))
     assert answer.status == 2
@@ -223,7 +223,7 @@ def test_two_problems_are_two_lines(call, here, tmp_path):
     assert "seed: got -1" in answer.err
 
 
-def test_a_download_without_a_network_says_where_to_put_the_file(call, here, tmp_path, monkeypatch):
+def test_offline_error_says_where_to_put_file(call, here, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "urllib.request._opener", None
     )  # it keeps the proxies that it was first used with
@@ -301,9 +301,7 @@ def _foreign_weights(root: Path) -> dict:
         (_foreign_weights, "another architecture than tests.tiny:tiny: 1 of 4 tensors fit"),
     ],
 )
-def test_wrong_data_and_weights_are_one_line_and_nothing_written(
-    no_ray, here, tmp_path, prepare, expected
-):
+def test_wrong_data_or_weights_are_one_line(no_ray, here, tmp_path, prepare, expected):
     answer = run("submit", job_file(tmp_path, **prepare(tmp_path)), cwd=here)
     assert answer.status == 2
     (line,) = answer.lines

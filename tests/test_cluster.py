@@ -184,7 +184,7 @@ def proxy(cluster):
     found.close()
 
 
-def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_path, proxy):
+def test_run_is_followed_to_end_and_listed(cluster, call, job, tmp_path, proxy):
     with (tmp_path / "here/large").open("wb") as file:
         file.truncate(300_000_000)  # what lies in the current folder must not travel
     done = call("submit", job, "--address", f"http://127.0.0.1:{proxy.port}", "--name", "first")
@@ -225,9 +225,7 @@ def test_a_run_is_followed_to_its_end_and_stays_known(cluster, call, job, tmp_pa
     assert "already exists" in twice.stderr
 
 
-def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(
-    cluster, call, job, home, tmp_path, proxy
-):
+def test_run_outlives_client_and_resumes_where_stopped(cluster, call, job, home, tmp_path, proxy):
     def start(*words: str) -> subprocess.Popen:
         return subprocess.Popen(
             [RAYSFT, *words, "--address", f"http://127.0.0.1:{proxy.port}"],
@@ -285,9 +283,7 @@ def test_a_run_outlives_its_client_and_goes_on_where_it_was_stopped(
     assert call("resume", "long", "--address", cluster).stderr.startswith("error: long: is done")
 
 
-def test_a_run_is_watched_by_its_events_and_measured_by_prometheus(
-    cluster, call, job, home, tmp_path
-):
+def test_run_can_be_watched_and_scraped_by_prometheus(cluster, call, job, home, tmp_path):
     submitted = call(
         "submit",
         job,
@@ -358,9 +354,7 @@ def scraped(run: str) -> dict[str, float]:
     return {}
 
 
-def test_a_run_that_this_cluster_does_not_know_is_resumed_from_its_folder(
-    cluster, call, job, tmp_path
-):
+def test_run_unknown_to_cluster_resumes_from_folder(cluster, call, job, tmp_path):
     run = Run.create(load_job(job, ["search.trials=1", "train.epochs=1"]), "unknown")
     run.save(status="stopped")
     (tmp_path / "images").rename(tmp_path / "photos")
@@ -401,7 +395,7 @@ def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
     assert not (tmp_path / "storage").exists()
 
 
-def test_a_plan_on_the_cluster_and_what_would_not_fit(cluster, call, job, tmp_path):
+def test_plan_measures_cost_and_leaves_only_data_sets(cluster, call, job, tmp_path):
     planned = json.loads(
         call(
             "plan",
@@ -439,7 +433,7 @@ def test_where_the_runs_of_a_cluster_go(monkeypatch, storage, nodes, base, expec
     assert shared_storage(storage, nodes) == expected
 
 
-def test_a_folder_of_one_of_many_nodes_is_no_storage(monkeypatch):
+def test_local_folder_is_refused_for_several_nodes(monkeypatch):
     monkeypatch.delenv("RAYSFT_STORAGE", raising=False)
     with pytest.raises(UserError, match="is a folder of one node, and the cluster has several"):
         shared_storage("runs", 3)
@@ -467,7 +461,7 @@ def test_an_address_where_nothing_is_says_so(call):
     )
 
 
-def test_a_run_waits_for_the_nodes_of_an_autoscaler(no_ray, job, tmp_path, monkeypatch):
+def test_run_waits_for_autoscaled_nodes(no_ray, job, tmp_path, monkeypatch):
     """Two raylets on this machine; the second, with the CPUs, comes when the run has asked for
     it.
     """

@@ -27,7 +27,7 @@ def test_rays_schema_accepts_the_file(name):
 
 
 @pytest.mark.parametrize("name", ["gpu.yaml", "onprem.yaml"])
-def test_every_node_starts_with_the_token_and_the_dashboard_stays_on_the_loopback(name):
+def test_nodes_need_token_and_dashboard_is_local(name):
     tree = load(name)
     assert "~/.ray/auth_token" in tree["file_mounts"]
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
@@ -35,7 +35,7 @@ def test_every_node_starts_with_the_token_and_the_dashboard_stays_on_the_loopbac
     assert "--dashboard-host=127.0.0.1" in tree["head_start_ray_commands"][-1]
 
 
-def test_rays_autoscaler_makes_a_valid_configuration_of_kuberay_yaml():
+def test_autoscaler_accepts_kuberay_yaml():
     from ray.autoscaler._private.kuberay.autoscaling_config import (
         _derive_autoscaling_config_from_ray_cr,
     )
@@ -53,7 +53,7 @@ def test_rays_autoscaler_makes_a_valid_configuration_of_kuberay_yaml():
     assert sorted(gpus) == [0, 1]
 
 
-def test_kuberay_has_a_token_a_gpu_group_from_zero_and_an_autoscaler():
+def test_kuberay_has_token_autoscaler_and_gpu_group():
     (cluster,) = [
         d
         for d in yaml.safe_load_all((REPOSITORY / "cluster/kuberay.yaml").read_text())
@@ -92,7 +92,7 @@ def aws(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_up_asks_the_cloud_for_what_gpu_yaml_says(aws, tmp_path):
+def test_ray_up_requests_what_gpu_yaml_says(aws, tmp_path):
     tree = load("gpu.yaml")
     vpc = aws.describe_vpcs()["Vpcs"][0]["VpcId"]
     group = aws.create_security_group(GroupName="raysft", Description="raysft", VpcId=vpc)[
@@ -153,7 +153,7 @@ def _first_instance(aws, process: subprocess.Popen, log: Path) -> dict:
     pytest.fail(log.read_text()[-2000:])
 
 
-def test_workers_are_spot_first_from_zero_and_on_demand_beside():
+def test_spot_workers_come_before_on_demand_ones():
     types = load("gpu.yaml")["available_node_types"]
     spot, ondemand = types["gpu.spot"], types["gpu.ondemand"]
     assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}

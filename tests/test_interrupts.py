@@ -44,7 +44,7 @@ def test_a_clean_up_is_left_in_peace(listening, number):
     time.sleep(0.1)
 
 
-def test_a_background_job_of_a_shell_stays_deaf_to_ctrl_c(listening):
+def test_background_shell_job_keeps_ignoring_ctrl_c(listening):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupts.listen()
     os.kill(os.getpid(), signal.SIGINT)

@@ -47,7 +47,7 @@ def s3(s3_environment):
         yield "s3://bucket"
 
 
-def test_a_folder_is_complete_once_its_last_file_is_there(s3, tmp_path):
+def test_folder_is_complete_with_its_last_file(s3, tmp_path):
     target = storage_path(f"{s3}/folder/model")
     with scratch_beside(target) as scratch:
         (scratch / "a.json").write_text("{}")
@@ -59,7 +59,7 @@ def test_a_folder_is_complete_once_its_last_file_is_there(s3, tmp_path):
     assert not target.exists()
 
 
-def test_a_file_that_is_replaced_again_and_again_is_never_read_in_part(s3):
+def test_file_being_replaced_is_never_read_partially(s3):
     file = storage_path(f"{s3}/changing.json")
     write_text(file, "[0]")
     stop = threading.Event()
@@ -81,7 +81,7 @@ def test_a_file_that_is_replaced_again_and_again_is_never_read_in_part(s3):
         writer.join()
 
 
-def test_a_run_gives_signs_of_life_that_are_dated_by_the_store(s3):
+def test_heartbeats_are_dated_by_the_store(s3):
     folder = storage_path(f"{s3}/run/r")
     assert seconds_since_sign(folder, INFO, exact=True) is None
     with heartbeat(folder):
@@ -92,7 +92,7 @@ def test_a_run_gives_signs_of_life_that_are_dated_by_the_store(s3):
     assert list(folder.iterdir()) == []
 
 
-def test_a_bucket_that_is_not_there_is_one_line(s3):
+def test_missing_bucket_or_unknown_scheme_is_refused(s3):
     from raysft.job import Job
 
     with pytest.raises(UserError, match="cannot be written"):
@@ -127,7 +127,7 @@ def test_a_data_set_is_imported_restarted_and_read(s3, ray_local, images, monkey
         verify_checksums(out, manifest)
 
 
-def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
+def test_run_works_entirely_on_an_object_store(s3, no_ray, tmp_path):
     make_images(tmp_path / "images", {"ant": 30, "bee": 30})
     tree = {
         "name": "j",
@@ -184,7 +184,7 @@ def test_a_run_from_data_to_model_on_an_object_store(s3, no_ray, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_of_a_run_on_an_object_store_lies_beside_it(s3, tmp_path):
+def test_report_is_written_beside_run_in_store(s3, tmp_path):
     run = make_run(tmp_path, storage=f"{s3}/reports")
     assert str(write_report(run.folder)) == f"{s3}/reports/r/report.html"
     assert "test accuracy" in (run.folder / "report.html").read_text()

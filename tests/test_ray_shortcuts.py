@@ -31,7 +31,7 @@ def test_shortcut_is_there_in_this_ray(shortcut):
     assert (shortcut.get() is None) is (shortcut.name in NEW), str(shortcut)
 
 
-def test_shortcut_is_missing_where_ray_changed_and_says_why():
+def test_missing_shortcut_says_why():
     def find():
         from ray.data._internal import no_such_module  # noqa: F401
 

@@ -248,13 +248,13 @@ def test_stop_from_another_terminal_leaves_no_process(stopped_elsewhere):
     assert "not running" in stopped_elsewhere.again
 
 
-def test_a_local_run_starts_no_process_it_does_not_need(stopped_elsewhere):
+def test_local_run_starts_no_unneeded_process(stopped_elsewhere):
     assert "raylet" in stopped_elsewhere.children
     unused = r"dashboard/dashboard\.py|log_monitor\.py|monitor\.py"
     assert not re.search(unused, stopped_elsewhere.children)
 
 
-def test_a_log_is_followed_to_the_end_of_its_run(stopped_elsewhere):
+def test_log_is_followed_until_run_ends(stopped_elsewhere):
     assert "Dataset" in stopped_elsewhere.logged
 
 
@@ -263,7 +263,7 @@ def test_ctrl_c_in_training_leaves_no_process(interrupted_in_training):
     assert_stopped(command)
 
 
-def test_a_resumed_run_keeps_the_trials_that_had_ended(here, interrupted_in_training, finished):
+def test_resumed_run_keeps_ended_trials(here, interrupted_in_training, finished):
     _, before = interrupted_in_training
     assert finished.command.process.returncode == 0
     assert finished.command.status == "done"
@@ -275,12 +275,12 @@ def test_a_resumed_run_keeps_the_trials_that_had_ended(here, interrupted_in_trai
     assert again.stderr.strip().endswith("is done; see `raysft results`")
 
 
-def test_no_file_of_the_folder_is_taken_for_a_library(finished):
+def test_files_in_folder_do_not_shadow_libraries(finished):
     assert finished.command.err == ""
     assert "best     t" in finished.command.out  # and the folder's network was found
 
 
-def test_a_watcher_who_leaves_does_not_end_the_run(finished):
+def test_run_continues_after_watcher_leaves(finished):
     status, _, err = finished.quitter
     assert (status, err) == (130, "no longer watching; the run keeps running\n")
 
@@ -308,7 +308,7 @@ def test_documents_of_a_watched_run_tell_its_progress(finished):
     assert any(each["left_s"] for each in told)
 
 
-def test_a_watched_run_is_a_table_in_a_terminal(finished):
+def test_watched_run_is_table_in_terminal(finished):
     status, shown, err = finished.table
     assert (status, err) == (0, "")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)

@@ -56,14 +56,14 @@ def test_the_current_folder_comes_after_the_libraries(here, monkeypatch):
     assert os.environ["PYTHONPATH"] == "/other"
 
 
-def test_a_folder_with_raysft_itself_stays_where_it_is(monkeypatch):
+def test_folder_holding_raysft_stays_first_in_path(monkeypatch):
     monkeypatch.chdir(search_path.OWN.parent)
     monkeypatch.setattr(sys, "path", ["", "/lib"])
     current_folder_last()
     assert sys.path == ["", "/lib"]
 
 
-def test_while_ray_starts_there_is_no_current_folder_and_no_script(here, tmp_path):
+def test_ray_starts_without_current_folder_or_script(here, tmp_path):
     script = sys.argv[0]
     with empty_current_folder(tmp_path / "nowhere"):
         assert Path.cwd() == tmp_path / "nowhere"
@@ -71,7 +71,7 @@ def test_while_ray_starts_there_is_no_current_folder_and_no_script(here, tmp_pat
     assert (Path.cwd(), sys.argv[0]) == (here, script)
 
 
-def test_an_import_error_of_a_worker_ends_the_run_at_once(no_ray, here, tmp_path):
+def test_import_error_in_worker_ends_run_immediately(no_ray, here, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(
         "import sys\n"
@@ -91,7 +91,7 @@ def test_an_import_error_of_a_worker_ends_the_run_at_once(no_ray, here, tmp_path
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_process_that_never_starts_is_not_waited_for_without_end(monkeypatch, tmp_path):
+def test_process_that_never_starts_is_reported(monkeypatch, tmp_path):
     import ray
 
     monkeypatch.setattr(answers, "START_SECONDS", 0.2)

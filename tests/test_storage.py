@@ -31,7 +31,7 @@ from tests.deploy.models import make_model
 from tests.results.made import make_run
 
 
-def test_one_holder_at_a_time_and_no_file_left(tmp_path):
+def test_lock_has_one_holder_and_leaves_nothing(tmp_path):
     inside, most, order = [0], [0], []
 
     def hold(number: int) -> None:
@@ -137,7 +137,7 @@ def _fill_and_raise(folder: Path, error: BaseException) -> None:
     raise error
 
 
-def test_how_a_run_ended_is_written_on_a_full_disk(small_disk):
+def test_failure_is_recorded_on_full_disk(small_disk):
     run = make_run(small_disk, storage=str(small_disk / "runs"), predicted=False)
     run.info["ended"] = None
     run.save(status="running")
@@ -147,7 +147,7 @@ def test_how_a_run_ended_is_written_on_a_full_disk(small_disk):
     assert read_json(run.folder / "run.json")["status"] == "failed"
 
 
-def test_how_a_run_ended_is_written_where_there_is_no_room_at_all(small_disk):
+def test_interrupt_is_recorded_without_spare_room(small_disk):
     run = make_run(small_disk, storage=str(small_disk / "runs"), predicted=False)
     run.info["ended"] = None
     run.save(status="running")
@@ -156,7 +156,7 @@ def test_how_a_run_ended_is_written_where_there_is_no_room_at_all(small_disk):
     assert read_json(run.folder / "run.json")["status"] == "stopped"
 
 
-def test_a_file_is_overwritten_only_where_it_has_the_room(tmp_path):
+def test_file_is_overwritten_only_if_content_fits(tmp_path):
     file = tmp_path / "run.json"
     write_json(file, {"a": 1})
     assert not overwrite_json(file, {"a": "b" * file.stat().st_blocks * 512})

@@ -132,13 +132,13 @@ def test_what_is_known_decides_what_the_headline_says():
     )
 
 
-def test_a_small_terminal_shows_those_in_training_and_the_best():
+def test_small_terminal_shows_running_and_best_trials():
     lines = text(RUNNING, height=13)
     assert [line.split()[0] for line in lines[3:7]] == ["t1", "t0", "t2", "…"]
     assert "… and 1 more" in lines
 
 
-def test_a_long_curve_keeps_its_last_epoch_and_its_width():
+def test_long_curve_keeps_last_epoch_and_width():
     curve = [n / 100 for n in range(100)]
     assert len(curve_text(curve, curve)) <= 16
     assert curve_text(curve, curve)[-1] == "█"
@@ -212,7 +212,7 @@ def test_progress_follows_teams_and_knows_what_is_left():
     assert progress.document(records, [])["teams"][1]["doing"] == "gone"
 
 
-def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave():
+def test_halving_counts_only_epochs_its_rungs_leave():
     job = Job.model_validate({"train": {"epochs": 4}, "search": {"trials": 4}})
     plan = RunPlan(100, 10, 10, 3, 4, ((4, 1), (1, 3)), (Slot(1, 1),), 4, 25)
     progress = Progress(job, plan, [])
@@ -233,7 +233,7 @@ def test_what_is_left_of_a_search_by_halving_are_the_epochs_that_its_rungs_leave
     assert progress.document(records, [])["epochs"]["done"] == 7
 
 
-def test_events_of_a_cluster_tell_running_trials_and_each_epoch_once(monkeypatch):
+def test_cluster_events_send_each_epoch_once(monkeypatch):
     monkeypatch.setattr("raysft.cluster.messages.STANDING_EVERY_S", 0.0)
     lines: list[str] = []
     reporter, trial = Reporter(lines.append), TrialRecord("t0", {"a": 1}, "running")
@@ -247,7 +247,7 @@ def test_events_of_a_cluster_tell_running_trials_and_each_epoch_once(monkeypatch
     assert seen.trials == {"t0": trial}
 
 
-def test_events_tell_where_a_run_stands_now_and_then_and_when_a_team_begins_something_else():
+def test_status_is_sent_when_a_team_changes_activity():
     lines: list[str] = []
     reporter = Reporter(lines.append)
     for doing in ("starting", "starting", "training", "training", "waiting"):
@@ -258,7 +258,7 @@ def test_events_tell_where_a_run_stands_now_and_then_and_when_a_team_begins_some
 # --- runs --------------------------------------------------------------------------------------
 
 
-def test_watching_a_run_that_has_ended_shows_it_once(tmp_path):
+def test_watching_ended_run_shows_it_once(tmp_path):
     run = Run.create(Job(storage=str(tmp_path / "runs")), "r")
     run.save_trial(TrialRecord("t0", {}, "finished", epochs(0.5)))
     run.save_progress(PROGRESS)
