@@ -67,6 +67,7 @@ class JobErrors(JobError):
 
     @property
     def problems(self) -> tuple[RaysftError, ...]:
+        """The single problems, one line each."""
         return self._problems
 
 

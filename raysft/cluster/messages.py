@@ -89,17 +89,21 @@ class Reporter:
             self._write(encode(kind, payload) + "\n")
 
     def note(self, text: str) -> None:
+        """Send one line of news."""
         self.tell("note", text=text)
 
     def progress(self, what: str, done: int, total: int) -> None:
+        """Send rows imported or bytes downloaded so far."""
         self.tell("progress", what=what, done=done, total=total)
 
     def epochs(self, done: float, total: int, records: Sequence[TrialRecord]) -> None:
+        """Send the epochs trained so far, at most once in `EPOCHS_EVERY_S` seconds."""
         if done == total or time.monotonic() - self._last_epochs >= EPOCHS_EVERY_S:
             self._last_epochs = time.monotonic()
             self.tell("epochs", done=done, total=total)
 
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
+        """Send a trial that has ended."""
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
     def status(self, document: ProgressDocument, records: Sequence[TrialRecord]) -> None:

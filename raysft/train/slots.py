@@ -82,6 +82,7 @@ class SlotThread(threading.Thread):
         """When it was begun, by the clock that never jumps; None before."""
 
     def run(self) -> None:
+        """Train until the queue has no more; what ended it otherwise is kept in `error`."""
         self.started = time.monotonic()
         try:
             self._trainer().fit()
