@@ -10,9 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod, OverflowMethod
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -41,13 +40,16 @@ class Output:
     """
 
     def __init__(self) -> None:
-        self._out_fd, self._err_fd = os.dup(1), os.dup(2)
+        # Copies: what is redirected later takes the place of 1 and 2, and not of these.
+        self._out_fd = os.dup(1)
+        self._err_fd = os.dup(2)
         self.out = _console(self._out_fd)
         self.err = _console(self._err_fd)
 
     def line(self, text: str = "") -> None:
         """One line of plain text to standard output."""
-        self.out.print(text, markup=False, highlight=False, soft_wrap=True)
+        # A wrapped line could not be copied as a command or read by a program.
+        _print_plain(self.out, text)
 
     def show(self, table: Table) -> None:
         """A table to standard output."""
@@ -55,28 +57,25 @@ class Output:
 
     def json(self, document: object) -> None:
         """One JSON document to standard output."""
-        self.line(json.dumps(document, indent=1, default=str))
+        text = json.dumps(document, indent=1, default=str)
+        self.line(text)
 
     def errors(self, error: RaysftError) -> None:
         """One red line a problem to standard error."""
         for problem in error.problems:
-            text = f"error: {without_controls(str(problem))}"
-            self.err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+            # A message quotes names of files and classes, which may hold escape sequences.
+            text = without_controls(str(problem))
+            _print_plain(self.err, f"error: {text}", style="red")
 
     def trace(self, error: BaseException) -> None:
         """The traceback of an error to standard error."""
-        self.err.print(
-            "".join(traceback.format_exception(error)),
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        lines = traceback.format_exception(error)
+        _print_plain(self.err, "".join(lines))
 
     def warning(self, text: str) -> None:
         """One yellow line to standard error."""
-        self.err.print(
-            without_controls(text), style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        shown = without_controls(text)
+        _print_plain(self.err, shown, style="yellow")
 
     def live(self) -> Live:
         """A place on a terminal that shows one thing in place of the one before."""
@@ -85,14 +84,13 @@ class Output:
         )
 
     def redirect_other_output(self, log: Path) -> None:
-        """Send what everyone else prints from now on, also from native code, to a log file.
-
-        There is no way back: Ray's threads have something to say up to the last moment of the
-        process.
-        """
+        """Send what everyone else prints from now on, also from native code, to a log file."""
+        # There is no way back: Ray's threads have something to say up to the last moment of the
+        # process.
         sys.stdout.flush()
         sys.stderr.flush()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # The descriptors and not sys.stdout, which C++ and started processes know nothing of.
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
@@ -104,10 +102,15 @@ def _console(descriptor: int) -> Console:
     # document.
     return Console(
         file=stream,
+        # A log has no width: at rich's 80 columns a leaderboard would be folded.
         width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL,
         markup=False,
         emoji=False,
     )
+
+
+def _print_plain(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class PlainTable(Table):
@@ -118,20 +121,33 @@ class PlainTable(Table):
     def __init__(self) -> None:
         super().__init__(box=None, pad_edge=False, header_style="bold")
 
-    def add_column(self, header: str = "", **options: Any) -> None:  # type: ignore[override]
+    # rich takes anything that can be drawn; here all is text, or names of files would be markup.
+    def add_column(  # type: ignore[override]
+        self,
+        header: str = "",
+        *,
+        justify: JustifyMethod = "left",
+        overflow: OverflowMethod = "ellipsis",
+        no_wrap: bool = False,
+    ) -> None:
         """A column under a heading."""
-        super().add_column(Text(readable(header)), **options)
+        heading = Text(readable(header))
+        super().add_column(heading, justify=justify, overflow=overflow, no_wrap=no_wrap)
 
     def add_row(self, *cells: str) -> None:  # type: ignore[override]
         """A row, a cell a column."""
-        super().add_row(*(Text(readable(cell)) for cell in cells))
+        texts = [Text(readable(cell)) for cell in cells]
+        super().add_row(*texts)
 
 
 def without_controls(text: str) -> str:
     """Text that cannot do anything to a terminal: of control characters it has line breaks and tabs
     alone.
     """
-    return "".join(char if char in "\n\t" else readable(char) for char in text)
+    shown = []
+    for char in text:
+        shown.append(char if char in "\n\t" else readable(char))
+    return "".join(shown)
 
 
 class Watcher:
@@ -140,7 +156,9 @@ class Watcher:
     """
 
     def __init__(self, output: Output, metric: str, shown: bool = True) -> None:
-        self.output, self.metric, self.shown = output, metric, shown
+        self.output = output
+        self.metric = metric
+        self.shown = shown
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -150,9 +168,11 @@ class Watcher:
         self.bar = Progress(
             *columns,
             console=output.out,
+            # What stays on the terminal are the lines: one a trial, and the leaderboard.
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
+            # In a pipe or a log, a bar would be a line each time that it moves.
             disable=not (shown and output.out.is_terminal),
         )
         self._tasks: dict[str, TaskID] = {}
@@ -171,10 +191,11 @@ class Watcher:
     def progress(self, what: str, done: int, total: int) -> None:
         """Rows or bytes; without a terminal only the end is shown."""
         self._advance(what, done, total)
-        if done == total and self.shown and not self.output.out.is_terminal:
+        if done != total:
+            return
+        if self.shown and not self.output.out.is_terminal:
             self.output.line(f"{what}: {done:,} of {total:,}")
-        if done == total:
-            self.bar.remove_task(self._tasks.pop(what))
+        self._remove(what)
 
     def starting(self) -> None:
         """Processes start; there is nothing to count until the first epoch."""
@@ -183,29 +204,39 @@ class Watcher:
     def epochs(self, done: float, total: int, records: Sequence[TrialRecord]) -> None:
         """Epochs of all trials together, parts of them included."""
         if STARTING in self._tasks:
-            self.bar.remove_task(self._tasks.pop(STARTING))
-        self._advance("epochs", round(done, 1), total)
+            self._remove(STARTING)
+        shown = round(done, 1)
+        self._advance("epochs", shown, total)
 
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
         """One line a finished trial, on a terminal or not."""
-        best = record.best(self.metric)
         score = record.error
+        best = record.best(self.metric)
         if best is not None:
-            score = f"{self.metric} {metric_value(best, self.metric):.4f}"
+            value = metric_value(best, self.metric)
+            score = f"{self.metric} {value:.4f}"
         width = len(str(total))
         epochs = count_text(len(record.history), "epoch")
-        self.output.line(
-            f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}  {score}  {epochs}  "
-            f"{record.seconds:.1f} s  {config_text(record.config)}"
-        )
+        config = config_text(record.config)
+        # Status and number are of one width, so that lines of many trials can be compared.
+        head = f"[{ended:{width}d}/{total}] {record.trial}  {record.status:8}"
+        self.output.line(f"{head}  {score}  {epochs}  {record.seconds:.1f} s  {config}")
 
     def status(self, document: ProgressDocument, records: Sequence[TrialRecord]) -> None:
         """Nothing: the bar has told it."""
 
     def _advance(self, what: str, done: float, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self.bar.add_task(what, total=total or None)
-        self.bar.update(self._tasks[what], completed=done)
+        task = self._tasks.get(what)
+        if task is None:
+            # A total of 0 is not known: the bar then only moves to and fro.
+            task = self.bar.add_task(what, total=total or None)
+            self._tasks[what] = task
+        self.bar.update(task, completed=done)
+
+    def _remove(self, what: str) -> None:
+        # Taken away, not only full: the same step may come again, with a clock of its own.
+        task = self._tasks.pop(what)
+        self.bar.remove_task(task)
 
 
 def make_table(
@@ -216,8 +247,12 @@ def make_table(
     """A plain table of some keys of each row; a key without a value is an empty cell."""
     table = PlainTable()
     for column in columns:
+        # Folded and never cut: a name that is cut cannot be copied.
         table.add_column(column, overflow="fold")
     for row in rows:
-        values = [row.get(column) for column in columns]
-        table.add_row(*("" if value is None else format(value) for value in values))
+        cells = []
+        for column in columns:
+            value = row.get(column)
+            cells.append("" if value is None else format(value))
+        table.add_row(*cells)
     return table

@@ -27,23 +27,33 @@ def show_answers(
     What failed is said on standard error, or in the document; what folders left out, and what was
     special about pixels, on standard error. how: the model reads images.
     """
-    failed, document = 0, []
+    failed = 0
+    document = []
     special: Counter[str] = Counter()
     for answer in answers:
-        failed += isinstance(answer, Failed)
-        special.update(() if isinstance(answer, Failed) else answer.notes)
+        if isinstance(answer, Failed):
+            failed += 1
+        else:
+            special.update(answer.notes)
         if as_json:
             document.append(answer.json())
         elif isinstance(answer, Failed):
+            # Said where it comes: the images after it are still answered.
             output.errors(answer.error)
         else:
-            ranked = ", ".join(f"{readable(name)} {share:.3f}" for name, share in answer.classes)
-            output.line(f"{readable(answer.image)}: {ranked}")
+            output.line(_answer_line(answer))
     if as_json:
         output.json(document)
+    # Once for all images: a folder of 16-bit images would have a line for each.
     for line in describe_quirks(special, how):
         output.warning(line)
+    # Last, as folders are listed while their images are answered.
     for counts in counted:
         if counts.left_out:
             output.warning(f"{counts.folder}: {describe_files([counts])[0]}")
     return failed
+
+
+def _answer_line(answer: Prediction) -> str:
+    ranked = [f"{readable(name)} {share:.3f}" for name, share in answer.classes]
+    return f"{readable(answer.image)}: {', '.join(ranked)}"

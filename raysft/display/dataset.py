@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from raysft.data.shards import MANIFEST, read_manifest
 from raysft.data.walk import FileCounts
 from raysft.errors import UserError
 from raysft.storage import RemotePath, StoragePath, storage_path
+from raysft.wording import number_text
 
 SHOWN = 3  # names of files of a kind
 MOST_ROWS = 20  # of a table of folders
@@ -27,9 +27,7 @@ def show_data(folder: str, test: str | None, as_json: bool, output: Output) -> N
     DataError.
     """
     where = storage_path(folder)
-    if test is None and (
-        isinstance(where, RemotePath) or (where / MANIFEST).is_file() or not _has_folders(where)
-    ):
+    if test is None and _may_be_dataset(where):
         show_dataset(folder, as_json, output)
         return
     if isinstance(where, RemotePath):
@@ -63,17 +61,15 @@ def show_dataset(folder: str, as_json: bool, output: Output) -> None:
             }
         )
         return
-    size = (
-        f"{manifest.image.width}×{manifest.image.height} pixels"
-        if manifest.image.width
-        else "mixed sizes"
-    )
+    image = manifest.image
+    # Images that are kept as they came have each a size of its own.
+    size = f"{image.width}×{image.height} pixels" if image.width else "mixed sizes"
     skipped = f", {manifest.skipped} unreadable images left out" if manifest.skipped else ""
     names = first_names(manifest.classes)
     output.line(f"{readable(folder)}: {len(manifest.classes)} classes ({names}), {size}{skipped}")
     for line in (*manifest.notes, *describe_files(manifest.counts)):
         output.line(line)
-    output.show(make_table(splits, ("split", "images", "shards"), _number))
+    output.show(make_table(splits, ("split", "images", "shards"), number_text))
     _show_left_out(manifest.counts, output)
 
 
@@ -81,15 +77,9 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
     """How a folder of images would be read: classes, splits, and every kind of file that is left
     out.
     """
+    # Found and not read: 12,000 files take 0.12 s.
     found = Folders.find(folder, test)
-    rows = {
-        split: np.bincount([label for _, label in files], minlength=len(found.classes))
-        for split, files in found.splits.items()
-    }
-    by_class = [
-        {"class": name, **{split: int(n[label]) for split, n in rows.items()}}
-        for label, name in enumerate(found.classes)
-    ]
+    by_class = _count_by_class(found)
     if as_json:
         output.json(
             {
@@ -109,14 +99,29 @@ def show_folder(folder: Path, test: Path | None, as_json: bool, output: Output) 
         output.line(line)
     output.line()
     shown = [row | {"class": clipped(str(row["class"]))} for row in by_class[:MOST_ROWS]]
-    output.show(make_table(shown, ("class", *rows), _number))
+    output.show(make_table(shown, ("class", *found.splits), number_text))
     if len(by_class) > MOST_ROWS:
         output.line(f"… and {len(by_class) - MOST_ROWS:,} more; --json has all")
     _show_left_out(found.counts, output)
 
 
-def _has_folders(where: StoragePath) -> bool:
-    return isinstance(where, Path) and where.is_dir()
+def _count_by_class(found: Folders) -> list[dict[str, str | int]]:
+    """Images of each class, split by split."""
+    rows: list[dict[str, str | int]] = [{"class": name} for name in found.classes]
+    for split, files in found.splits.items():
+        # With a length, as a split may lack the last classes.
+        counts = np.bincount([label for _, label in files], minlength=len(found.classes))
+        for row, count in zip(rows, counts, strict=True):
+            row[split] = int(count)
+    return rows
+
+
+def _may_be_dataset(where: StoragePath) -> bool:
+    # Images are imported from disks alone, so an object store holds shards or nothing of use.
+    if isinstance(where, RemotePath) or (where / MANIFEST).is_file():
+        return True
+    # A folder that is missing is told as a data set that is.
+    return not where.is_dir()
 
 
 def _show_left_out(counts: Sequence[FileCounts], output: Output) -> None:
@@ -131,18 +136,25 @@ def _show_left_out(counts: Sequence[FileCounts], output: Output) -> None:
             "used": each.used,
             "left out": format_counts(each.left_out),
         }
-        for each in some
+        for each in some[:MOST_ROWS]
     ]
     output.line()
-    output.show(make_table(rows[:MOST_ROWS], ("folder", "files", "used", "left out"), _number))
-    if len(rows) > MOST_ROWS:
-        output.line(f"… and {len(rows) - MOST_ROWS:,} more folders; --json has all")
+    output.show(make_table(rows, ("folder", "files", "used", "left out"), number_text))
+    if len(some) > MOST_ROWS:
+        output.line(f"… and {len(some) - MOST_ROWS:,} more folders; --json has all")
+    # Names, so that a person can look whether these files should have counted.
     output.line("left out, for example:")
-    for kind in sorted({kind for each in some for kind in each.left_out}):
-        names = [name for each in some for name in each.examples.get(kind, [])][:SHOWN]
-        more = sum(each.left_out.get(kind, 0) for each in some) - len(names)
-        output.line(f"  {kind}: {', '.join(names)}" + (f" and {more:,} more" if more else ""))
+    kinds = {kind for each in some for kind in each.left_out}
+    for kind in sorted(kinds):
+        output.line(_example_line(kind, some))
 
 
-def _number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _example_line(kind: str, counts: Sequence[FileCounts]) -> str:
+    names: list[str] = []
+    total = 0
+    for each in counts:
+        names += each.examples.get(kind, [])
+        total += each.left_out.get(kind, 0)
+    line = f"  {kind}: {', '.join(names[:SHOWN])}"
+    more = total - len(names[:SHOWN])
+    return f"{line} and {more:,} more" if more else line

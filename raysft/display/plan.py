@@ -49,21 +49,26 @@ def plan_lines(job: Job, outline: Outline, plan: RunPlan, where: str, results: s
     """The plan of a job, one fact a line."""
     train, resources = job.train, job.resources
     gpus = f", {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    images = (
+        f"{plan.train_rows:,} train, {plan.val_rows:,} val, {plan.test_rows:,} test images in "
+        f"{plan.classes} classes"
+    )
+    model = f"{job.model.name}{_foreign_code(job)}"
+    epochs = count_text(train.epochs, "epoch")
+    steps = count_text(plan.steps_per_epoch, "step")
+    slots = "; ".join(_slot_text(slot) for slot in plan.slots)
+    # One fact a line with its word in front, so that a person and grep both find it.
     return [
         f"job      {job.name} on {where}",
-        f"data     {job.data.source} ({outline.where}): {plan.train_rows:,} train, "
-        f"{plan.val_rows:,} val, {plan.test_rows:,} test images in {plan.classes} classes",
+        f"data     {job.data.source} ({outline.where}): {images}",
         *(f"         {note}" for note in outline.notes),
         f"classes  {first_names(outline.classes)}",
-        f"model    {job.model.name}{_foreign_code(job)}, weights {job.model.weights}, new head of "
-        f"{plan.classes} classes",
-        f"train    {count_text(train.epochs, 'epoch')} of "
-        f"{count_text(plan.steps_per_epoch, 'step')}, batch {train.batch_size} (at most "
+        f"model    {model}, weights {job.model.weights}, new head of {plan.classes} classes",
+        f"train    {epochs} of {steps}, batch {train.batch_size} (at most "
         f"{plan.batch_per_worker} a worker)",
         f"search   {count_text(plan.trials, 'trial')}, {plan.teams} at a time"
         f"{_search_text(job, plan)}",
-        f"workers  {'; '.join(map(_slot_text, plan.slots))}; {resources.cpus_per_worker} CPU{gpus} "
-        "a worker",
+        f"workers  {slots}; {resources.cpus_per_worker} CPU{gpus} a worker",
         f"results  {results}",
     ]
 
@@ -85,6 +90,7 @@ def _search_text(job: Job, plan: RunPlan) -> str:
 def _early_text(search: Search, plan: RunPlan, epochs: int) -> str:
     scheduler = search.scheduler.name
     if scheduler == "asha":
+        # What halving leaves: the epochs of all trials would be three times too many.
         return f", asha trains {plan.total_epochs:,} of {count_text(epochs, 'epoch')}"
     if scheduler == "median":
         return ", median may end them early"  # how early depends on what the trials show
@@ -99,8 +105,11 @@ def _foreign_code(job: Job) -> str:
 
 
 def _slot_text(slot: Slot) -> str:
+    teams = count_text(slot.teams, "team")
+    workers = count_text(slot.workers, "worker")
+    # A team that may shrink has a range; a number alone would promise what it may not keep.
     least = f"{slot.least} to " if slot.least else ""
-    return f"{count_text(slot.teams, 'team')} of {least}{count_text(slot.workers, 'worker')}"
+    return f"{teams} of {least}{workers}"
 
 
 def plan_json(job: Job, outline: Outline, plan: RunPlan, results: str) -> PlanDocument:

@@ -45,6 +45,7 @@ def leaderboard_table(results: ResultsDocument) -> PlainTable:
     table.add_column("epochs", justify="right", overflow="fold")
     table.add_column("seconds", justify="right", overflow="fold")
     table.add_column("config", overflow="fold")
+    # They are ranked as they were written, by the metric that the search had.
     for rank, row in enumerate(results["trials"][:MOST_TRIALS], 1):
         scores = [score_text(known_metric(row, metric)) for metric in metrics]
         table.add_row(
@@ -61,12 +62,16 @@ def leaderboard_table(results: ResultsDocument) -> PlainTable:
 
 def result_lines(results: ResultsDocument) -> list[str]:
     """The outcome under the leaderboard."""
+    lines = []
     hidden = len(results["trials"]) - MOST_TRIALS
-    lines = [f"… and {hidden} more"] if hidden > 0 else []
+    if hidden > 0:
+        lines.append(f"… and {hidden} more")
     lines += _best_lines(results)
     # Results of an older raysft have no doubts.
-    lines += [f"doubt    {doubt}" for doubt in results.get("doubts", ())]
-    return [*lines, _time_line(results["timing"])]
+    for doubt in results.get("doubts", ()):
+        lines.append(f"doubt    {doubt}")
+    lines.append(_time_line(results["timing"]))
+    return lines
 
 
 def _best_lines(results: ResultsDocument) -> list[str]:
@@ -74,20 +79,25 @@ def _best_lines(results: ResultsDocument) -> list[str]:
     if best is None:
         return []
     shown = dict.fromkeys([results["metric"], "val_accuracy", "test_accuracy"])
-    scores = [f"{metric_text(m, short=False)} {metric_value(best, m):.4f}" for m in shown]
+    scores = []
+    for metric in shown:
+        name = metric_text(metric, short=False)
+        scores.append(f"{name} {metric_value(best, metric):.4f}")
     lines = [f"best     {best['trial']}, epoch {best['epoch']}: {', '.join(scores)}"]
     confirmed = best.get("confirmed")
     if confirmed is not None:
-        metric = metric_text(confirmed["metric"], short=False)
+        name = metric_text(confirmed["metric"], short=False)
+        # With its spread: a single seed's lead may be luck.
         seeds = count_text(len(confirmed["seeds"]), "seed")
         lines.append(
-            f"confirm  {metric} {confirmed['mean']:.4f} ± {confirmed['std']:.4f} over {seeds}"
+            f"confirm  {name} {confirmed['mean']:.4f} ± {confirmed['std']:.4f} over {seeds}"
         )
     return lines
 
 
 def _time_line(timing: Timing) -> str:
-    rate, waited = timing["images_per_s"], timing["data_wait_fraction"]
+    rate = timing["images_per_s"]
+    waited = timing["data_wait_fraction"]
     line = (
         f"time     {timing['total_s']:.1f} s: start {timing['startup_s']:.1f}, training "
         f"{timing['train_s']:.1f}"
@@ -95,5 +105,6 @@ def _time_line(timing: Timing) -> str:
     if rate:
         line += f", {rate:,.0f} images/s"
     if waited is not None:
+        # Named, as it is what more CPUs or a smaller image size can shorten.
         line += f", {100 * waited:.1f} % of it waiting for data"
     return line

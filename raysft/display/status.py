@@ -48,7 +48,9 @@ def show_status(document: StatusDocument, output: Output) -> None:
 def run_errors(document: StatusDocument) -> list[str]:
     """What ended a run of a cluster; one of this machine says it in its trials and its log."""
     errors = document.get("errors")
-    return list(map(str, errors)) if isinstance(errors, list) else []
+    if not isinstance(errors, list):
+        return []
+    return [str(error) for error in errors]
 
 
 def run_metric(document: StatusDocument) -> str:

@@ -55,13 +55,17 @@ def watch(documents: Iterator[StatusDocument], output: Output, as_json: bool) ->
 
 def _as_json(documents: Iterator[StatusDocument], output: Output) -> None:
     for document in documents:
-        output.line(json.dumps(document, default=str))
+        # On one line, so that a program can read one document after the other.
+        text = json.dumps(document, default=str)
+        output.line(text)
 
 
 def _as_table(documents: Iterator[StatusDocument], output: Output) -> None:
     with output.live() as live:
         for document in documents:
-            live.update(picture(document, time.time(), output.out.height), refresh=True)
+            # The height each time: a window may be resized while a run goes on.
+            frame = picture(document, time.time(), output.out.height)
+            live.update(frame, refresh=True)
 
 
 def _as_lines(documents: Iterator[StatusDocument], output: Output) -> None:
@@ -82,6 +86,7 @@ def picture(document: StatusDocument, now: float, height: int = 50) -> Group:
     progress = document["progress"]
     # The teams of a run that has ended are those of its last moment.
     teams = progress["teams"] if progress and is_going_on(document) else []
+    # A table that is higher than the screen would scroll away its own head with each refresh.
     room = max(LEAST_TRIALS, height - len(teams) - FRAME_ROWS)
     trials = _in_order(document)
     parts: list[RenderableType] = [
@@ -100,17 +105,26 @@ def picture(document: StatusDocument, now: float, height: int = 50) -> Group:
 
 def headline(document: StatusDocument, now: float) -> str:
     """Run, status, how long it has been going, how long it still will, how far it is."""
-    words = [f"{document['run']}: {document['status']}{_duration(document, now)}"]
+    duration = _duration(document, now)
+    words = [f"{document['run']}: {document['status']}{duration}"]
     progress = document["progress"]
     if progress and is_going_on(document):
         words += _outlook(progress, now)
-    metric = run_metric(document)
-    best = [trial for trial in document["trials"] if known_metric(trial, metric) is not None]
-    if best:
-        first = min(best, key=lambda trial: sort_key(trial, metric))
-        score = f"{metric_text(metric)} {metric_value(first, metric):.4f}"
-        words.append(f"best {first['trial']} with {score}")
+    best = _best_text(document)
+    if best is not None:
+        words.append(best)
     return ", ".join(words)
+
+
+def _best_text(document: StatusDocument) -> str | None:
+    metric = run_metric(document)
+    scored = [trial for trial in document["trials"] if known_metric(trial, metric) is not None]
+    if not scored:
+        return None
+    # By the order of the search, in which equal accuracies are told apart by their losses.
+    best = min(scored, key=lambda trial: sort_key(trial, metric))
+    value = metric_value(best, metric)
+    return f"best {best['trial']} with {metric_text(metric)} {value:.4f}"
 
 
 def _duration(document: StatusDocument, now: float) -> str:
@@ -120,21 +134,27 @@ def _duration(document: StatusDocument, now: float) -> str:
     if begun is None:
         return ""
     if is_going_on(document):
-        return f" for {_span(now - begun)}"
+        span = _span(now - begun)
+        return f" for {span}"
+    # A run that was killed has not written when it ended.
     ended = _parse_clock(document.get("ended")) or now
-    return f" after {_span(ended - begun)}"
+    span = _span(ended - begun)
+    return f" after {span}"
 
 
 def _outlook(progress: ProgressDocument, now: float) -> list[str]:
     """How far a run is, how long it will go on, and whether it has been silent for long."""
     epochs, left = progress["epochs"], progress["left_s"]
-    words = [f"{epochs['done']:.1f} of {epochs['total']} epochs"]
+    done, total = epochs["done"], epochs["total"]
+    words = [f"{done:.1f} of {total} epochs"]
     if left is not None:
+        # How many trials a median rule or a target ends early is not known before it does.
         bound = "at most" if progress["may_end_early"] else "about"
         words.append(f"{bound} {_span(left)} left")
     silent = now - progress["at"]
     if silent > SILENT_SECONDS:
-        words.append(f"last heard from {_span(silent)} ago")
+        span = _span(silent)
+        words.append(f"last heard from {span} ago")
     return words
 
 
@@ -166,15 +186,20 @@ def trial_table(document: StatusDocument, trials: Sequence[TrialDocument]) -> Pl
 
 
 def _curve(trial: TrialDocument, metric: str) -> list[float]:
-    return [metric_value(epoch, metric) for epoch in trial["history"] if metric in epoch]
+    curve = []
+    for epoch in trial["history"]:
+        if metric in epoch:
+            curve.append(metric_value(epoch, metric))
+    return curve
 
 
 def _epochs_text(trial: TrialDocument, progress: ProgressDocument | None) -> str:
     """Epochs of a trial, with the part of the one it is in, of those it may have."""
     done: float = len(trial["history"])
     if trial["status"] == "running":
-        inside = progress["inside"].get(trial["trial"], 0.0) if progress else 0.0
-        text = f"{done + inside:.1f}"
+        if progress:
+            done += progress["inside"].get(trial["trial"], 0.0)
+        text = f"{done:.1f}"
     else:
         text = f"{done:g}"
     each = _epochs_of_a_trial(progress)
@@ -220,13 +245,19 @@ def curve_text(curve: Sequence[float], all_values: Sequence[float]) -> str:
     """A metric epoch by epoch as blocks between the lowest and the highest of all trials."""
     if not curve:
         return ""
-    step = math.ceil(len(curve) / CURVE)
+    count = len(curve)
+    step = math.ceil(count / CURVE)
     # Of each stretch of epochs its last, so that a long curve ends with the newest epoch.
-    ends = (min(first + step, len(curve)) for first in range(0, len(curve), step))
-    low, high = min(all_values), max(all_values)
+    ends = [min(first + step, count) for first in range(0, count, step)]
+    low = min(all_values)
+    high = max(all_values)
     span = (high - low) or 1.0  # all values are equal
-    heights = ((curve[end - 1] - low) / span for end in ends)
-    return "".join(BLOCKS[round((len(BLOCKS) - 1) * height)] for height in heights)
+    top = len(BLOCKS) - 1
+    blocks = []
+    for end in ends:
+        height = (curve[end - 1] - low) / span
+        blocks.append(BLOCKS[round(top * height)])
+    return "".join(blocks)
 
 
 # --- what has changed --------------------------------------------------------------------------
@@ -236,11 +267,17 @@ def changes(before: StatusDocument | None, now: StatusDocument) -> list[str]:
     """What is new in a document, a line each: epochs, ends of trials, the status of the run."""
     is_new = before is None or before["status"] != now["status"]
     status = f"{now['run']}: {now['status']}"
-    lines = [status] if is_new and is_going_on(now) else []
-    known = {trial["trial"]: trial for trial in before["trials"]} if before else {}
+    lines = []
+    if is_new and is_going_on(now):
+        lines.append(status)
+    known: dict[str, TrialDocument] = {}
+    if before is not None:
+        known = {trial["trial"]: trial for trial in before["trials"]}
     each = _epochs_of_a_trial(now["progress"])
+    metric = run_metric(now)
     for trial in now["trials"]:
-        line = _trial_change(known.get(trial["trial"]), trial, run_metric(now), each)
+        earlier = known.get(trial["trial"])
+        line = _trial_change(earlier, trial, metric, each)
         if line is not None:
             lines.append(line)
     if is_new and not is_going_on(now):
@@ -253,20 +290,28 @@ def _trial_change(
     before: TrialDocument | None, trial: TrialDocument, metric: str, each: int | None
 ) -> str | None:
     """What is new of a trial; None where nothing is."""
+    was_over = before is not None and before["status"] == trial["status"]
+    if _is_over(trial) and not was_over:
+        return _end_text(trial, metric)
     epochs = len(trial["history"])
-    if _is_over(trial) and (before is None or before["status"] != trial["status"]):
-        value = known_metric(trial, metric)
-        score = trial["error"] if value is None else f"{metric_text(metric)} {value:.4f}"
-        return (
-            f"{trial['trial']}  {trial['status']}  {score}  {count_text(epochs, 'epoch')}  "
-            f"{config_text(trial['config'])}"
-        )
-    if epochs > (len(before["history"]) if before else 0):
-        last = trial["history"][-1]
-        of = f" of {each}" if each else ""
-        score = f"{metric_text(metric)} {score_text(known_metric(last, metric))}"
-        return f"{trial['trial']}  epoch {last['epoch']}{of}  {score}"
-    return None
+    epochs_before = len(before["history"]) if before else 0
+    if epochs <= epochs_before:
+        return None
+    # The newest alone: of epochs that came together, as after a lost connection, no more is news.
+    last = trial["history"][-1]
+    of = f" of {each}" if each else ""
+    score = score_text(known_metric(last, metric))
+    return f"{trial['trial']}  epoch {last['epoch']}{of}  {metric_text(metric)} {score}"
+
+
+def _end_text(trial: TrialDocument, metric: str) -> str:
+    score = trial["error"]
+    value = known_metric(trial, metric)
+    if value is not None:
+        score = f"{metric_text(metric)} {value:.4f}"
+    epochs = count_text(len(trial["history"]), "epoch")
+    config = config_text(trial["config"])
+    return f"{trial['trial']}  {trial['status']}  {score}  {epochs}  {config}"
 
 
 def _is_over(trial: TrialDocument) -> bool:
@@ -293,13 +338,19 @@ def _in_order(document: StatusDocument) -> list[TrialDocument]:
 
 def _parse_clock(clock: str | None) -> float | None:
     """Seconds of the epoch of a time as run.json writes it."""
-    return datetime.strptime(clock, CLOCK).timestamp() if clock else None
+    if not clock:
+        return None
+    # With its offset from UTC: the run may have started in another time zone.
+    moment = datetime.strptime(clock, CLOCK)
+    return moment.timestamp()
 
 
 def _span(seconds: float) -> str:
     """A time in words: 42 s, 3 min 5 s, 2 h 10 min."""
+    # Never negative: the clock of another machine may be ahead of this one's.
     whole = max(0, round(seconds))
-    minutes, hours = whole // 60, whole // 3600
+    minutes = whole // 60
+    hours = whole // 3600
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
