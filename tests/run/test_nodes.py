@@ -7,15 +7,15 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysft.data.importer import import_dataset
-from raysft.data.sources import Source
 from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.records.documents import TrialDocument
@@ -23,9 +23,9 @@ from raysft.records.reading import read_trials
 from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
 from raysft.train import slots
-from tests.run.runs import Recorder
+from tests.run.runs import Recorder, SharedImages
 
-RAY = str(Path(sys.executable).parent / "ray")
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 # Training waits for as long as a file is there; each step takes a while, and leaves a line with its
 # process.
@@ -50,22 +50,62 @@ class Held(nn.Module):
         return self.net(images)
 network = Held
 """
+TWO_NODES = [Node(1), Node(1)]
 ROWS = 54  # for training, of the images that all tests have
 
 
-@contextmanager
-def cluster_of(head_cpus: int):
-    """A cluster of a head and one more node with one CPU; this process is connected to it."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False}
-    )
-    other = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield cluster, other
-    finally:
+class Nodes:
+    """A head with one CPU and another node with one, which comes and goes."""
+
+    def __init__(self) -> None:
+        # Ray asks every 3 seconds whether a node lives, and believes it gone after five silences.
+        limits = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": limits}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.other = None
+        self.bring_back()
+
+    def bring_back(self) -> None:
+        self.other = self.cluster.add_node(num_cpus=1)
+
+    def kill(self) -> None:
+        self.cluster.remove_node(self.other, allow_graceful=False)
+        self.other = None
+
+
+@pytest.fixture(scope="module")
+def nodes_of_module(module_without_ray) -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+        nodes = Nodes()
+        ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield nodes
         ray.shutdown()
-        cluster.shutdown()
+        nodes.cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(nodes_of_module: Nodes) -> Nodes:
+    """The cluster of the module, whole again; this process is connected to it."""
+    if nodes_of_module.other is None:
+        nodes_of_module.bring_back()
+    return nodes_of_module
+
+
+@contextmanager
+def busy_head() -> Iterator[None]:
+    """Leave no CPU of the head to a run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    occupant = ray.remote(num_cpus=1, scheduling_strategy=here)(Occupant).remote()
+    ray.get(occupant.arrived.remote())
+    yield
+    ray.kill(occupant)
+
+
+class Occupant:
+    def arrived(self) -> None:
+        """Nothing."""
 
 
 class Saboteur(Recorder):
@@ -73,9 +113,9 @@ class Saboteur(Recorder):
     it.
     """
 
-    def __init__(self, nodes, hold: Path, brings_back: bool) -> None:
+    def __init__(self, nodes: Nodes, hold: Path, brings_back: bool) -> None:
         super().__init__()
-        (self.cluster, self.other), self.hold, self.brings_back = nodes, hold, brings_back
+        self.nodes, self.hold, self.brings_back = nodes, hold, brings_back
         self.killed = self.back = False
 
     def epochs(self, done, total, records):
@@ -83,12 +123,12 @@ class Saboteur(Recorder):
         if not self.killed and history:
             self.killed = True
             self.hold.touch()  # nobody gets further before the node is gone
-            self.cluster.remove_node(self.other, allow_graceful=False)
+            self.nodes.kill()
             self.hold.unlink()
         elif self.brings_back and not self.back and any(epoch["workers"] == 1 for epoch in history):
             self.back = True
             self.hold.touch()  # until there are two workers again
-            self.cluster.add_node(num_cpus=1)
+            self.nodes.bring_back()
 
     def note(self, text):
         super().note(text)
@@ -101,21 +141,21 @@ class Preemption(Recorder):
     brings another.
     """
 
-    def __init__(self, nodes, hold: Path, checkpoints: Path) -> None:
+    def __init__(self, nodes: Nodes, hold: Path, checkpoints: Path) -> None:
         super().__init__()
-        (self.cluster, self.other), self.hold, self.checkpoints = nodes, hold, checkpoints
+        self.nodes, self.hold, self.checkpoints = nodes, hold, checkpoints
         self.saved = 0
 
     def epochs(self, done, total, records):
         if done > 0 and not self.saved:
             subprocess.run(
                 [
-                    RAY,
+                    *RAY,
                     "drain-node",
                     "--address",
-                    self.cluster.address,
+                    self.nodes.cluster.address,
                     "--node-id",
-                    self.other.node_id,
+                    self.nodes.other.node_id,
                     "--reason",
                     "DRAIN_NODE_REASON_PREEMPTION",
                     "--reason-message",
@@ -132,20 +172,19 @@ class Preemption(Recorder):
                 time.sleep(0.01)
             self.hold.touch()
             self.saved = int(found[0].name.rpartition("-")[2])
-            self.cluster.remove_node(self.other, allow_graceful=False)
+            self.nodes.kill()
             self.hold.unlink()
-            self.cluster.add_node(num_cpus=1)
+            self.nodes.bring_back()
 
 
 def prepared(
-    images: Path, tmp_path: Path, monkeypatch, step_s: float = 0.0, **sections
+    images: SharedImages, tmp_path: Path, monkeypatch, step_s: float = 0.0, **sections
 ) -> tuple[Run, Path]:
     """(run, file that holds training up) of a job on a tiny data set."""
     hold = tmp_path / "hold"
     (tmp_path / "held.py").write_text(HELD.format(hold=str(hold), step_s=step_s))
     monkeypatch.chdir(tmp_path)
-    import_dataset(Source("imagefolder", str(images)), tmp_path / "D", "fail", lambda *a: None)
-    data = {"source": "shards", "path": str(tmp_path / "D")}
+    data = {"source": "shards", "path": str(images.dataset())}
     job = Job.model_validate(
         {
             "storage": str(tmp_path / "runs"),
@@ -174,60 +213,38 @@ def _short_limits(monkeypatch):
     monkeypatch.setattr("raysft.train.slots.ELASTIC_LIMITS", limits)
 
 
-def test_elastic_workers_become_fewer_with_the_nodes_and_more_again(
-    no_ray, images, tmp_path, monkeypatch
-):
+def test_elastic_workers_follow_the_nodes(nodes, shared_images, tmp_path, monkeypatch):
     monkeypatch.setattr("raysft.train.slots.GROW_SECONDS", 3.0)
-    with cluster_of(head_cpus=1) as nodes:
-        run, hold = prepared(
-            images,
-            tmp_path,
-            monkeypatch,
-            0.05,
-            train={"epochs": 100, "batch_size": 16},
-            resources={"workers": [1, 2]},
-        )
-        (trial,) = go(run, [Node(1), Node(1)], Saboteur(nodes, hold, brings_back=True))
+    train = {"epochs": 20, "batch_size": 16}
+    run, hold = prepared(
+        shared_images, tmp_path, monkeypatch, 0.05, train=train, resources={"workers": [1, 2]}
+    )
+    (trial,) = go(run, TWO_NODES, Saboteur(nodes, hold, brings_back=True))
     assert trial["status"] == "finished"
-    assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 101))
+    assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 21))
     assert {epoch["images"] for epoch in trial["history"]} == {ROWS}
     workers = [epoch["workers"] for epoch in trial["history"]]
     assert [count for count, _ in itertools.groupby(workers)] == [2, 1, 2]
 
 
-def test_a_node_that_dies_leaves_its_trials_to_the_other(no_ray, images, tmp_path, monkeypatch):
-    with cluster_of(head_cpus=1) as nodes:
-        run, hold = prepared(
-            images,
-            tmp_path,
-            monkeypatch,
-            train={"epochs": 100},
-            search={
-                "space": {"train.batch_size": {"grid": [8, 16]}},
-                "scheduler": {"name": "none"},
-            },
-        )
-        trials = go(run, [Node(1), Node(1)], Saboteur(nodes, hold, brings_back=False))
+def test_node_that_dies_leaves_its_trials_to_others(nodes, shared_images, tmp_path, monkeypatch):
+    space = {"train.batch_size": {"grid": [8, 16]}}
+    search = {"space": space, "scheduler": {"name": "none"}}
+    run, hold = prepared(shared_images, tmp_path, monkeypatch, train={"epochs": 40}, search=search)
+    trials = go(run, TWO_NODES, Saboteur(nodes, hold, brings_back=False))
     assert [trial["status"] for trial in trials] == ["finished", "finished"]
-    assert all(
-        [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 101)) for trial in trials
-    )
+    for trial in trials:
+        assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 41))
 
 
-def test_a_node_that_is_told_to_go_saves_its_trial_inside_the_epoch(
-    no_ray, images, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
-    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    with cluster_of(head_cpus=0) as nodes:
-        run, hold = prepared(
-            images, tmp_path, monkeypatch, 0.2, train={"epochs": 1, "batch_size": 1}
-        )
-        listener = Preemption(nodes, hold, run.trial_folder("t0") / "checkpoints")
+def test_node_told_to_go_saves_inside_the_epoch(nodes, shared_images, tmp_path, monkeypatch):
+    train = {"epochs": 1, "batch_size": 1}
+    run, hold = prepared(shared_images, tmp_path, monkeypatch, 0.1, train=train)
+    listener = Preemption(nodes, hold, run.trial_folder("t0") / "checkpoints")
+    with busy_head():
         (trial,) = go(run, [Node(1)], listener)
     assert trial["history"][0]["images"] == ROWS
     assert 0 < listener.saved < ROWS
     steps = (tmp_path / "hold.steps").read_text().splitlines()
-    assert (
-        steps.count(steps[-1]) == ROWS - listener.saved
-    )  # the second worker went on where the first had saved it
+    # the second worker went on where the first had saved it
+    assert steps.count(steps[-1]) == ROWS - listener.saved

@@ -96,7 +96,7 @@ class Searching:
 
 
 @pytest.mark.parametrize("teams", [1, 2, 5])
-def test_a_search_trains_the_best_trial_to_its_end_and_each_rung_as_often_as_planned(teams):
+def test_search_fills_each_rung_as_planned(teams):
     for seed in range(30):
         chance = random.Random(seed)
         quality = [i + 1 for i in range(16)]
@@ -114,7 +114,7 @@ def test_a_search_trains_the_best_trial_to_its_end_and_each_rung_as_often_as_pla
         ), came
 
 
-def test_trials_that_fail_end_no_search_early_and_keep_none_waiting():
+def test_failing_trials_neither_end_nor_block_a_search():
     for seed in range(60):
         chance = random.Random(seed)
         fails = {
@@ -129,7 +129,7 @@ def test_trials_that_fail_end_no_search_early_and_keep_none_waiting():
         assert "finished" in search.ended.values() or len(fails) >= 4
 
 
-def test_whoever_comes_first_does_not_train_on_only_for_that():
+def test_first_at_a_rung_is_not_promoted_for_that():
     scheduler = halving()
     for number in range(9):  # places 9, 3, 1
         scheduler.begin(number)
@@ -142,7 +142,7 @@ def test_whoever_comes_first_does_not_train_on_only_for_that():
     assert scheduler.promoted() is None
 
 
-def test_the_others_of_a_rung_end_once_enough_have_come_to_the_next():
+def test_rest_of_a_rung_ends_when_the_next_is_full():
     scheduler = halving(trials=3)  # places 3, 1, 1
     for number, value in enumerate((0.3, 0.2, 0.1)):
         scheduler.begin(number)
@@ -156,7 +156,7 @@ def test_the_others_of_a_rung_end_once_enough_have_come_to_the_next():
     assert scheduler.promoted() == 0
 
 
-def test_the_next_best_takes_the_place_of_a_promoted_trial_that_fails():
+def test_next_best_replaces_a_promoted_trial_that_fails():
     scheduler = halving(trials=3)
     for number, value in enumerate((0.3, 0.2, 0.1)):
         scheduler.begin(number)
@@ -167,7 +167,7 @@ def test_the_next_best_takes_the_place_of_a_promoted_trial_that_fails():
     assert scheduler.promoted() == 1
 
 
-def test_a_trial_is_judged_by_its_best_epoch_which_would_be_delivered():
+def test_trial_is_ranked_by_its_best_epoch():
     scheduler = halving(trials=2, grace=2, length=8)
     scheduler.begin(0)
     scheduler.begin(1)
@@ -178,7 +178,7 @@ def test_a_trial_is_judged_by_its_best_epoch_which_would_be_delivered():
     assert scheduler.promoted() == 0
 
 
-def test_a_trial_that_lost_patience_holds_its_place_at_later_rungs():
+def test_trial_without_patience_keeps_its_later_rungs():
     scheduler = halving(trials=4, length=9, factor=2)  # rungs 1, 2, 4, 8, 9; places 4, 2, 1, 1, 1
     for number in range(4):
         scheduler.begin(number)
@@ -191,7 +191,7 @@ def test_a_trial_that_lost_patience_holds_its_place_at_later_rungs():
     assert scheduler.hopeless() == [1, 2, 3]
 
 
-def test_a_run_taken_up_again_knows_who_was_at_which_rung():
+def test_resumed_run_knows_who_was_at_which_rung():
     known = EarlierTrials(
         ended={0: epochs(0.1)}, going_on={1: epochs(0.5), 2: epochs(0.6, 0.7), 3: []}
     )
@@ -211,7 +211,7 @@ def test_a_run_taken_up_again_knows_who_was_at_which_rung():
 @pytest.mark.parametrize(
     "known", [EarlierTrials(ended={0: epochs(0.1)}), EarlierTrials(going_on={0: epochs(0.1, 0.1)})]
 )
-def test_trials_of_before_count_among_those_that_have_come_to_a_rung(known):
+def test_earlier_trials_count_at_their_rungs(known):
     for given, promoted in ((known, 1), (EarlierTrials(), None)):
         scheduler = halving(trials=4, factor=2, known=given)  # places 4, 2, 1, 1, 1
         for number in (*known.going_on, 1, 2):
@@ -220,7 +220,7 @@ def test_trials_of_before_count_among_those_that_have_come_to_a_rung(known):
         assert scheduler.promoted() == promoted  # half of two, while another is on its way
 
 
-def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by():
+def test_median_compares_with_trials_that_ended():
     known = EarlierTrials(ended={i: epochs(0.8 + i / 100, 0.9) for i in range(4)})
     new = {9: epochs(0.2)}
     assert said(made(name="median", grace_epochs=1), new) == "go on"
@@ -228,7 +228,7 @@ def test_by_the_median_trials_that_have_ended_are_what_new_ones_are_measured_by(
     assert said(made(known, name="median", grace_epochs=1), {9: epochs(0.95)}) == "go on"
 
 
-def test_by_the_median_nobody_is_judged_again_for_what_was_trained_before():
+def test_median_decides_on_no_earlier_epoch_again():
     known = EarlierTrials(
         ended={i: epochs(0.9 - i / 10, 0.9 - i / 10) for i in range(6)}
     )  # the last ones below the median

@@ -28,12 +28,12 @@ SPACE = {
 }
 
 
-def test_the_same_seed_gives_the_same_configurations():
+def test_same_seed_gives_the_same_configurations():
     assert configurations(job(SPACE)) == configurations(job(SPACE))
     assert configurations(job(SPACE)) != configurations(job(SPACE, seed=1))
 
 
-def test_every_optimizer_gets_its_share_and_stays_in_its_own_range():
+def test_optimizers_share_trials_within_their_own_ranges():
     found = configurations(job(SPACE, trials=60))
     by_name = {
         name: [c["optimizer"] for c in found if c["optimizer"]["name"] == name]
@@ -46,7 +46,7 @@ def test_every_optimizer_gets_its_share_and_stays_in_its_own_range():
     assert {c["train.batch_size"] for c in found} == {16, 17, 18}
 
 
-def test_a_log_range_is_sampled_evenly_on_its_logarithm():
+def test_loguniform_is_even_on_the_logarithm():
     found = configurations(
         job({"optimizer": [{"name": "sgd", "lr": {"loguniform": [1e-4, 1.0]}}]}, trials=400)
     )
@@ -54,7 +54,7 @@ def test_a_log_range_is_sampled_evenly_on_its_logarithm():
     assert 160 < below < 240
 
 
-def test_a_grid_tries_every_combination():
+def test_grid_tries_every_combination():
     space = {
         "optimizer": [{"name": "sgd", "lr": {"grid": [0.1, 0.01]}}, {"name": "adam"}],
         "train.augment.flip": {"grid": [True, False]},
@@ -66,7 +66,7 @@ def test_a_grid_tries_every_combination():
     assert len(found) == len(seen) == 6
 
 
-def test_without_a_search_there_is_one_trial_as_in_the_job():
+def test_without_a_search_one_trial_is_the_job():
     job = Job()
     assert configurations(job) == [{}]
     assert trial_settings(job, {}).train == job.train
@@ -83,11 +83,11 @@ def test_without_a_search_there_is_one_trial_as_in_the_job():
         ({"train.batch_size": 7}, lambda t: t.batch_size == 7),
     ],
 )
-def test_a_configuration_takes_the_place_of_the_jobs_values(config, read):
+def test_configuration_replaces_values_of_the_job(config, read):
     assert read(trial_settings(Job(), config).train)
 
 
-def test_alternatives_of_any_section_have_ranges_of_their_own():
+def test_alternatives_have_ranges_of_their_own():
     space = {
         "train.schedule": [
             {"name": "cosine", "floor": {"uniform": [0.0, 0.2]}},
@@ -147,7 +147,7 @@ def tpe_job(**search) -> Job:
     return Job.model_validate({"search": {"algorithm": "tpe", "space": space, **search}})
 
 
-def test_proposals_of_tpe_learn_from_what_did_well():
+def test_tpe_learns_from_what_did_well():
     tried = propose(tpe_job(), 50)
     assert (
         np.mean([score for _, score in tried[-15:]])
@@ -156,7 +156,7 @@ def test_proposals_of_tpe_learn_from_what_did_well():
     assert tried == propose(tpe_job(), 50)
 
 
-def test_tpe_begins_with_known_configurations_and_goes_on_from_past_ones():
+def test_tpe_begins_with_known_and_resumes_from_past():
     known = [
         {"optimizer": {"name": "sgd", "lr": 0.02}},
         {"train.ema": 0.5, "optimizer": {"name": "adam", "lr": 0.1}},
@@ -172,7 +172,7 @@ def test_tpe_begins_with_known_configurations_and_goes_on_from_past_ones():
     assert np.mean(again) > np.mean(first) + 0.5
 
 
-def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
+def test_failed_trial_teaches_tpe_nothing():
     asked = make_proposals(
         tpe_job(), range(3), {}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "failed", [])]
     )
@@ -185,7 +185,7 @@ def test_a_trial_that_failed_teaches_tpe_nothing_and_stops_nothing():
     assert [trial.state.name for trial in asked.study.trials[:3]] == ["FAIL"] * 3
 
 
-def test_a_trial_taken_up_again_keeps_the_configuration_that_tpe_gave_it():
+def test_resumed_trial_keeps_its_tpe_configuration():
     begun = {"optimizer": {"name": "adam", "lr": 0.123}}
     asked = make_proposals(
         tpe_job(), [1, 2], {1: begun}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", [])]
@@ -196,7 +196,7 @@ def test_a_trial_taken_up_again_keeps_the_configuration_that_tpe_gave_it():
     assert config != begun
 
 
-def test_tpe_is_told_of_known_configurations_only_what_is_true():
+def test_tpe_learns_known_values_only_inside_the_space():
     space = {
         "optimizer": [
             {"name": "sgd", "lr": {"loguniform": [1e-3, 1.0]}, "momentum": 0.9},
@@ -255,12 +255,12 @@ def test_tpe_is_told_of_known_configurations_only_what_is_true():
         ),
     ],
 )
-def test_values_that_are_wrong_together_are_told_before_anything_starts(search, expected):
+def test_values_wrong_together_are_refused_at_the_start(search, expected):
     with pytest.raises(JobError, match=expected):
         check_configurations(Job.model_validate({"search": search}))
 
 
-def test_values_that_are_right_together_pass():
+def test_values_right_together_pass():
     space = {
         "train.schedule.name": {"choice": ["cosine", "one_cycle"]},
         "train.schedule.warmup_epochs": {"choice": [0.0]},
@@ -274,7 +274,7 @@ def record(trial: str, status: str, *values: float) -> TrialRecord:
     return TrialRecord(trial, {}, status, history)
 
 
-def test_only_repeats_that_finished_count():
+def test_only_finished_repeats_count():
     best = record("t0", "stopped", 0.5, 0.8)
     repeats = [
         record("t0-seed1", "finished", 0.6),

@@ -160,7 +160,7 @@ def same(found: dict, expected: dict) -> bool:
     )
 
 
-def test_tensorboard_has_a_folder_a_trial_with_every_epoch_and_its_configuration(tmp_path):
+def test_tensorboard_has_every_epoch_and_configuration(tmp_path):
     run = Tracked(tmp_path, tensorboard=True)
     run.go(
         record("t0", 1),
@@ -177,7 +177,7 @@ def test_tensorboard_has_a_folder_a_trial_with_every_epoch_and_its_configuration
     assert hparams(board / "t1") == (wanted, "STATUS_FAILURE")
 
 
-def test_event_files_of_a_run_taken_up_again_have_every_epoch_once(tmp_path):
+def test_resumed_event_files_have_every_epoch_once(tmp_path):
     run = Tracked(tmp_path, tensorboard=True)
     with pytest.raises(KeyboardInterrupt):
         run.go(
@@ -280,7 +280,7 @@ def model_of(run: Tracked) -> dict:
 
 
 @pytest.mark.slow
-def test_mlflow_has_a_parent_and_below_it_every_trial_with_its_end(tmp_path, store):
+def test_mlflow_has_a_parent_above_every_trial(tmp_path, store):
     run = Tracked(tmp_path, mlflow=store.uri, mlflow_experiment="flowers")
     run.go(
         record("t0", 1),
@@ -320,9 +320,7 @@ def test_mlflow_has_a_parent_and_below_it_every_trial_with_its_end(tmp_path, sto
 @pytest.mark.parametrize(
     ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("no"), "FAILED")]
 )
-def test_a_run_that_ends_early_closes_what_is_open_and_goes_on_there(
-    tmp_path, store, error, status
-):
+def test_interrupted_run_closes_and_resumes_its_trials(tmp_path, store, error, status):
     run = Tracked(tmp_path, mlflow=store.uri)
     began = threading.Event()
 
@@ -362,7 +360,7 @@ def test_a_run_that_ends_early_closes_what_is_open_and_goes_on_there(
     assert store.curves(trials["t1"]) == stepped([epoch(1), epoch(2), epoch(3)])
 
 
-def test_a_store_that_breaks_is_told_once_and_ends_nothing(tmp_path, store):
+def test_broken_store_is_reported_once_and_ends_nothing(tmp_path, store):
     run = Tracked(tmp_path, mlflow=store.uri, tensorboard=True)
 
     def breaks() -> None:
@@ -378,7 +376,7 @@ def test_a_store_that_breaks_is_told_once_and_ends_nothing(tmp_path, store):
     assert same(curves(run.run.folder / "tensorboard/t0"), stepped([epoch(1), epoch(2), epoch(3)]))
 
 
-def test_a_damaged_memory_logs_nothing_twice_and_ends_nothing(tmp_path):
+def test_damaged_tracking_file_logs_nothing_twice(tmp_path):
     run = Tracked(tmp_path, tensorboard=True)
     (run.run.folder / "tracking.json").write_text("{}")
     run.go(record("t0", 1), record("t0", 2, "finished"))
@@ -410,7 +408,7 @@ class Stuck:
         raise AssertionError
 
 
-def test_a_server_that_does_not_answer_holds_nothing_up_for_long(tmp_path, monkeypatch):
+def test_silent_server_delays_nothing_for_long(tmp_path, monkeypatch):
     monkeypatch.setattr("raysft.tracking.trackers.FLUSH_SECONDS", 0.3)
     run, stuck = Tracked(tmp_path), Stuck()
     began = time.monotonic()
@@ -488,7 +486,7 @@ def _take(found: dict, told) -> None:
 
 
 @pytest.mark.slow
-def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkeypatch):
+def test_wandb_has_a_run_a_trial_and_resumes_it(tmp_path, monkeypatch):
     monkeypatch.setattr("raysft.tracking.trackers.STOP_SECONDS", 30.0)
     run = Tracked(tmp_path, wandb="flowers", wandb_mode="offline")
     with pytest.raises(KeyboardInterrupt):
@@ -536,9 +534,7 @@ def test_wandb_has_a_run_a_trial_in_one_group_and_goes_on_in_it(tmp_path, monkey
         ("file:///mlruns", "MLflow keeps no runs in plain folders any more"),
     ],
 )
-def test_an_address_with_a_secret_or_a_folder_is_refused_in_a_line_that_does_not_repeat_it(
-    address, expected
-):
+def test_refused_address_is_not_repeated(address, expected):
     with pytest.raises(JobErrors, match=expected) as told:
         validate_job({"tracking": {"mlflow": address}}, "j.yaml")
     assert str(told.value).startswith("j.yaml: tracking.mlflow: ")
@@ -546,7 +542,7 @@ def test_an_address_with_a_secret_or_a_folder_is_refused_in_a_line_that_does_not
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow", "wandb"])
-def test_a_missing_package_is_a_line_before_anything_starts(monkeypatch, package):
+def test_missing_package_is_refused_at_the_start(monkeypatch, package):
     monkeypatch.setattr(
         "raysft.run.preflight.find_spec",
         lambda name: None if name == package else importlib.util.find_spec(name),
@@ -580,7 +576,7 @@ def test_wandb_online_needs_a_key(tmp_path, monkeypatch):
     check_tracking(Spec(wandb="p", wandb_mode="offline"))
 
 
-def test_a_tree_is_flat_without_what_is_not_set():
+def test_tree_is_flat_without_what_is_not_set():
     assert flatten({"a": {"b": 1, "c": None, "d": {"e.f": True}}, "g": [1, "x"]}) == {
         "a.b": 1,
         "a.d.e.f": True,
