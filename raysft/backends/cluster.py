@@ -63,6 +63,7 @@ class ClusterBackend:
         """Run a job on the cluster, and follow it unless it is to be left alone."""
         job = load_job(job_file, overrides)
         name = name or new_name(job)
+        # Before the cluster is asked: it is also the name of a folder there.
         Run.check_name(name)
         self._show_start(name, self._cluster.submit(job, name), detach)
 
@@ -76,6 +77,7 @@ class ClusterBackend:
         places = parse_places(overrides)
         name = run.rstrip("/").rpartition("/")[2]
         attempts = self._cluster.attempts(name)
+        # A name has no slash, so that what has one is a folder or a URI.
         is_folder = "/" in run
         if not attempts and not is_folder:
             self._cluster.run(name)  # says that there is none
@@ -168,6 +170,7 @@ class ClusterBackend:
         follower = _Follower(self._cluster, found.id, self._warn_of_loss)
         follower.start()
         seen = follower.seen
+        # Events are read by a thread: they may be silent for a minute, and the ages shown go on.
         while not follower.done.wait(REFRESH_SECONDS):
             with follower.lock:
                 document = _status_document(found, seen)
@@ -220,6 +223,7 @@ class ClusterBackend:
 
     def doctor(self, storage: str) -> list[Finding]:
         """Examine the nodes of the cluster."""
+        # It becomes part of a shell's command line there.
         command = f"raysft.entrypoints.doctor {shlex.quote(storage)}"
         told = self._cluster.ask(command, {}, "doctor", self._warn_of_loss)
         return [Finding(**finding) for finding in told["findings"]]

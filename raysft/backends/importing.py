@@ -41,6 +41,7 @@ def import_images(request: ImportRequest, output: Output, show_progress: bool) -
     except ValueError as error:
         raise UserError(f"--background {request.background}", str(error)) from None
     out = storage_path(request.out)
+    # Before a download of hours, not after it.
     refuse_existing(out)
     with Watcher(output, "", shown=show_progress) as watcher:
         # Before Ray starts: what is wrong with the files is said at once.

@@ -56,6 +56,7 @@ class _LocalPlan:
     def make(cls, job: Job) -> _LocalPlan:
         """Raises UserError for whatever can be known to be wrong by now."""
         outline = outline_of(job)
+        # Asked without Ray, which takes seconds to start and may not be needed.
         node = this_node()
         return cls(job, outline, make_plan(job, outline, [node]), node)
 
@@ -98,6 +99,7 @@ class LocalBackend:
         """Run a job on a Ray of this machine, from plan to leaderboard."""
         _refuse_detach(detach)
         planned = _LocalPlan.make(load_job(job_file, overrides))
+        # Planned first: a job that cannot run leaves no folder.
         self._run_to_the_end(planned, Run.create(planned.job, name))
 
     def resume(
@@ -116,6 +118,7 @@ class LocalBackend:
         folder = _short(run.folder)
         node = planned.node
         try:
+            # From here on run.json says how the run ended, whatever ends it.
             with run.recorded():
                 self._output.line(
                     "no cluster given: starting Ray on this machine "
@@ -138,12 +141,14 @@ class LocalBackend:
             download_source(planned.job.data.source, planned.job.data.path, watcher.progress)
             watcher.starting()
             with local_ray(planned.node) as scratch:
+                # The collector would walk over torch's objects: a fifth of a start.
                 with gc_paused():
                     from raysft.run.driver import Workspace, execute
 
                 results = execute(
                     run, [planned.node], watcher, Workspace(scratch), wait_for_end=False
                 )
+                # Before Ray is ended: a kill in its last second would make a done run a lost one.
                 run.save(status="done")
                 return results
 
@@ -213,6 +218,7 @@ class LocalBackend:
         folder = find_run(run)
         info = read_run_document(folder)
         if not is_alive(folder, info):
+            # An older raysft touched no file by which another machine knows that a run lives.
             status = run_status(folder, info)
             if is_going_on(info) and status != "lost":
                 raise UserError(
@@ -226,6 +232,7 @@ class LocalBackend:
         owner = _owner_on_this_machine(run, folder, info)
         # Not SIGINT, which a run ignores that a shell has started in the background.
         owner.signal(signal.SIGTERM)
+        # So that who calls it may resume the run at once.
         _wait_for_end(run, folder, owner)
         self._output.line(f"stopped {run}; `raysft resume {run}` resumes it")
 

@@ -31,6 +31,7 @@ def serve_model(model: str, settings: Settings, output: Output) -> None:
     check_trust(storage_path(model), card, settings.trust_code)
     node = this_node()
     check_gpus(settings, node)
+    # Bound before Ray starts: a port that is taken is said at once.
     with bound_socket(settings) as listener, _log_kept_on_failure() as log:
         if not is_loopback(settings.host):
             output.warning(
@@ -64,6 +65,7 @@ def _log_kept_on_failure() -> Iterator[Path]:
     try:
         yield Path(name)
     except Exception:
+        # Ctrl-C is no Exception: a server that was ended on purpose leaves nothing.
         keep = True
         raise
     finally:

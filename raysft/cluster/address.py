@@ -17,10 +17,9 @@ from raysft.ray_shortcuts import is_dashboard
 
 VARIABLE = "RAY_ADDRESS"
 DASHBOARD_PORT = 8265
-GCS_PORT, CLIENT_PORT = (
-    6379,
-    10001,
-)  # Ray's defaults for its own wire, and for the client that raysft does not use
+# Ray's defaults for its own wire, and for the client that raysft does not use.
+GCS_PORT = 6379
+CLIENT_PORT = 10001
 ANSWER_SECONDS = 1.0  # of a dashboard on this machine
 HELP = "give http://HOST:8265; `raysft connect cluster/gpu.yaml` opens a tunnel and prints one"
 
@@ -45,6 +44,7 @@ def parse_address(given: str | None, from_environment: bool) -> Address | None:
     told = str(Address(given, from_environment))
     if given == "auto":
         return Address(_dashboard_here(told), from_environment)
+    # urlsplit takes HOST:PORT for a scheme with a path.
     scheme, _, rest = given.rpartition("://")
     try:
         parts = urlsplit(given if scheme else f"http://{given}")
@@ -53,6 +53,7 @@ def parse_address(given: str | None, from_environment: bool) -> Address | None:
         raise UserError(told, f"is not an address ({error})", HELP) from None
     if scheme not in ("", "http", "https") or not host:
         raise UserError(told, "is not the address of a dashboard", _hint(host, from_environment))
+    # The address that `ray start` prints first; no HTTP is spoken there.
     if port in (GCS_PORT, CLIENT_PORT):
         raise UserError(
             told,
@@ -78,9 +79,8 @@ def _dashboard_here(told: str) -> str:
     several.
     """
     ports = [port for port in _ports_here() if _listens(port)]
-    if not ports and _answers(
-        DASHBOARD_PORT
-    ):  # of a process that is not seen from here, as in another container
+    # Of a process that is not seen from here, as in another container.
+    if not ports and _answers(DASHBOARD_PORT):
         ports = [DASHBOARD_PORT]
     found = [f"http://127.0.0.1:{port}" for port in ports]
     if len(found) == 1:
@@ -101,6 +101,7 @@ def _ports_here() -> list[int]:
 
     ports = set()
     for process in psutil.process_iter():
+        # Processes end while they are listed, and those of others may not be read.
         with suppress(psutil.Error, ValueError):
             words = process.cmdline()
             if is_dashboard(words):
@@ -127,6 +128,7 @@ def _answers(port: int) -> bool:
         ) as answer:
             return "ray_version" in json.load(answer)
     except urllib.error.HTTPError as error:
+        # Who asks for a token is there; that it is missing is told when it is used.
         return error.code in (401, 403)
     except (OSError, ValueError):
         return False

@@ -1,6 +1,4 @@
-"""What went wrong between this client and a cluster, by kind of error and HTTP status, never by the
-words of a text.
-"""
+"""What went wrong between this client and a cluster."""
 
 from __future__ import annotations
 
@@ -12,6 +10,8 @@ REFUSED = (401, 403)
 GONE = 404
 
 
+# By kinds and statuses, never by words: a run named by a time with 401 in it was once taken for
+# one that was refused.
 def http_status(error: BaseException) -> int | None:
     """The HTTP status that an error of Ray's client, requests or aiohttp stands for; None where
     there was none.
@@ -55,6 +55,7 @@ def explained(address: Address, error: Exception) -> UserError:
     status = http_status(error)
     if status in REFUSED:
         return refusal(address)
+    # Before what cannot be reached: to requests an SSLError is a ConnectionError as well.
     if isinstance(error, requests.exceptions.SSLError):
         return UserError(
             str(address),
@@ -73,9 +74,8 @@ def explained(address: Address, error: Exception) -> UserError:
             "does not know what it was asked for (HTTP 404)",
             "is that the dashboard of a Ray cluster, and was the cluster started again meanwhile?",
         )
-    said = describe_error(
-        error, -1 if status else 0
-    )  # what broke in the cluster stands at the end of its traceback
+    # What broke in the cluster stands at the end of its traceback.
+    said = describe_error(error, -1 if status else 0)
     return UserError(
         str(address), f"did not do what it was asked ({f'HTTP {status}, ' if status else ''}{said})"
     )

@@ -37,9 +37,8 @@ T = TypeVar("T")
 RUN_KEY = "raysft_run"
 RECONNECT_SECONDS = 2.0
 GIVE_UP_SECONDS = 300.0  # without an answer, after which nobody waits for a cluster any more
-ANSWER_SECONDS = (
-    120.0  # for one answer of the dashboard; Ray's client would wait for it without end
-)
+# For one answer of the dashboard; Ray's client would wait for it without end.
+ANSWER_SECONDS = 120.0
 CONNECT_SECONDS = 10.0  # for the first one
 SILENT_SECONDS = 60.0  # of a log that is followed, after which it is asked whether the run goes on
 STOP_SECONDS = 180.0
@@ -74,10 +73,9 @@ class ClusterClient:
         _use_token()
         from ray.job_submission import JobSubmissionClient
 
-        logging.disable(
-            logging.WARNING
-        )  # Ray's client tells of every upload and every closed socket
-
+        # Ray's client tells of every upload and every closed socket.
+        logging.disable(logging.WARNING)
+        # Ray's client has no time-out for its first question.
         self._asked(lambda: _knock(self.address))
         with _without_ray_address():
             self._client = self._asked(lambda: JobSubmissionClient(self.address))
@@ -161,6 +159,7 @@ class ClusterClient:
         for job in sorted(self._jobs(), key=lambda j: j.start_time or 0):
             if job.metadata and RUN_KEY in job.metadata:
                 run = _run_of(job)
+                # Out and in again: a resumed run counts as young as its last attempt.
                 latest.pop(run.name, None)
                 latest[run.name] = run
         return list(latest.values())
@@ -227,6 +226,7 @@ class ClusterClient:
                     skip = max(0, skip - len(chunk))
                     *whole, rest = (rest + fresh).split("\n")
                     for line in whole:
+                        # Whole lines alone: one that a break cut in two is read again.
                         taken += len(line) + 1
                         yield line
                 state = _within(ANSWER_SECONDS, lambda: self._state(run_id))
@@ -267,6 +267,7 @@ class ClusterClient:
     def exit_code(self, run_id: str) -> int:
         """The exit status of a run that has ended."""
         info = self._asked(lambda: self._client.get_job_info(run_id))
+        # Ray has none for a driver that it killed; 130 is what a shell says of Ctrl-C.
         if info.driver_exit_code is not None:
             return info.driver_exit_code if 0 <= info.driver_exit_code < 128 else 130
         return 0 if info.status == "SUCCEEDED" else 130 if info.status == "STOPPED" else 1
@@ -286,11 +287,13 @@ class ClusterClient:
         with tempfile.TemporaryDirectory(prefix="raysft-") as folder:
             for name, text in files.items():
                 Path(folder, name).write_text(text, encoding="utf-8")
+            # The package, so that client and cluster never differ; nothing else of the folder.
             shutil.copytree(
                 Path(raysft.__file__).parent,
                 Path(folder, "raysft"),
                 ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
             )
+            # Events are flushed; what others print would else come long after them.
             variables = {"PYTHONUNBUFFERED": "1"} | client_environment()
             environment = {"working_dir": folder, "env_vars": variables}
             return self._asked(
@@ -350,6 +353,7 @@ def _within(seconds: float, question: Callable[[], T]) -> T:
         except Exception as error:  # raised again where it is waited for
             answers.put((None, error))
 
+    # A daemon: a question that nobody answers must not keep the process.
     threading.Thread(target=ask, name="ask", daemon=True).start()
     try:
         answer, error = answers.get(timeout=seconds)

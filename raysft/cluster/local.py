@@ -57,6 +57,7 @@ def this_node() -> Node:
 def _cgroup_cpus() -> int:
     """Whole CPUs of a container's quota (cgroup v2), a large number without one."""
     try:
+        # The affinity knows nothing of a container's quota; too many workers would start.
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, int(quota) // int(period))
     except (OSError, ValueError):
@@ -67,6 +68,7 @@ def _gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
+    # torch.cuda would take seconds to import, and hold memory on the first GPU.
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
@@ -76,9 +78,7 @@ def local_ray(node: Node) -> Iterator[Path]:
     processes is left.
 
     Yields the folder that Ray keeps its files in, where the run may put its own; it is removed, but
-    kept with Ray's logs where something went wrong that is no mistake of the person. Ray's
-    processes are killed and not asked: `ray.shutdown` takes seconds, and it crashes this process
-    where other threads are still inside Ray, as they are when a run is interrupted.
+    kept with Ray's logs where something went wrong that is no mistake of the person.
     """
     mark = os.environ[_MARK] = f"{os.getpid()}-{time.time_ns()}"
     # Sockets lie in it, and their paths must be short.
@@ -95,10 +95,14 @@ def local_ray(node: Node) -> Iterator[Path]:
     except Exception as error:
         keep = not isinstance(error, UserError)
         if keep:
+            # To the log of the run: a person who looks for the cause looks there.
             logging.getLogger(__name__).warning("Ray's own logs are kept in %s", folder)
         raise
     finally:
+        # A second Ctrl-C would leave half of the processes.
         with ignoring_interrupts():
+            # Killed and not asked: ray.shutdown takes seconds, and it crashes this process where
+            # other threads are still inside Ray, as they are when a run is interrupted.
             _kill_family(mark)
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -107,6 +111,7 @@ def local_ray(node: Node) -> Iterator[Path]:
 def _start_ray(node: Node, folder: Path) -> bool:
     """Start Ray and connect to it; whether this process goes on when its raylet is killed."""
     for name, value in (_QUIET | quiet_settings()).items():
+        # A person's own setting goes before ours.
         os.environ.setdefault(name, value)
     with gc_paused():
         import ray
@@ -128,6 +133,7 @@ def _start_ray(node: Node, folder: Path) -> bool:
             num_gpus=int(node.gpus),
             log_to_driver=False,
             logging_level=logging.WARNING,
+            # Nobody looks at it; with its like it took a tenth of a start's CPU time.
             include_dashboard=False,
         )
     if threading.current_thread() is threading.main_thread():

@@ -29,9 +29,8 @@ from raysft.records.trial import TrialRecord
 # the record separator: no log line of anyone else begins with it. str.splitlines splits there!
 MARK = "\x1eraysft "
 EPOCHS_EVERY_S = 1.0
-STANDING_EVERY_S = (
-    5.0  # about a kilobyte each, and the log is read as a whole by whoever asks for the status
-)
+# About a kilobyte each, and the log is read as a whole by whoever asks for the status.
+STANDING_EVERY_S = 5.0
 _ERRORS = {
     kind.__name__: kind
     for kind in (UserError, JobError, DataError, ModelError, ResourceError, RunError)
@@ -85,24 +84,29 @@ class Reporter:
 
     def tell(self, kind: str, **payload: object) -> None:
         """Write an event."""
+        # Two threads' lines would be written into one another.
         with self._lock:
             self._write(encode(kind, payload) + "\n")
 
     def note(self, text: str) -> None:
+        """A line that a run has for the person."""
         """Send one line of news."""
         self.tell("note", text=text)
 
     def progress(self, what: str, done: int, total: int) -> None:
+        """Rows or bytes, of how many."""
         """Send rows imported or bytes downloaded so far."""
         self.tell("progress", what=what, done=done, total=total)
 
     def epochs(self, done: float, total: int, records: Sequence[TrialRecord]) -> None:
+        """Epochs of all trials together; not more than one event a second, and the last."""
         """Send the epochs trained so far, at most once in `EPOCHS_EVERY_S` seconds."""
         if done == total or time.monotonic() - self._last_epochs >= EPOCHS_EVERY_S:
             self._last_epochs = time.monotonic()
             self.tell("epochs", done=done, total=total)
 
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
+        """A finished trial, with all of its epochs."""
         """Send a trial that has ended."""
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
@@ -126,6 +130,7 @@ class Reporter:
                     for key, value in vars(record).items()
                     if key not in ("trace", "history")
                 }
+                # What is new alone: whole histories would make the log grow with their square.
                 trials.append(about | {"history": record.history[told[1] :]})
         self.tell("standing", progress=document, trials=trials)
 
@@ -170,6 +175,7 @@ class RunSummary:
             for told in payload["trials"]:
                 known = self.trials.get(told["trial"])
                 before = len(known.history) if known else 0
+                # The event of the trial's end has the whole history, and may have come before.
                 new = [epoch for epoch in told["history"] if epoch["epoch"] > before]
                 self.trials[told["trial"]] = TrialRecord(
                     **told
@@ -182,7 +188,9 @@ class RunSummary:
             self.results = payload["results"]
         elif message.kind == "error":
             self.errors = [
-                _ERRORS.get(name, RunError)(*parts) for name, *parts in payload["problems"]
+                # A kind that this client does not know may come of another version.
+                _ERRORS.get(name, RunError)(*parts)
+                for name, *parts in payload["problems"]
             ]
         elif message.kind == "end":
             self.status = payload["status"]

@@ -72,6 +72,7 @@ def run_on_all(
     all_hosts: Sequence[Host], function: Callable[..., T], *arguments: object
 ) -> list[T | Exception]:
     """The result of a function on each node, or why there is none."""
+    # All are started before the first is waited for, so that nodes work at the same time.
     calls = [start_on(host, function, *arguments) for host in all_hosts]
     return [call() for call in calls]
 
@@ -81,9 +82,8 @@ def start_on(
 ) -> Callable[[], T | Exception]:
     """Start a function on a node; what is returned waits for its result, or tells why there is
     none.
-
-    Nothing is reserved, so nothing has to wait.
     """
+    # Nothing is reserved: a check has to answer while all CPUs train.
     where = NodeAffinitySchedulingStrategy(host.id, soft=False)
     task = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
     reference = task.remote(*arguments)
@@ -119,6 +119,7 @@ def check_storage(storage: str, all_hosts: Sequence[Host]) -> None:
 
 def storage_problems(storage: str, all_hosts: Sequence[Host]) -> list[str | None]:
     """For each node, what is wrong with the storage there."""
+    # A name of its own: two checks of one storage may run at once.
     folder = storage_path(storage) / f".raysft-check-{uuid.uuid4().hex[:8]}"
     try:
         _write(folder / "driver", "driver")

@@ -27,16 +27,14 @@ def kill_all(find: Callable[[], Sequence[psutil.Process]]) -> None:
     """Kill what `find` finds until it finds nothing, and with that what was still started
     meanwhile.
     """
-    deadline = (
-        time.monotonic() + KILL_SECONDS
-    )  # a process that waits for a dead disk cannot be killed
+    # A process that waits for a dead disk cannot be killed.
+    deadline = time.monotonic() + KILL_SECONDS
     while (alive := find()) and time.monotonic() < deadline:
         for process in alive:
             with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(
-            alive, timeout=0.05
-        )  # no longer: to psutil, one that is dead and not waited for still runs
+        # No longer: to psutil, one that is dead and not waited for still runs.
+        psutil.wait_procs(alive, timeout=0.05)
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -54,10 +52,6 @@ def marked(name: str, value: str) -> list[psutil.Process]:
 def using(folder: str, name: str, value: str) -> list[psutil.Process]:
     """Every other process of the Ray of a folder: that has a file of it open, or names it in its
     command.
-
-    A person who looks at a log there does so, too, and is left alone: a process of Ray's was
-    started with NAME=VALUE in its environment, or has overwritten it with the title that Ray gives
-    its workers.
     """
     below = folder.rstrip("/") + "/"
 
@@ -66,6 +60,8 @@ def using(folder: str, name: str, value: str) -> list[psutil.Process]:
             file.path.startswith(below) for file in process.open_files()
         ):
             return False
+        # A person who looks at a log there has it open, too, and is left alone: Ray's processes
+        # have the variable, or have overwritten it with the title of a worker.
         return is_worker_title(process.cmdline()[0]) or process.environ().get(name) == value
 
     return _others(uses)
@@ -82,6 +78,7 @@ def _others(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
 
 def main(folder: str, name: str, value: str) -> None:
     """Outlive the process that started this one, and clean up after it."""
+    # The other end is closed by the kernel, also when that process is killed.
     sys.stdin.buffer.read()
     kill_all(lambda: [*using(folder, name, value), *marked(name, value)])
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,6 @@ OPEN_SECONDS = 60.0
 def tunnel(cluster_file: Path, port: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """(address, a function that waits until the tunnel ends); closed on leaving.
 
-    Ray's own `ray dashboard` makes it, which knows the SSH user, key and proxy of every provider.
     Raises UserError when there is no such file or the port is taken, RunError when the tunnel does
     not open or breaks.
     """
@@ -33,12 +32,14 @@ def tunnel(cluster_file: Path, port: int) -> Iterator[tuple[str, Callable[[], No
     if _answers(port):
         raise UserError(f"--port {port}", "is in use on this machine", "give another --port")
     command = [
+        # Ray's own: it knows the SSH user, key and proxy of every provider.
         _ray_command(),
         "dashboard",
         str(cluster_file),
         f"--port={port}",
         f"--remote-port={DASHBOARD_PORT}",
     ]
+    # In a session of its own: Ctrl-C reaches this process alone, which then ends both.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

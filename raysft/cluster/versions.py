@@ -23,6 +23,7 @@ def client_environment() -> dict[str, str]:
 def check_versions() -> None:
     """Raise UserError where this cluster's Python environment is not one that raysft works in."""
     for package in ("ray", "torch"):
+        # Looked for and not imported: what is missing is told in one line, not as a traceback.
         if find_spec(package) is None:
             raise UserError(
                 "cluster",
@@ -37,10 +38,8 @@ def check_versions() -> None:
 
 
 def series_problem(here: str) -> tuple[str, str] | None:
-    """What is wrong with the cluster's version of Ray, and what to do; None where it fits.
-
-    Patch releases keep what raysft uses, minor ones do not promise to.
-    """
+    """What is wrong with the cluster's version of Ray, and what to do; None where it fits."""
+    # Patch releases keep what raysft uses, minor ones do not promise to.
     series = series_of(here)
     if series not in SUPPORTED_SERIES:
         return f"runs Ray {here}, raysft needs Ray {' or '.join(SUPPORTED_SERIES)}", INSTALL
