@@ -24,6 +24,7 @@ class RaysftError(Exception):
     exit_code = 1
 
     def __init__(self, where: str, what: str, todo: str = "") -> None:
+        # All of them are its args, by which an exception is pickled.
         super().__init__(where, what, todo)
         self.where, self.what, self.todo = where, what, todo
 
@@ -59,6 +60,7 @@ class JobErrors(JobError):
         super().__init__(first.where, first.what, first.todo)
         self._problems = tuple(problems)
 
+    # Its args are those of the first problem: pickled by them, the others would be lost.
     def __reduce__(self) -> tuple[type[JobErrors], tuple[tuple[JobError, ...]]]:
         return type(self), (self._problems,)
 
@@ -113,5 +115,6 @@ def describe_error(error: BaseException, line: int = 0) -> str:
     """Kind and one line of an error of someone else: its first line, or its last (-1) where Ray
     carried it over.
     """
+    # One line: libraries put tables, hints and whole tracebacks into their messages.
     lines = [text for text in str(error).splitlines() if text.strip()]
     return f"{type(error).__name__}: {lines[line].strip()}" if lines else type(error).__name__

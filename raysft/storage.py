@@ -29,15 +29,13 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 BLOCK = 1 << 20
-READ_ATTEMPTS = 20
+READ_ATTEMPTS = 20  # of a file that is replaced while it is read
 CHECKSUM = "checksum"
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that no space is left, or none that this user may fill.
-
-    The library of safetensors has no OSError of its own for it, and says it in words.
-    """
+    """Whether an error says that no space is left, or none that this user may fill."""
+    # The library of safetensors has no OSError of its own for it, and says it in words.
     numbers = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in numbers or any(
         f"(os error {number})" in str(error) for number in numbers
@@ -60,11 +58,13 @@ class RemotePath:
 
     @property
     def name(self) -> str:
+        """The last part."""
         """The last part of the path."""
         return self.uri.rstrip("/").rpartition("/")[2]
 
     @property
     def parent(self) -> RemotePath:
+        """The folder that it lies in."""
         """The folder that it lies in."""
         return RemotePath(self.uri.rstrip("/").rpartition("/")[0])
 
@@ -79,21 +79,21 @@ class RemotePath:
         return _file_system(self.uri)[1]
 
     def exists(self) -> bool:
+        """Whether there is a file or a folder."""
         """Whether a file or folder is there."""
         from pyarrow.fs import FileType
 
         return bool(self.fs.get_file_info(self.key).type != FileType.NotFound)
 
     def is_file(self) -> bool:
+        """Whether there is a file."""
         """Whether a file is there."""
         return bool(self.fs.get_file_info(self.key).is_file)
 
     def read_bytes(self) -> bytes:
-        """The whole file as it was at one moment; raises FileNotFoundError, OSError.
-
-        Arrow asks for the size first: of a file that is replaced before it is read, it would return
-        a part.
-        """
+        """The whole file as it was at one moment; raises FileNotFoundError, OSError."""
+        # Arrow asks for the size first: of a file that is replaced before it is read, it would
+        # return a part.
         info = self.fs.get_file_info(self.key)
         for _ in range(READ_ATTEMPTS):
             if not info.is_file:
@@ -106,15 +106,18 @@ class RemotePath:
         raise OSError(f"changes faster than it can be read: {self.uri}")
 
     def read_text(self, encoding: str = "utf-8") -> str:
+        """As `read_bytes`, decoded."""
         """The whole file as text; raises FileNotFoundError, OSError."""
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes) -> None:
+        """Write a file, whole or not at all."""
         """Write a whole file; until it is closed readers see what was there before."""
         with self.fs.open_output_stream(self.key) as file:
             file.write(content)
 
     def iterdir(self) -> Iterator[RemotePath]:
+        """What lies in a folder; nothing where there is none."""
         """What lies in the folder; nothing where it does not exist."""
         from pyarrow.fs import FileSelector
 
@@ -156,15 +159,13 @@ def write_bytes(target: StoragePath, content: bytes) -> None:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A temporary file that becomes `target` in the end, and is removed where something went wrong.
-
-    On a full disk a half-written one would keep the room that others need to say how they ended.
-    """
+    """A temporary file that becomes `target` in the end; removed where something went wrong."""
     beside = target.with_name(target.name + ".tmp")
     try:
         yield beside
         os.replace(beside, target)
     except BaseException:
+        # On a full disk it would keep the room that others need to say how they ended.
         with suppress(OSError):  # what went wrong is told, not this
             beside.unlink(missing_ok=True)
         raise
@@ -187,15 +188,18 @@ def overwrite_json(file: Path, document: Mapping[str, object]) -> bool:
     A reader at the same moment may find a file that is torn, as its checksum tells.
     """
     content = _with_checksum(document).encode()
+    # Blocks that the file has already: on a full disk it gets no more.
     if len(content) > file.stat().st_blocks * 512:
         return False
     with file.open("r+b", buffering=0) as raw:
         raw.write(content)
+        # The old document may have been longer.
         raw.truncate()
     return True
 
 
 def _with_checksum(document: Mapping[str, object]) -> str:
+    # There and back: the checksum is over what a reader gets, as lists for tuples.
     text = json.dumps({**document, CHECKSUM: None}, default=str)
     whole = json.loads(text)
     whole[CHECKSUM] = _checksum(whole)
@@ -274,6 +278,7 @@ def storage_time(folder: StoragePath) -> float:
     """What time it is for the storage that a folder lies in, in seconds of the epoch; raises
     OSError.
     """
+    # By a file and not this machine's clock: nodes of a cluster may be minutes apart.
     probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
     touch(probe)
     try:
@@ -289,6 +294,7 @@ def put_folder(local: Path, target: StoragePath, last: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(local, target)
         return
+    # One by one, as an object store cannot rename: the last says that the rest is there.
     for file in sorted(local.iterdir(), key=lambda f: f.name == last):
         put_file(file, target / file.name)
     shutil.rmtree(local)
@@ -325,13 +331,13 @@ def scratch_beside(folder: StoragePath) -> Iterator[Path]:
     if isinstance(folder, Path):
         beside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)
+        # What a killed process left under this name was no one's any more.
         beside.mkdir(parents=True)
         try:
             yield beside
         finally:
-            shutil.rmtree(
-                beside, ignore_errors=True
-            )  # nothing half-made stays where something went wrong
+            # Nothing half-made stays where something went wrong.
+            shutil.rmtree(beside, ignore_errors=True)
         return
     with tempfile.TemporaryDirectory(prefix="raysft-") as scratch:
         made = Path(scratch) / folder.name

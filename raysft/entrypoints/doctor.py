@@ -59,6 +59,7 @@ def examine(storage: str) -> list[Finding]:
     for host, problem in zip(nodes, storage_problems(storage, nodes), strict=True):
         text = problem or f"{storage}: reads and writes"
         found.append(Finding("storage", host.address, "wrong" if problem else "ok", text))
+    # One node has no network to train over.
     if len(nodes) > 1:
         found.append(_network(nodes))
     if not any(host.node.cpus for host in nodes):
@@ -93,7 +94,8 @@ def cached_weights() -> list[str]:
 
 
 def torch_hub() -> Path:
-    """What torch.hub.get_dir says, which takes seconds to import."""
+    """Where torch keeps what it downloads."""
+    # As torch.hub.get_dir says it, which takes seconds to import.
     usual = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
     return Path(os.path.expanduser(os.environ.get("TORCH_HOME", usual)), "hub")
 
@@ -157,6 +159,7 @@ def _network(nodes: Sequence[Host]) -> Finding:
     from raysft.cluster.nodes import start_on
 
     with socket.socket() as probe:
+        # Any port that is free here, on the head, where rank 0 will listen.
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
     calls = [
@@ -185,11 +188,7 @@ def _last_line(error: Exception) -> str:
 
 
 def all_reduce(rank: int, nodes: int, head: str, port: int, own: str) -> float:
-    """On a node: bytes a second that an all-reduce moves through each node.
-
-    That is 2 (n - 1) / n of the buffer in the time of a round, the measure of nccl-tests for a
-    ring.
-    """
+    """On a node: bytes a second that an all-reduce moves through each node."""
     import datetime
 
     import torch
@@ -197,17 +196,21 @@ def all_reduce(rank: int, nodes: int, head: str, port: int, own: str) -> float:
 
     from raysft.train.network_interface import use_interface_of
 
+    # By itself gloo takes what the host's name resolves to, and may never meet the others.
     use_interface_of(own)
     limit = datetime.timedelta(seconds=MEETING_SECONDS)
     # torch says by a pattern what it exports, which mypy cannot read
     store = dist.TCPStore(head, port, nodes, is_master=rank == 0, timeout=limit)  # type: ignore[attr-defined]
+    # gloo, as every node has it; NCCL would need a GPU on each.
     dist.init_process_group("gloo", store=store, rank=rank, world_size=nodes, timeout=limit)
     try:
         values = torch.ones(REDUCED_BYTES // 4)
+        # Once without the clock: the first makes the connections.
         dist.all_reduce(values)
         began = time.perf_counter()
         for _ in range(ROUNDS):
             dist.all_reduce(values)
+        # As nccl-tests measure a ring: each node moves 2 (n - 1) / n of the buffer.
         return 2 * (nodes - 1) / nodes * REDUCED_BYTES * ROUNDS / (time.perf_counter() - began)
     finally:
         dist.destroy_process_group()

@@ -60,6 +60,7 @@ def _measure(job: Job, plan: RunPlan, nodes: Sequence[Host], storage: str) -> Es
     from raysft.run.measure import measure
     from raysft.storage import storage_path
 
+    # Before it is written to by all: a folder of one node alone would end in a missing data set.
     check_storage(storage, nodes)
     root = storage_path(storage)
     # Threads of Ray may still write there when it is removed.

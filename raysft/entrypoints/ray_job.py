@@ -60,10 +60,12 @@ def shared_storage(storage: str, nodes: int) -> str:
     """
     if "://" in storage or storage.startswith("/"):
         return storage
+    # Set by whoever set up the cluster, so that one job file serves the laptop and the cluster.
     base = os.environ.get(STORAGE_VARIABLE)
     if base:
         return f"{base.rstrip('/')}/{storage}"
     if nodes == 1:
+        # Not the current folder: a Ray job's is thrown away with it.
         return str(Path.home() / storage)
     raise UserError(
         f"storage: {storage}",

@@ -44,6 +44,7 @@ def main(
 ) -> int:
     """Run the job; returns the exit status."""
     reporter = Reporter(to_stream(sys.stdout))
+    # An error that nobody has foreseen counts as a failure, too.
     status, code = "failed", 1
     try:
         check_versions()
@@ -56,6 +57,7 @@ def main(
         reporter.error(error)
         code = error.exit_code
     except Exception as error:
+        # Told as well as raised: the traceback is in the log, which few people read.
         reporter.error(RunError("run", f"{type(error).__name__}: {error}", "see `raysft logs`"))
         raise
     finally:
@@ -93,6 +95,7 @@ def _run(job: Job, name: str, resume: bool, places: Mapping[str, str], reporter:
         run.job = job = run.job.model_copy(update={"storage": job.storage})
         for note in run.notes:
             reporter.note(note)
+    # All that can be wrong is looked at before the run's folder is made.
     known = outline_of(job)
     _refuse_store_of_this_job(job)
     plan, nodes = _wait_for_room(job, known, reporter)
@@ -160,6 +163,7 @@ def _wait_for_room(job: Job, known: Outline, reporter: Reporter) -> tuple[RunPla
                 )
             if time.monotonic() > deadline:
                 raise
+            # A node takes minutes to start.
             time.sleep(5)
 
 
@@ -170,13 +174,15 @@ def _ask_for_nodes(job: Job) -> bool:
     from ray.autoscaler.sdk import request_resources
 
     if (
+        # What `ray up` and KubeRay leave on a head that has an autoscaler.
         not Path(os.path.expanduser("~/ray_bootstrap_config.yaml")).is_file()
         and "RAY_CLUSTER_NAME" not in os.environ
     ):
-        return False  # what `ray up` and KubeRay leave on a head that has an autoscaler
+        return False
     each = {"CPU": float(job.resources.cpus_per_worker)}
     if job.resources.gpus_per_worker:
         each["GPU"] = job.resources.gpus_per_worker
+    # One trial's workers: a search goes on with few slots, and more nodes cost money.
     request_resources(bundles=[each] * job.resources.least_workers)
     return True
 
