@@ -481,7 +481,7 @@ class _Comparison:
     @property
     def alike(self) -> bool:
         """Whether the export may be handed out."""
-        # Not by accuracy: two exports may be wrong equally often about other images.
+        # Not by accuracies: both may be wrong equally often, about other images.
         return self.difference <= TOLERANCE and not self.wrongly
 
     def document(self) -> dict[str, Any]:
