@@ -44,9 +44,11 @@ class Delivery:
         note: Callable[[str], None],
         begun: float,
     ) -> None:
-        self.run, self.data = run, data
+        self.run = run
+        self.data = data
         self.trials = trials
-        self.note, self.begun = note, begun
+        self.note = note
+        self.begun = begun
         # Ranked once: what is scored, delivered and reported must be the same trial.
         self.ranked = trials.ranked()
         self.best_trial = self.ranked[0]
@@ -93,7 +95,8 @@ class Delivery:
         return results
 
     def _timing(self, trials: Sequence[TrialRecord]) -> Timing:
-        first, last = self.trials.first_start, self.trials.last_end
+        first = self.trials.first_start
+        last = self.trials.last_end
         return measure_timing(trials, self.begun, first, last)
 
     def _write_report(self) -> None:
@@ -178,7 +181,8 @@ def _find_weights(run: Run, scored: Scored) -> LoadedWeights | None:
     """What run.json says of the weights that the delivered network began with."""
     model = scored.assignment.model
     for loaded in run.info.get("weights", []):
-        if (loaded["name"], loaded["weights"]) == (model.name, model.weights):
+        same_network = loaded["name"] == model.name
+        if same_network and loaded["weights"] == model.weights:
             return loaded
     return None
 

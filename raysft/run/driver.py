@@ -111,9 +111,12 @@ class RunDriver:
         observers: Observers,
         source: SlotSource,
     ) -> None:
-        self.run, self.job = run, run.job
-        self.data, self.trials = data, trials
-        self.observers, self.source = observers, source
+        self.run = run
+        self.job = run.job
+        self.data = data
+        self.trials = trials
+        self.observers = observers
+        self.source = source
         # A run that is resumed after it had reached its target trains no further trial.
         self.target_met = trials.has_met_target()
         self._events_read = 0

@@ -32,8 +32,10 @@ class Estimate:
 
     def line(self) -> str:
         """The estimate in words."""
-        hours, minutes = self.hours, 60 * self.hours
-        span = f"{hours:,.1f} hours" if hours >= 1 else f"{minutes:,.1f} minutes"
+        span = f"{self.hours:,.1f} hours"
+        if self.hours < 1:
+            minutes = 60 * self.hours
+            span = f"{minutes:,.1f} minutes"
         line = (
             f"measured {self.images_per_s:,.0f} images/s a team: {self.epoch_s:,.1f} s an epoch, "
             f"at most {span}"

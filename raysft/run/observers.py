@@ -34,8 +34,10 @@ class Observers:
     def __init__(
         self, run: Run, plan: RunPlan, trials: RunTrials, listener: Listener, tracking: Tracking
     ) -> None:
-        self.run, self.trials = run, trials
-        self.listener, self.tracking = listener, tracking
+        self.run = run
+        self.trials = trials
+        self.listener = listener
+        self.tracking = tracking
         self.progress = Progress(run.job, plan, run.known.values())
         self.gauges = Gauges(run.folder.name, run.metric)
         self._weights: dict[str, LoadedWeights] = {}
@@ -117,9 +119,11 @@ def describe_weights(report: LoadedWeights) -> str:
     if report["source"]:
         line += f" ({report['source']})"
     if report["new"]:
-        line += f"; new {first_of(report['new'])}"
+        new = first_of(report["new"])
+        line += f"; new {new}"
     if report["unfit"]:
-        line += f"; left out {first_of(report['unfit'])}"
+        unfit = first_of(report["unfit"])
+        line += f"; left out {unfit}"
     return line
 
 

@@ -184,8 +184,9 @@ class Progress:
         return rounded
 
     def _trained(self, record: TrialRecord) -> float:
+        whole = len(record.history)
         part = self.inside.get(record.trial, 0.0)
-        return len(record.history) + part
+        return whole + part
 
     def _decided(self, record: TrialRecord) -> float:
         """Epochs that need no training any more; of a trial that ended early, all of them."""
@@ -194,5 +195,8 @@ class Progress:
         return self._trained(record)
 
     def _teams_of(self, trial: str) -> list[TeamState]:
-        teams = self.teams.values()
-        return [team for team in teams if team.trial == trial]
+        teams = []
+        for team in self.teams.values():
+            if team.trial == trial:
+                teams.append(team)
+        return teams

@@ -18,8 +18,10 @@ class SearchThread(threading.Thread):
 
     def __init__(self, job: Job, trials: RunTrials, teams: int, queue: QueueClient) -> None:
         super().__init__(name="search", daemon=True)
-        self.job, self.trials = job, trials
-        self.teams, self.queue = teams, queue
+        self.job = job
+        self.trials = trials
+        self.teams = teams
+        self.queue = queue
         # Both look at records, which the driver changes once the run goes on.
         self.known = trials.known()
         past = trials.past()

@@ -46,6 +46,7 @@ class OwnSlots:
     def begin(self, plan: RunPlan, resources: Resources, run: WorkerRun) -> Sequence[SlotThread]:
         """Start the slots of a plan."""
         restarts = RESTARTS + MAX_ATTEMPTS * plan.trials
+        # Sent once to each worker, with the handle of the queue inside.
         work: SlotWork = {"run": run}
         self._threads = start_slots(plan.slots, resources, self.scratch, restarts, work)
         return self._threads

@@ -99,10 +99,11 @@ class SlotWatch:
         if slot not in self.slots:  # an event that was read meanwhile has given it up already
             return
         self.slots.remove(slot)
+        name = f"slot {slot.number}"
         if not self.slots:
             what = f"its worker group ended {cause}"
-            raise RunError(f"slot {slot.number}", what, f"see {self.log}")
-        self.note(f"slot {slot.number} ended {cause}: its trials go to the other slots")
+            raise RunError(name, what, f"see {self.log}")
+        self.note(f"{name} ended {cause}: its trials go to the other slots")
         self.on_lost(slot.number)
 
 

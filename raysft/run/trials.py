@@ -34,7 +34,8 @@ class RunTrials:
     """The trials of a run by number and name, with the repeats of the best one."""
 
     def __init__(self, job: Job, run: Run, count: int) -> None:
-        self.job, self.run = job, run
+        self.job = job
+        self.run = run
         self.metric = run.metric
         # As wide as the last number: names then sort like numbers, in listings and on disk.
         width = len(str(count - 1))
@@ -51,8 +52,10 @@ class RunTrials:
     def _first_record(self, number: int, name: str) -> TrialRecord:
         known = self.run.known.get(name)
         if known is None:
-            return TrialRecord(name, self.configs.get(number, {}))
-        self.configs[number] = known.config  # what it trained with, not what would be drawn now
+            config = self.configs.get(number, {})
+            return TrialRecord(name, config)
+        # What it trained with, not what would be drawn now.
+        self.configs[number] = known.config
         return known
 
     # --- what has been ---------------------------------------------------------------------------
@@ -135,8 +138,9 @@ class RunTrials:
     def assignment(self, number: int, config: Config) -> Assignment:
         """What a team does to train a trial with its configuration."""
         name = self.names[number]
-        settings = trial_settings(self.job, config)
         folder = str(self.run.trial_folder(name))
+        settings = trial_settings(self.job, config)
+        # Workers have another current folder than the person who named the weights.
         model = with_absolute_weights(settings.model)
         return Assignment("train", name, folder, model, settings.train, self.job.seed, config)
 
@@ -150,7 +154,9 @@ class RunTrials:
         added = []
         for seed in seeds:
             name = f"{best.trial}-seed{seed}"
-            record = self.run.known.get(name) or TrialRecord(name, best.config)
+            record = self.run.known.get(name)
+            if record is None:
+                record = TrialRecord(name, best.config)
             self.repeats[name] = record
             added.append((seed, record))
         return added

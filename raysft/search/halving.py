@@ -42,13 +42,16 @@ class Halving(Scheduler):
         """Count the epochs of before, but for the last one."""
         # The team reports that one again, and it is decided on then: the run may have died before
         # it was.
-        self._remember(number, self.known.going_on.get(number, ())[:-1])
+        history = self.known.going_on.get(number, ())
+        self._remember(number, history[:-1])
         self.training.add(number)
 
     def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
         """Pause at every rung but the last."""
         self._remember(number, [metrics])
-        return "pause" if metrics["epoch"] in self.rungs[:-1] else "go on"
+        if metrics["epoch"] in self.rungs[:-1]:
+            return "pause"
+        return "go on"
 
     def paused(self, number: int) -> None:
         """Let a trial wait at its rung."""
@@ -94,9 +97,13 @@ class Halving(Scheduler):
         """
         found: list[int] = []
         for rung in range(len(self.rungs) - 1):
-            if len(self.reached[rung + 1]) >= self.places[rung + 1]:
-                found += [number for number in self.waiting if self._rung(number) == rung]
-                self.waiting.difference_update(found)
+            next_rung = rung + 1
+            if len(self.reached[next_rung]) < self.places[next_rung]:
+                continue
+            for number in self.waiting:
+                if self._rung(number) == rung:
+                    found.append(number)
+            self.waiting.difference_update(found)
         return sorted(found)
 
     # --- inside ---------------------------------------------------------------------------------
@@ -105,17 +112,22 @@ class Halving(Scheduler):
         for metrics in history:
             self.trained[number] = metrics["epoch"]
             now = sort_key(metrics, self.metric)
-            self.best[number] = min(now, self.best.get(number, now))
+            best = self.best.get(number, now)
+            self.best[number] = min(now, best)
             if metrics["epoch"] in self.rungs:
-                self.reached[self.rungs.index(metrics["epoch"])][number] = self.best[number]
+                rung = self.rungs.index(metrics["epoch"])
+                self.reached[rung][number] = self.best[number]
 
     def _rung(self, number: int) -> int:
         """The rung at which a trial is paused."""
-        return self.rungs.index(self.trained[number])
+        epochs = self.trained[number]
+        return self.rungs.index(epochs)
 
     def _is_complete(self, rung: int) -> bool:
         """Whether no trial is on its way to a rung."""
-        return all(self.trained.get(number, 0) >= self.rungs[rung] for number in self.training)
+        epochs = self.rungs[rung]
+        trained = [self.trained.get(number, 0) for number in self.training]
+        return all(count >= epochs for count in trained)
 
     def _best(self, rung: int, count: int) -> list[int]:
         reached = self.reached[rung]

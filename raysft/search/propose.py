@@ -31,7 +31,8 @@ class InOrder:
     """Gives the trials of `numbers` the configurations that are known for them."""
 
     def __init__(self, numbers: Sequence[int], configs: Mapping[int, Config]) -> None:
-        self.waiting, self.configs = list(numbers), configs
+        self.waiting = list(numbers)
+        self.configs = configs
 
     def next_trial(self) -> tuple[int, Config] | None:
         """(number, configuration) of the trial that begins now; None when there are no more."""
@@ -99,7 +100,8 @@ class ByOptuna(InOrder):
 
     def epoch(self, number: int, metrics: EpochMetrics) -> None:
         """Keep an epoch until its trial has ended."""
-        self.epochs.setdefault(number, []).append(metrics)
+        history = self.epochs.setdefault(number, [])
+        history.append(metrics)
 
     def ended(self, number: int, failed: bool = False) -> None:
         """Tell the study how good a trial was."""
@@ -112,7 +114,8 @@ class ByOptuna(InOrder):
         """Tell the study how good the best epoch of a trial was; a trial without one failed."""
         # Data of few classes has no top-5 accuracy, and an older run may have recorded less.
         epochs = [m for m in history if m.get(self.goal) is not None]
-        if epochs and status not in ("failed", "diverged"):
+        succeeded = status not in ("failed", "diverged")
+        if epochs and succeeded:
             best = min(epochs, key=lambda m: sort_key(m, self.goal))
             self.study.tell(trial, metric_value(best, self.goal))
         else:

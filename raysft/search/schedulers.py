@@ -74,12 +74,15 @@ class Median(Scheduler):
         """Let the epochs of before count, but for the last one."""
         # The team reports that one again, and it is decided on then: the run may have died before
         # it was.
-        self._replay(number, self.known.going_on.get(number, ())[:-1])
+        history = self.known.going_on.get(number, ())
+        self._replay(number, history[:-1])
 
     def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
         """Ask the rule, which hears of the epoch by that."""
         decision = self.rule.on_trial_result(_NO_TUNE, _trial(number), dict(metrics))
-        return "stop" if decision == self.stop else "go on"
+        if decision == self.stop:
+            return "stop"
+        return "go on"
 
     def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
         """Let the last epoch of a trial count among the others."""

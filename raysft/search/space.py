@@ -46,9 +46,13 @@ def known_configurations(job: Job) -> dict[int, Config]:
     """Configurations by the numbers of their trials, as far as they are known before any trial has
     run.
     """
-    if job.search is not None and job.search.algorithm != "random":
-        return dict(enumerate(dict(config) for config in job.search.start_with))
-    return dict(enumerate(configurations(job)))
+    if job.search is None or job.search.algorithm == "random":
+        return dict(enumerate(configurations(job)))
+    # What Optuna proposes depends on how the trials before did.
+    known: dict[int, Config] = {}
+    for number, config in enumerate(job.search.start_with):
+        known[number] = dict(config)
+    return known
 
 
 def check_configurations(job: Job) -> None:
@@ -88,7 +92,9 @@ def fill(case: Config, draw: Draw) -> Config:
 
 def _fill_value(name: str, value: JsonValue, draw: Draw) -> JsonValue:
     given = parse_range(value)
-    return value if given is None else draw(name, given)
+    if given is None:
+        return value
+    return draw(name, given)
 
 
 def as_section(option: JsonValue) -> Config:
@@ -131,7 +137,8 @@ def _expand(values: Config) -> list[Config]:
 
 def _draw(given: Range, rng: np.random.RandomState) -> JsonValue:
     if isinstance(given, Listed):
-        return given.values[rng.randint(len(given.values))]
+        number = rng.randint(len(given.values))
+        return given.values[number]
     low, high = given.low, given.high
     if given.kind == "int":
         return int(rng.randint(int(low), int(high) + 1))  # both ends are included

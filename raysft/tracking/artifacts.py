@@ -32,4 +32,6 @@ def delivered_files(run: StoragePath) -> Iterator[tuple[Path, Path | None]]:
 
 def _fetch(file: StoragePath, folder: Path) -> Path:
     with local_copy(file) as copy:
-        return Path(shutil.move(copy, folder / file.name))
+        target = folder / file.name
+        moved = shutil.move(copy, target)
+        return Path(moved)

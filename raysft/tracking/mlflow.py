@@ -44,7 +44,9 @@ class Mlflow:
     name = "mlflow"
 
     def __init__(self, job: Job, folder: StoragePath, metric: str) -> None:
-        self.job, self.folder, self.metric = job, folder, metric
+        self.job = job
+        self.folder = folder
+        self.metric = metric
         self.state: TrackerState = {"trials": {}, "uri": None, "parent": None}
         self._open: set[str] = set()
         self._client: MlflowClient | None = None
@@ -90,7 +92,8 @@ class Mlflow:
         """Log the results, and close the runs that are still open."""
         parent = self._parent
         for trial in self._open:
-            self.client.set_terminated(self.state["trials"][trial]["run"], _ENDING[end.ending])
+            logged = self.state["trials"][trial]
+            self.client.set_terminated(logged["run"], _ENDING[end.ending])
         if end.results is not None:
             self._deliver(parent, end.results)
         self.client.set_tag(parent, "raysft.status", _RUN_STATUS[end.ending])
@@ -152,13 +155,15 @@ class Mlflow:
         self.client.update_run(logged["run"], status="RUNNING")
         # The store may have epochs that tracking.json had not been told of when the run died.
         history = self.client.get_metric_history(logged["run"], "train_loss")
-        logged["epochs"] = max([logged["epochs"], *(metric.step for metric in history)])
+        steps = [metric.step for metric in history]
+        logged["epochs"] = max([logged["epochs"], *steps])
 
     def _end(self, record: TrialRecord, logged: LoggedTrial) -> None:
-        self.client.set_tag(logged["run"], "raysft.status", record.status)
+        run = logged["run"]
+        self.client.set_tag(run, "raysft.status", record.status)
         if record.error:
-            self.client.set_tag(logged["run"], "raysft.error", record.error[:LONGEST])
-        self.client.set_terminated(logged["run"], _STATUS[record.status])
+            self.client.set_tag(run, "raysft.error", record.error[:LONGEST])
+        self.client.set_terminated(run, _STATUS[record.status])
         logged["ended"] = True
         self._open.discard(record.trial)
 
@@ -194,14 +199,20 @@ class Mlflow:
     def _parameters(self, run: str, values: Mapping[str, Parameter]) -> None:
         from mlflow.entities import Param
 
-        parameters = [Param(key, str(value)[:LONGEST]) for key, value in values.items()]
+        parameters = []
+        for key, value in values.items():
+            text = str(value)
+            parameters.append(Param(key, text[:LONGEST]))
         for part in _parts(parameters, PARAMETERS_AT_ONCE):
             self.client.log_batch(run, params=part)
 
 
 def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(values), size):
-        yield values[first : first + size]
+    first = 0
+    while first < len(values):
+        end = first + size
+        yield values[first:end]
+        first = end
 
 
 def _absolute(uri: str) -> str:
@@ -221,4 +232,5 @@ def _artifacts(uri: str) -> str | None:
     """
     if not uri.startswith(SQLITE):
         return None
-    return str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts")
+    file = Path(uri.removeprefix(SQLITE))
+    return str(file.parent / "mlartifacts")

@@ -47,8 +47,11 @@ class TensorBoard:
     name = "tensorboard"
 
     def __init__(self, job: Job, folder: StoragePath, scratch: Path) -> None:
-        self.job, self.target = job, folder / FOLDER
-        self.local = self.target if isinstance(self.target, Path) else scratch / FOLDER
+        self.job = job
+        self.target = folder / FOLDER
+        self.local = scratch / FOLDER
+        if isinstance(self.target, Path):
+            self.local = self.target
         self.state: TrackerState = {"trials": {}}
         self._writers: dict[str, EventFileWriter] = {}
         self._logged: dict[str, int] = {}
@@ -127,7 +130,9 @@ class TensorBoard:
 
     def _scalars(self, numbers: dict[str, float]) -> Summary:
         summary = self._tensorboard.summary.Summary
-        values = [summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        values = []
+        for name, number in numbers.items():
+            values.append(summary.Value(tag=name, simple_value=number))
         scalars: Summary = summary(value=values)
         return scalars
 
@@ -167,8 +172,12 @@ class TensorBoard:
 
     def _copy(self) -> None:
         self._put = time.monotonic()  # also when a copy takes long: no two follow at once
-        for file in [file for file in self.local.rglob("*") if file.is_file()]:
+        for file in self.local.rglob("*"):
+            if not file.is_file():
+                continue
             size = file.stat().st_size
-            if self._sizes.get(file) != size:  # event files only grow
-                put_file(file, self.target / str(file.relative_to(self.local)))
-                self._sizes[file] = size
+            if self._sizes.get(file) == size:  # event files only grow
+                continue
+            name = str(file.relative_to(self.local))
+            put_file(file, self.target / name)
+            self._sizes[file] = size

@@ -52,7 +52,9 @@ class TrialUpdate:
 
     def time_of(self, epoch: int) -> float:
         """When an epoch ended; of one from an earlier part of the run nobody knows any more."""
-        return self.epoch_times.get(epoch, time.time())
+        if epoch in self.epoch_times:
+            return self.epoch_times[epoch]
+        return time.time()
 
 
 @dataclass(frozen=True)

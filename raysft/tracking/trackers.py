@@ -59,7 +59,9 @@ class TrackingFile:
         That is which trials it knows and which of them have ended; of epochs it can find out what
         it has.
         """
-        ends = {trial: logged["ended"] for trial, logged in tracker.state["trials"].items()}
+        ends = {}
+        for trial, logged in tracker.state["trials"].items():
+            ends[trial] = logged["ended"]
         on_disk = isinstance(self.folder, Path)
         pause = SAVE_SECONDS if on_disk else REMOTE_SAVE_SECONDS
         with self._lock:
@@ -77,7 +79,9 @@ class TrackerThread(threading.Thread):
 
     def __init__(self, tracker: Tracker, file: TrackingFile, note: Callable[[str], None]) -> None:
         super().__init__(name=f"track-{tracker.name}", daemon=True)
-        self.tracker, self.file, self.note = tracker, file, note
+        self.tracker = tracker
+        self.file = file
+        self.note = note
         self._updates: dict[str, TrialUpdate] = {}
         self._end: RunEnd | None = None
         self._changed = threading.Condition()
@@ -140,7 +144,9 @@ class Tracking:
     """All trackers of a run, as the driver sees them; a context that closes them at its end."""
 
     def __init__(self, job: Job, run: Run, note: Callable[[str], None], scratch: Path) -> None:
-        self.job, self.run, self.note = job, run, note
+        self.job = job
+        self.run = run
+        self.note = note
         self.results: ResultsDocument | None = None
         self._epoch_times: dict[str, dict[int, float]] = {}
         self._has_begun = False
@@ -196,18 +202,22 @@ class Tracking:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        ending: Ending = "finished" if kind is None else "failed"
-        if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        ending: Ending = "failed"
+        if kind is None:
+            ending = "finished"
+        elif issubclass(kind, (KeyboardInterrupt, SystemExit)):
             interrupts.acknowledge()
             ending = "killed"
-        self._finish(RunEnd(ending, self.results))
+        end = RunEnd(ending, self.results)
+        self._finish(end)
 
     def _submit(self, record: TrialRecord) -> None:
         # The history of a record is replaced at every epoch and never changed, so a shallow copy is
         # one of a moment.
         times = self._epoch_times.get(record.trial, {})
         for thread in self.threads:
-            thread.submit(TrialUpdate(replace(record), times))
+            update = TrialUpdate(replace(record), times)
+            thread.submit(update)
 
     def _begin(self) -> None:
         if not self._has_begun:

@@ -18,7 +18,9 @@ def epoch_numbers(epoch: EpochMetrics) -> dict[str, float]:
     """The numbers of an epoch as trial.json has them, with images a second and waiting for data."""
     found: dict[str, float] = {}
     for key, value in epoch.items():
-        if key != "epoch" and isinstance(value, (int, float)):  # which is the step of all others
+        if key == "epoch":  # which is the step of all others
+            continue
+        if isinstance(value, (int, float)):
             found[key] = float(value)
     busy = found.get("train_seconds")
     if busy:
@@ -40,7 +42,10 @@ def searched_parameters(job: Job, record: TrialRecord) -> dict[str, Parameter]:
     """What sets a trial apart from the others; without a search all of its parameters."""
     if job.search is None:
         return all_parameters(job, record)
-    return flatten({job_key(key): value for key, value in record.config.items()})
+    searched = {}
+    for key, value in record.config.items():
+        searched[job_key(key)] = value
+    return flatten(searched)
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, Parameter]:

@@ -32,7 +32,9 @@ class Wandb:
     name = "wandb"
 
     def __init__(self, job: Job, folder: StoragePath, scratch: Path) -> None:
-        self.job, self.folder = job, folder
+        self.job = job
+        self.folder = folder
+        # W&B writes to a disk; what it writes offline is copied to an object store.
         self.local = folder if isinstance(folder, Path) else scratch
         self.mode = job.tracking.wandb_mode or os.environ.get("WANDB_MODE", "online")
         self.state: TrackerState = {"trials": {}}
@@ -75,8 +77,9 @@ class Wandb:
 
     def close(self, end: RunEnd) -> None:
         """Log the results, and close the runs that are still open."""
+        code = INTERRUPTED if end.ending == "killed" else 1
         for trial in list(self._runs):
-            self._end(trial, INTERRUPTED if end.ending == "killed" else 1)
+            self._end(trial, code)
         if end.results is not None and end.results["best"] is not None:
             self._deliver(end.results["best"])
         self._copy()
@@ -130,7 +133,8 @@ class Wandb:
         return run
 
     def _end(self, trial: str, code: int) -> None:
-        self._runs.pop(trial).finish(exit_code=code)
+        run = self._runs.pop(trial)
+        run.finish(exit_code=code)
         self._copy()
 
     def _deliver(self, best: BestDocument) -> None:
