@@ -9,6 +9,7 @@ from raysft.errors import JobError
 from raysft.job import Job
 from raysft.job.load import validate_job
 from raysft.job.space import trial_settings
+from raysft.job.values import Config
 from raysft.records.trial import TrialRecord
 from raysft.run.outcome import summarize_repeats
 from raysft.search.propose import make_proposals
@@ -186,7 +187,7 @@ def test_failed_trial_teaches_tpe_nothing():
 
 
 def test_resumed_trial_keeps_its_tpe_configuration():
-    begun = {"optimizer": {"name": "adam", "lr": 0.123}}
+    begun: Config = {"optimizer": {"name": "adam", "lr": 0.123}}
     asked = make_proposals(
         tpe_job(), [1, 2], {1: begun}, [({"optimizer": {"name": "sgd", "lr": 0.1}}, "finished", [])]
     )
