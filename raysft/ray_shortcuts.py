@@ -372,7 +372,7 @@ def _find_http_status() -> str:
 
 
 def _expect(function: Callable[..., object], *parameters: str) -> None:
-    """Raise NotThereError where a function of Ray has not the parameters that it is given."""
+    """Raise NotThereError where a function of Ray does not have the parameters it is given."""
     known = inspect.signature(function).parameters
     absent = [name for name in parameters if name not in known]
     if absent:

@@ -1,4 +1,4 @@
-"""Checkpoints of a trial: one folder each, written whole or not at all, taken up again without
+"""Checkpoints of a trial: one folder each, written whole or not at all, read back without
 unpickling.
 
     checkpoints/epoch-0003/               after three epochs; epoch-0003-step-000200: and 200 steps
