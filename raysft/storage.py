@@ -58,13 +58,11 @@ class RemotePath:
 
     @property
     def name(self) -> str:
-        """The last part."""
         """The last part of the path."""
         return self.uri.rstrip("/").rpartition("/")[2]
 
     @property
     def parent(self) -> RemotePath:
-        """The folder that it lies in."""
         """The folder that it lies in."""
         return RemotePath(self.uri.rstrip("/").rpartition("/")[0])
 
@@ -79,14 +77,12 @@ class RemotePath:
         return _file_system(self.uri)[1]
 
     def exists(self) -> bool:
-        """Whether there is a file or a folder."""
         """Whether a file or folder is there."""
         from pyarrow.fs import FileType
 
         return bool(self.fs.get_file_info(self.key).type != FileType.NotFound)
 
     def is_file(self) -> bool:
-        """Whether there is a file."""
         """Whether a file is there."""
         return bool(self.fs.get_file_info(self.key).is_file)
 
@@ -106,18 +102,15 @@ class RemotePath:
         raise OSError(f"changes faster than it can be read: {self.uri}")
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """As `read_bytes`, decoded."""
         """The whole file as text; raises FileNotFoundError, OSError."""
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes) -> None:
-        """Write a file, whole or not at all."""
         """Write a whole file; until it is closed readers see what was there before."""
         with self.fs.open_output_stream(self.key) as file:
             file.write(content)
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """What lies in a folder; nothing where there is none."""
         """What lies in the folder; nothing where it does not exist."""
         from pyarrow.fs import FileSelector
 

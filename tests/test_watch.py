@@ -234,7 +234,7 @@ def test_halving_counts_only_epochs_its_rungs_leave():
 
 
 def test_cluster_events_send_each_epoch_once(monkeypatch):
-    monkeypatch.setattr("raysft.cluster.messages.STANDING_EVERY_S", 0.0)
+    monkeypatch.setattr("raysft.cluster.messages.STATUS_EVERY_S", 0.0)
     lines: list[str] = []
     reporter, trial = Reporter(lines.append), TrialRecord("t0", {"a": 1}, "running")
     waiting = TrialRecord("t1", {})

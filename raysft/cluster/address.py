@@ -41,22 +41,22 @@ def parse_address(given: str | None, from_environment: bool) -> Address | None:
     """The dashboard that is meant; None for this machine. Raises UserError for what is none."""
     if not given or given == "local":
         return None
-    told = str(Address(given, from_environment))
+    name = str(Address(given, from_environment))
     if given == "auto":
-        return Address(_dashboard_here(told), from_environment)
+        return Address(_dashboard_here(name), from_environment)
     # urlsplit takes HOST:PORT for a scheme with a path.
     scheme, _, rest = given.rpartition("://")
     try:
         parts = urlsplit(given if scheme else f"http://{given}")
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise UserError(told, f"is not an address ({error})", HELP) from None
+        raise UserError(name, f"is not an address ({error})", HELP) from None
     if scheme not in ("", "http", "https") or not host:
-        raise UserError(told, "is not the address of a dashboard", _hint(host, from_environment))
+        raise UserError(name, "is not the address of a dashboard", _hint(host, from_environment))
     # The address that `ray start` prints first; no HTTP is spoken there.
     if port in (GCS_PORT, CLIENT_PORT):
         raise UserError(
-            told,
+            name,
             "is a port that Ray's processes speak to each other on, not the dashboard's",
             _hint(host, from_environment),
         )
@@ -74,7 +74,7 @@ def _hint(host: str, from_environment: bool) -> str:
     )
 
 
-def _dashboard_here(told: str) -> str:
+def _dashboard_here(name: str) -> str:
     """The dashboard of the Ray that runs on this machine; raises UserError where there is none, or
     several.
     """
@@ -86,9 +86,9 @@ def _dashboard_here(told: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(told, f"may be each of {', '.join(found)}", "give the one that is meant")
+        raise UserError(name, f"may be each of {', '.join(found)}", "give the one that is meant")
     raise UserError(
-        told,
+        name,
         "finds no dashboard of a Ray on this machine",
         "`ray start --head` starts one; else give "
         f"http://HOST:{DASHBOARD_PORT}, or local to run on this machine alone",

@@ -127,7 +127,7 @@ class ClusterClient:
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Payload:
         """Run a module of raysft there and return the payload of its event `kind`; raises what it
-        told instead.
+        sent instead.
 
         Interrupted, it is stopped there too.
         """
@@ -210,18 +210,18 @@ class ClusterClient:
     def follow(self, run_id: str, lost: Callable[[str], None]) -> Iterator[str]:
         """The lines of a run until it has ended, whatever happens to the connection meanwhile.
 
-        `lost` is told when the connection broke; reading goes on after the last line that was read.
+        `lost` is called when the connection breaks; reading goes on behind what was read.
         Raises UserError where the cluster refuses this client or does not know the run any more,
         and RunError when it has not answered for GIVE_UP_SECONDS.
         """
-        taken, told = 0, False
+        taken, warned = 0, False
         heard = time.monotonic()
         while True:
             rest = ""
             skip = taken
             try:
                 for chunk in _chunks(self._client, run_id):
-                    told, heard = False, time.monotonic()
+                    warned, heard = False, time.monotonic()
                     fresh = chunk[skip:]
                     skip = max(0, skip - len(chunk))
                     *whole, rest = (rest + fresh).split("\n")
@@ -246,9 +246,9 @@ class ClusterClient:
                         f"if the cluster is up, {run_id} goes on without this "
                         "terminal; call again once it can be reached",
                     ) from None
-                if not told:
+                if not warned:
                     lost(describe_error(error))
-                told = True
+                warned = True
             time.sleep(RECONNECT_SECONDS)
 
     def _refuse_lasting(self, run_id: str, error: Exception) -> None:

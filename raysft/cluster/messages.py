@@ -30,7 +30,7 @@ from raysft.records.trial import TrialRecord
 MARK = "\x1eraysft "
 EPOCHS_EVERY_S = 1.0
 # About a kilobyte each, and the log is read as a whole by whoever asks for the status.
-STANDING_EVERY_S = 5.0
+STATUS_EVERY_S = 5.0
 _ERRORS = {
     kind.__name__: kind
     for kind in (UserError, JobError, DataError, ModelError, ResourceError, RunError)
@@ -78,8 +78,8 @@ class Reporter:
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write, self._lock = write, threading.Lock()
-        self._last_epochs = self._last_standing = 0.0
-        self._told: dict[str, tuple[str, int]] = {}
+        self._last_epochs = self._last_status = 0.0
+        self._sent: dict[str, tuple[str, int]] = {}
         self._doing: list[str] = []
 
     def tell(self, kind: str, **payload: object) -> None:
@@ -89,24 +89,20 @@ class Reporter:
             self._write(encode(kind, payload) + "\n")
 
     def note(self, text: str) -> None:
-        """A line that a run has for the person."""
         """Send one line of news."""
         self.tell("note", text=text)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Rows or bytes, of how many."""
         """Send rows imported or bytes downloaded so far."""
         self.tell("progress", what=what, done=done, total=total)
 
     def epochs(self, done: float, total: int, records: Sequence[TrialRecord]) -> None:
-        """Epochs of all trials together; not more than one event a second, and the last."""
         """Send the epochs trained so far, at most once in `EPOCHS_EVERY_S` seconds."""
         if done == total or time.monotonic() - self._last_epochs >= EPOCHS_EVERY_S:
             self._last_epochs = time.monotonic()
             self.tell("epochs", done=done, total=total)
 
     def trial_ended(self, record: TrialRecord, ended: int, total: int) -> None:
-        """A finished trial, with all of its epochs."""
         """Send a trial that has ended."""
         self.tell("trial", record=asdict(record), ended=ended, total=total)
 
@@ -114,24 +110,24 @@ class Reporter:
         """Where the run stands, and of its trials what is new: those that have begun, the epochs
         they have trained.
 
-        Told now and then, and when a team begins something else.
+        Sent now and then, and when a team begins something else.
         """
         doing = [team["doing"] for team in document["teams"]]
-        if doing == self._doing and time.monotonic() - self._last_standing < STANDING_EVERY_S:
+        if doing == self._doing and time.monotonic() - self._last_status < STATUS_EVERY_S:
             return
-        self._doing, self._last_standing = doing, time.monotonic()
+        self._doing, self._last_status = doing, time.monotonic()
         trials = []
         for record in records:
-            told = self._told.get(record.trial, ("pending", 0))
-            if (record.status, len(record.history)) != told:
-                self._told[record.trial] = record.status, len(record.history)
+            sent = self._sent.get(record.trial, ("pending", 0))
+            if (record.status, len(record.history)) != sent:
+                self._sent[record.trial] = record.status, len(record.history)
                 about = {
                     key: value
                     for key, value in vars(record).items()
                     if key not in ("trace", "history")
                 }
                 # What is new alone: whole histories would make the log grow with their square.
-                trials.append(about | {"history": record.history[told[1] :]})
+                trials.append(about | {"history": record.history[sent[1] :]})
         self.tell("standing", progress=document, trials=trials)
 
     def error(self, error: RaysftError) -> None:
@@ -172,13 +168,13 @@ class RunSummary:
             self.epochs = payload["done"], payload["total"]
         elif message.kind == "standing":
             self.progress = payload["progress"]
-            for told in payload["trials"]:
-                known = self.trials.get(told["trial"])
+            for changed in payload["trials"]:
+                known = self.trials.get(changed["trial"])
                 before = len(known.history) if known else 0
                 # The event of the trial's end has the whole history, and may have come before.
-                new = [epoch for epoch in told["history"] if epoch["epoch"] > before]
-                self.trials[told["trial"]] = TrialRecord(
-                    **told
+                new = [epoch for epoch in changed["history"] if epoch["epoch"] > before]
+                self.trials[changed["trial"]] = TrialRecord(
+                    **changed
                     | {
                         "history": [*(known.history if known else []), *new],
                         "trace": known.trace if known else None,

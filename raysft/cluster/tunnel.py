@@ -48,9 +48,9 @@ def tunnel(cluster_file: Path, port: int) -> Iterator[tuple[str, Callable[[], No
         while not _answers(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                told = process.stdout.read() if process.stdout else ""
+                output = process.stdout.read() if process.stdout else ""
                 reason = (
-                    ["no answer"] + [line.strip() for line in told.splitlines() if line.strip()]
+                    ["no answer"] + [line.strip() for line in output.splitlines() if line.strip()]
                 )[-1]
                 raise RunError(
                     str(cluster_file),
