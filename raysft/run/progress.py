@@ -172,6 +172,7 @@ class Progress:
         """The speed of all teams together since the first trial started; 0.0 before."""
         if self._first_start is None or now <= self._first_start:
             return 0.0
+        # All that was trained, not what is decided: trials that ended early took no time.
         whole = sum(len(record.history) for record in records)
         parts = self._rounded_parts().values()
         trained = whole + sum(parts) - self._trained_before

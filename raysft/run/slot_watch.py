@@ -66,6 +66,7 @@ class SlotWatch:
         Where nothing has trained yet, that will not go away: RunError. Later it may be one machine
         of many: the slot is given up when it happens again and again.
         """
+        # The environment is most often the same on every machine.
         if not self.has_trained:
             raise RunError(
                 f"slot {slot}",

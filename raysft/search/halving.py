@@ -132,12 +132,14 @@ class Halving(Scheduler):
     def _best(self, rung: int, count: int) -> list[int]:
         reached = self.reached[rung]
         # Of equally good trials the first ones: the order must not depend on who came first.
-        ranked = sorted(reached, key=lambda number: (reached[number], number))
+        in_order = sorted(reached)
+        ranked = sorted(in_order, key=reached.__getitem__)
         return ranked[:count]
 
     def _best_paused(self, rung: int, count: int) -> int | None:
         for number in self._best(rung, count):
-            if number in self.waiting and self._rung(number) == rung:
+            is_waiting = number in self.waiting
+            if is_waiting and self._rung(number) == rung:
                 return number
         return None
 

@@ -89,6 +89,7 @@ class ByOptuna(InOrder):
     def configuration(self, number: int) -> Config:
         """The known configuration of a trial, or what the study proposes for it."""
         known = self.configs.get(number)
+        # Asked only now: a proposal knows of every trial that has ended so far.
         if known is None:
             proposed = self.study.ask()
             self.trials[number] = proposed

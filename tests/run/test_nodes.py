@@ -58,9 +58,7 @@ class Nodes:
     """A head with one CPU and another node with one, which comes and goes."""
 
     def __init__(self) -> None:
-        # Ray asks every 3 seconds whether a node lives, and believes it gone after five silences.
-        limits = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": limits}
+        head = {"num_cpus": 1, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.other = None
         self.bring_back()
