@@ -344,7 +344,7 @@ def test_the_quickstart_from_one_command_to_predictions(no_ray, call, here, tmp_
     assert (
         call("submit", QUICKSTART, "--name", "first")
         .lines[0]
-        .endswith("is there already; give another --name")
+        .endswith("already exists; give another --name")
     )
 
     for kind in ("safetensors", "torch-export", "onnx"):

@@ -362,7 +362,9 @@ def test_run_unknown_to_cluster_resumes_from_folder(cluster, call, job, tmp_path
     refused = call("resume", run.folder, "--address", cluster)
     assert refused.returncode == 2
     assert f"`raysft resume {run.folder} --set data.path=PATH` says where it is" in refused.stderr
-    assert "had not begun" in call("resume", "unknown", "--address", cluster).stderr
+    assert (
+        "ended before it began to train" in call("resume", "unknown", "--address", cluster).stderr
+    )
     done = call(
         "resume",
         run.folder,
