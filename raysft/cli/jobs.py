@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raysft.cli.options import Address, AsJson, Debug, JobFile, Overrides
+from raysft.cli.options import Address, AsJson, Debug, Detach, JobFile, Overrides
 from raysft.cli.session import backend_at, output
 
 app = typer.Typer()
@@ -25,10 +25,7 @@ def submit(
             help="Name of the run; default: the job's name and the time.", show_default=False
         ),
     ] = None,
-    detach: Annotated[
-        bool,
-        typer.Option("--detach", help="On a cluster: print the run's name and do not follow it."),
-    ] = False,
+    detach: Detach = False,
     debug: Debug = False,
 ) -> None:
     """Run a job: search, train, score the best model on test, deliver it."""

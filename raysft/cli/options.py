@@ -82,3 +82,8 @@ TrustCode = Annotated[
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=set_debug)
 ]
+
+Detach = Annotated[
+    bool,
+    typer.Option("--detach", help="On a cluster: print the run's name and do not follow it."),
+]

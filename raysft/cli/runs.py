@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raysft.cli.options import Address, AsJson, Debug, RunName
+from raysft.cli.options import Address, AsJson, Debug, Detach, RunName
 from raysft.cli.session import backend_at, output, show_rows
 from raysft.errors import UserError
 
@@ -144,10 +144,7 @@ def resume(
             "data.path, data.test_path, model.weights, on a cluster storage. Repeatable.",
         ),
     ] = None,
-    detach: Annotated[
-        bool,
-        typer.Option("--detach", help="On a cluster: print the run's name and do not follow it."),
-    ] = False,
+    detach: Detach = False,
     debug: Debug = False,
 ) -> None:
     """Resume a run that was stopped or crashed: finished trials stay, others continue from
