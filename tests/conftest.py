@@ -23,6 +23,8 @@ _PRINT = builtins.print
 _STATUS = pytest.StashKey[int]()
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+# As on a Ray that raysft starts itself; the tests of nodes put it back.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One of several processes: with a thread a core in each they wait for each other.
@@ -57,23 +59,32 @@ def pytest_unconfigure(config):
 # the session's, and those that have to be alone, since two Rays on a machine disturb each other.
 SHARED_RAY = "ray_local"
 ALONE = {"no_ray", "module_without_ray"}
+# Runs of one shape use the same workers, so they follow one another, whatever file they are in. A
+# test that goes on with another shape is the last of its own, and so spares the next one the start.
+SHAPES = [(2, 1), (1, 2), (1, 1)]  # (teams, workers of each)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marks given here
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests with Ray; run those without first, then those that share one."""
     for item in items:
-        if _turn(item):
+        if _turn(item)[0]:
             item.add_marker(pytest.mark.ray)
     # A Ray takes six seconds to come and to go: with the files in between it would do so each time.
     items.sort(key=_turn)
 
 
-def _turn(item: pytest.Item) -> int:
+def _turn(item: pytest.Item) -> tuple[int, int, bool]:
     fixtures = set(getattr(item, "fixturenames", ()))
+    teams = item.get_closest_marker("teams")
+    if ("go" in fixtures) is not (teams is not None):
+        raise pytest.UsageError(f"{item.nodeid}: a test with `go`, and no other, is marked `teams`")
+    if teams is not None:
+        # Behind those that want the CPUs which these workers hold.
+        return 2, SHAPES.index(teams.args), bool(teams.kwargs)
     if fixtures & ALONE:
-        return 2
-    return 1 if SHARED_RAY in fixtures else 0
+        return 3, 0, False
+    return (1 if SHARED_RAY in fixtures else 0), 0, False
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,8 @@ def open_data(
     A run that was reopened must find what it began with.
     """
     job = run.job
-    # An import needs CPUs, which the workers of a pool hold also when they wait.
-    before_import = None if slots is None else slots.close
+    # An import needs a CPU, and the workers of a pool hold theirs also when they wait.
+    before_import = None if slots is None else slots.make_room
     folder = ensure_dataset(job.data, listener.progress, datasets, before_import)
     manifest = read_manifest(folder)
     if job.data.verify:  # reads all of it, so only where a person asks

@@ -131,11 +131,18 @@ class SlotPool:
                 return True
         return False
 
+    def make_room(self) -> None:
+        """Leave a CPU to those who ask for one: close, where the workers hold all there are."""
+        free = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray annotates none
+        if free.get("CPU", 0.0) < 1.0:
+            self.close()
+
     def close(self) -> None:
         """Send the workers home; those that are stuck in a run are killed."""
         if self._shape is None:
             return
-        if self._shape.connection == connection():  # else its processes are gone already
+        # Without that connection its processes are gone already.
+        if ray.is_initialized() and self._shape.connection == connection():
             stuck: list[ActorHandle[object]] = ray.get(self._feed_actor.close.remote())
             for worker in stuck:
                 ray.kill(worker)  # Ray Train starts it again, and the new one goes home

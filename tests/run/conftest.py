@@ -10,7 +10,7 @@ from raysft.run.slot_pool import SlotPool
 from tests.run.runs import Runner, SharedImages
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def shared_images(tmp_path_factory: pytest.TempPathFactory) -> SharedImages:
     return SharedImages.make(tmp_path_factory.mktemp("shared"))
 
@@ -21,11 +21,17 @@ def images(shared_images: SharedImages, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shared_images.folder / "images", tmp_path / "images"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def slot_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlotPool]:
     """Workers that are kept from one run to the next, where it has the same shape."""
     with SlotPool(tmp_path_factory.mktemp("slots")) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def no_pool(slot_pool: SlotPool) -> None:
+    """Before the session's Ray ends."""
+    slot_pool.close()
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from raysft.data.importer import ensure_dataset
 from raysft.job import Job
 from raysft.job.plan import Node
+from raysft.job.spec import Data
 from raysft.records.documents import ResultsDocument
 from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
@@ -17,6 +20,13 @@ from raysft.storage import StoragePath
 from tests.conftest import make_images
 
 TWO_CPUS = [Node(2)]
+
+TWO_TEAMS = pytest.mark.teams(2, 1)
+TWO_WORKERS = pytest.mark.teams(1, 2)
+ONE_TEAM = pytest.mark.teams(1, 1)
+TWO_TEAMS_THEN_TWO_WORKERS = pytest.mark.teams(2, 1, goes_on_with=(1, 2))
+TWO_WORKERS_THEN_ONE = pytest.mark.teams(1, 2, goes_on_with=(1, 1))
+ONE_WORKER_THEN_TWO = pytest.mark.teams(1, 1, goes_on_with=(1, 2))
 
 
 class Recorder:
@@ -67,6 +77,7 @@ class SharedImages:
             for each in ("images", "with_val", "two_classes"):
                 data = job_of(self.folder, str(self.folder / each)).data
                 self.datasets[each] = ensure_dataset(data, lambda *a: None, self.cache)
+            ensure_dataset(Data(source="digits"), lambda *a: None, self.cache)
         return self.datasets[name]
 
 

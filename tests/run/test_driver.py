@@ -1,7 +1,4 @@
-"""Whole runs on a real Ray with real process groups: what comes out, and what a failure costs.
-
-Tests of the same shape of workers stand together: they run on the same ones.
-"""
+"""Whole runs on a real Ray with real process groups: what comes out, and what a failure costs."""
 
 import json
 import shutil
@@ -19,7 +16,14 @@ from raysft.records.run import Run
 from raysft.results.predict import Classifier
 from raysft.storage import read_json
 from raysft.train.team import COLLECTIVE_TIMEOUT
-from tests.run.runs import losses
+from tests.run.runs import (
+    ONE_TEAM,
+    ONE_WORKER_THEN_TWO,
+    TWO_TEAMS,
+    TWO_WORKERS,
+    TWO_WORKERS_THEN_ONE,
+    losses,
+)
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -95,9 +99,7 @@ def assert_predictions(run: Run, test_images: Path, best: dict) -> None:
     )
 
 
-# --- one team of one worker -------------------------------------------------------------------------
-
-
+@ONE_TEAM
 def test_own_validation_split_picks_the_model(go, shared_images):
     images = shared_images.folder / "with_val"
     results, _, run = go(data={"source": "imagefolder", "path": str(images)})
@@ -111,12 +113,14 @@ def test_own_validation_split_picks_the_model(go, shared_images):
     )
 
 
+@ONE_TEAM
 def test_what_does_not_fit_in_memory_is_streamed(go):
     results, listener, _ = go(data={"budget_gb": 1e-9})
     assert any(note.startswith("data streamed") for note in listener.notes)
     assert results["best"]["val_accuracy"] is not None
 
 
+@ONE_TEAM
 def test_single_trial_may_take_its_time(go, monkeypatch):
     monkeypatch.setattr(
         "raysft.run.driver.WIND_DOWN_SECONDS", 0.0
@@ -125,6 +129,7 @@ def test_single_trial_may_take_its_time(go, monkeypatch):
     assert [t["status"] for t in results["trials"]] == ["finished"]
 
 
+@ONE_TEAM
 def test_resuming_on_other_data_is_refused(go, images):
     job = {"data": {"source": "imagefolder", "path": str(images)}, "train": {"epochs": 1}}
     _, _, run = go(**job)
@@ -138,6 +143,7 @@ def test_resuming_on_other_data_is_refused(go, images):
         go.execute(again)
 
 
+@ONE_TEAM
 def test_moved_run_with_its_data_resumes(go, images, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(images, project / "photos")
@@ -158,6 +164,7 @@ def test_moved_run_with_its_data_resumes(go, images, tmp_path):
     )
 
 
+@ONE_TEAM
 def test_torn_shard_is_refused_before_workers_start(go, tmp_path):
     go.dataset = Path(shutil.copytree(go.dataset, tmp_path / "D"))
     shard = go.dataset / "train/0000.parquet"
@@ -168,23 +175,26 @@ def test_torn_shard_is_refused_before_workers_start(go, tmp_path):
         go()
 
 
+@TWO_WORKERS_THEN_ONE
 def test_full_disk_ends_the_run_which_can_resume(go, small_disk):
     (small_disk / "filler").write_bytes(b"0" * 248 * 4096)
     with pytest.raises(StorageFullError, match="no space is left to write to"):
-        go(storage=str(small_disk / "runs"), train={"epochs": 6})
+        go(storage=str(small_disk / "runs"), train={"epochs": 6}, resources={"workers": 2})
     (small_disk / "filler").unlink()
     assert read_json(small_disk / "runs/r0/run.json")["status"] == "failed"
     assert not list(small_disk.rglob("*.tmp"))
-    run = Run.reopen(small_disk / "runs/r0", workers=2)
+    run = Run.reopen(small_disk / "runs/r0", workers=1)
     results, _ = go.execute(run)
     assert results["trials"][0]["epochs"] == 6
     assert results["status"] == "done"
     history = read_json(run.trial_folder("t0") / "trial.json")["history"]
-    assert [epoch["workers"] for epoch in history] == sorted(epoch["workers"] for epoch in history)
-    assert history[-1]["workers"] == 2
+    workers = [epoch["workers"] for epoch in history]
+    assert workers == sorted(workers, reverse=True)
+    assert workers[-1] == 1
     assert {epoch["images"] for epoch in history} == {48}
 
 
+@ONE_WORKER_THEN_TWO
 def test_losses_do_not_depend_on_workers_or_their_death(go, tmp_path, monkeypatch):
     (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
     monkeypatch.chdir(tmp_path)
@@ -210,9 +220,7 @@ def test_losses_do_not_depend_on_workers_or_their_death(go, tmp_path, monkeypatc
     assert of_one == of_two
 
 
-# --- two teams of one worker ------------------------------------------------------------------------
-
-
+@TWO_TEAMS
 def test_search_stops_weak_trials_and_scores_the_best(go, images):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02, 1e-7, 1e-8, 1e-7, 1e-8]}}]}
     results, listener, run = go(search={"space": space, "metric": "val_loss"}, train={"epochs": 6})
@@ -242,6 +250,7 @@ def test_search_stops_weak_trials_and_scores_the_best(go, images):
     assert "| training | 48 |\n| validation | 12 |\n| test | 15 |" in body
 
 
+@TWO_TEAMS
 def test_paused_trials_train_as_if_never_paused(go):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [1e-8, 0.03, 1e-7, 0.02]}}]}
     halving = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
@@ -257,6 +266,7 @@ def test_paused_trials_train_as_if_never_paused(go):
     assert all(0 < s < 60 for s in seconds.values())
 
 
+@TWO_TEAMS
 def test_search_is_tracked_epoch_by_epoch(go, tmp_path):
     from mlflow import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -296,12 +306,14 @@ def test_search_is_tracked_epoch_by_epoch(go, tmp_path):
     assert [team["slot"] for team in progress["teams"]] == [0, 0]
 
 
+@TWO_TEAMS
 def test_too_many_failures_end_the_run(go):
     space = {"train.batch_size": {"grid": [8, 16, 32]}}
     with pytest.raises(RunError, match=r"2 trials have failed, more than search\.max_failures 1"):
         go(search={"space": space, "max_failures": 1}, model={"name": "tests.networks:failing"})
 
 
+@TWO_TEAMS
 def test_bad_network_or_weights_end_their_trial_alone(go, tmp_path):
     save_file(tiny(3).state_dict(), tmp_path / "good.safetensors")
     (tmp_path / "bad.safetensors").write_text("no weights")
@@ -321,12 +333,13 @@ def test_bad_network_or_weights_end_their_trial_alone(go, tmp_path):
 @pytest.mark.parametrize(
     ("sections", "error", "expected"),
     [
-        (
+        pytest.param(
             {"model": {"name": "tests.networks:for_large_images"}},
             ModelError,
             r"cannot take images of 8 × 8 pixels .*set model\.image_size; of the usual sizes it takes 48, 64",
+            marks=TWO_TEAMS,
         ),
-        (
+        pytest.param(
             {
                 "model": {"name": "raysft.train.smallnet:small_cnn"},
                 "train": {"batch_size": 3},
@@ -334,6 +347,7 @@ def test_bad_network_or_weights_end_their_trial_alone(go, tmp_path):
             },
             JobError,
             "leaves one of 2 workers a single image a step.*give at least 4",
+            marks=TWO_WORKERS,
         ),
     ],
 )
@@ -342,9 +356,7 @@ def test_what_no_trial_can_train_is_refused(go, sections, error, expected):
         go(search={"trials": 2, "space": {"optimizer": ["sgd"]}}, **sections)
 
 
-# --- one team of two workers ------------------------------------------------------------------------
-
-
+@TWO_WORKERS
 def test_trial_that_diverges_ends_alone(go):
     space = {"optimizer": [{"name": "sgd", "momentum": 0.0, "lr": {"grid": [1e-2, 100.0]}}]}
     results, _, _ = go(
@@ -360,6 +372,7 @@ def test_trial_that_diverges_ends_alone(go):
     assert results["best"]["config"]["optimizer"]["lr"] == 1e-2
 
 
+@TWO_WORKERS
 def test_exception_on_one_rank_ends_the_trial_for_all(go, tmp_path):
     space = {"train.batch_size": {"grid": [8, 16]}}
     with pytest.raises(RunError, match=r"no trial finished.*boom on rank 1"):
@@ -375,6 +388,7 @@ def test_exception_on_one_rank_ends_the_trial_for_all(go, tmp_path):
     )  # nobody waited for the dead
 
 
+@TWO_WORKERS
 def test_short_memory_halves_batches_and_target_ends_search(go):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.01, 0.02, 0.03]}}]}
     search = {"space": space, "target": 0.0, "scheduler": {"name": "median"}}
@@ -395,6 +409,7 @@ def test_short_memory_halves_batches_and_target_ends_search(go):
     assert others == [0, 0]
 
 
+@TWO_WORKERS
 def test_tpe_starts_with_known_and_repeats_the_best(go):
     known = {"optimizer": {"name": "adam", "lr": 0.02}}
     space = {"optimizer": [{"name": "adam", "lr": {"loguniform": [1e-3, 1e-1]}}]}
@@ -426,6 +441,7 @@ def test_tpe_starts_with_known_and_repeats_the_best(go):
     assert not list(run.folder.glob("trials/*seed*/checkpoints"))
 
 
+@TWO_WORKERS
 def test_hanging_rank_is_named_and_workers_restart(go, tmp_path, monkeypatch):
     (tmp_path / "hanging.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))
     monkeypatch.chdir(tmp_path)
@@ -434,7 +450,7 @@ def test_hanging_rank_is_named_and_workers_restart(go, tmp_path, monkeypatch):
         search={"space": space, "scheduler": {"name": "none"}},
         model={"name": "hanging:network"},
         train={"epochs": 2},
-        resources={"workers": 2, "hang_minutes": 0.25},
+        resources={"workers": 2, "hang_minutes": 0.1},
     )  # enough for both to start
     assert [t["status"] for t in results["trials"]] == ["finished", "failed"]
     assert "rank 1 (last seen after step" in results["trials"][1]["error"]

@@ -17,6 +17,8 @@ from raysft.job import Job
 from raysft.job.plan import Node
 from raysft.records.run import Run
 from raysft.run.driver import Workspace, execute
+from raysft.run.slot_pool import SlotPool
+from tests.run.runs import ONE_TEAM, TWO_TEAMS, Runner
 
 GOLDEN = Path(__file__).with_name("golden.json")
 FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
@@ -54,6 +56,7 @@ FROZEN = {
     },
 }
 JOBS = {"quickstart": QUICKSTART, "frozen": FROZEN}
+MARKED = [pytest.param("quickstart", marks=TWO_TEAMS), pytest.param("frozen", marks=ONE_TEAM)]
 ONE_WORKER = {"resources": {"workers": 1}}
 
 
@@ -62,14 +65,17 @@ def setting() -> dict[str, str]:
     return {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
 
 
-def figures_of(sections: dict, folder: Path) -> dict[str, list]:
+def figures_of(
+    sections: dict, folder: Path, cache: Path | None = None, pool: SlotPool | None = None
+) -> dict[str, list]:
     """Of each trial its figures by epoch; of the best its test accuracy and loss."""
     job = Job.model_validate({"storage": str(folder / "runs"), **sections, **ONE_WORKER})
     quiet = {"note", "progress", "epochs", "trial_ended", "status"}
     listener = SimpleNamespace(**{name: lambda *a: None for name in quiet})
     run = Run.create(job, "golden")
     with run.recorded():
-        results = execute(run, [Node(2)], listener, Workspace(folder / "scratch"), True)
+        workspace = Workspace(folder / "scratch", cache)
+        results = execute(run, [Node(2)], listener, workspace, True, slots=pool)
     figures = {}
     for trial in results["trials"]:
         file = run.trial_folder(trial["trial"]) / "trial.json"
@@ -79,11 +85,10 @@ def figures_of(sections: dict, folder: Path) -> dict[str, list]:
     return figures | {"best": [best["trial"], best["test_loss"], best["test_accuracy"]]}
 
 
-@pytest.mark.parametrize("name", JOBS)
-@pytest.mark.usefixtures("ray_local")
-def test_losses_are_the_golden_ones(name, tmp_path):
+@pytest.mark.parametrize("name", MARKED)
+def test_losses_are_the_golden_ones(name, go: Runner, tmp_path):
     golden = json.loads(GOLDEN.read_text())
-    found = figures_of(JOBS[name], tmp_path)
+    found = figures_of(JOBS[name], tmp_path, go.cache, go.pool)
     assert found.keys() == golden[name].keys()
     exact = golden["setting"] == setting()
     for key, expected in golden[name].items():

@@ -51,6 +51,8 @@ class Held(nn.Module):
 network = Held
 """
 TWO_NODES = [Node(1), Node(1)]
+# A node whose raylet is gone refuses the question whether it lives: two refusals will do.
+IMPATIENT = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
 ROWS = 54  # for training, of the images that all tests have
 
 
@@ -58,7 +60,7 @@ class Nodes:
     """A head with one CPU and another node with one, which comes and goes."""
 
     def __init__(self) -> None:
-        head = {"num_cpus": 1, "include_dashboard": False}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": IMPATIENT}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.other = None
         self.bring_back()
@@ -72,7 +74,7 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes_of_module(module_without_ray) -> Iterator[Nodes]:
+def nodes_of_module(no_pool, module_without_ray) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
         patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
@@ -206,20 +208,20 @@ def go(run: Run, nodes: list[Node], listener: Recorder) -> list[TrialDocument]:
 @pytest.fixture(autouse=True)
 def _short_limits(monkeypatch):
     """Nobody waits a minute for workers on a node that is gone."""
-    limits = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    limits = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
     monkeypatch.setattr("raysft.train.slots.LIMITS", slots.LIMITS | limits)
     monkeypatch.setattr("raysft.train.slots.ELASTIC_LIMITS", limits)
 
 
 def test_elastic_workers_follow_the_nodes(nodes, shared_images, tmp_path, monkeypatch):
     monkeypatch.setattr("raysft.train.slots.GROW_SECONDS", 3.0)
-    train = {"epochs": 20, "batch_size": 16}
+    train = {"epochs": 10, "batch_size": 16}
     run, hold = prepared(
         shared_images, tmp_path, monkeypatch, 0.05, train=train, resources={"workers": [1, 2]}
     )
     (trial,) = go(run, TWO_NODES, Saboteur(nodes, hold, brings_back=True))
     assert trial["status"] == "finished"
-    assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 21))
+    assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 11))
     assert {epoch["images"] for epoch in trial["history"]} == {ROWS}
     workers = [epoch["workers"] for epoch in trial["history"]]
     assert [count for count, _ in itertools.groupby(workers)] == [2, 1, 2]

@@ -7,7 +7,7 @@ import pytest
 
 from raysft.records.predictions import PREDICTIONS
 from raysft.run import slot_pool as module
-from tests.run.runs import Recorder, Runner, losses
+from tests.run.runs import ONE_TEAM, TWO_TEAMS_THEN_TWO_WORKERS, Recorder, Runner, losses
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -65,6 +65,7 @@ def predictions(run) -> dict:
     return pq.read_table(run.folder / PREDICTIONS).to_pydict()
 
 
+@ONE_TEAM
 def test_pooled_run_equals_one_on_new_workers(go: Runner, tmp_path, monkeypatch):
     pids = [write_module(tmp_path / factory, factory) for factory in ("wider", "tiny")]
     _, _, first = go()
@@ -81,16 +82,21 @@ def test_pooled_run_equals_one_on_new_workers(go: Runner, tmp_path, monkeypatch)
     assert losses(careless) == losses(tiny)
 
 
+@TWO_TEAMS_THEN_TWO_WORKERS
 def test_another_shape_starts_other_workers(go: Runner, tmp_path, monkeypatch):
     pids = write_module(tmp_path / "own", "tiny")
     monkeypatch.chdir(tmp_path / "own")
-    go(model={"name": "own:network"})
+    two_trials = {"space": {"train.batch_size": {"grid": [8, 16]}}}
+    go(model={"name": "own:network"}, search=two_trials)
+    of_teams = set(pids.read_text().split())
+    pids.write_text("")
     go(model={"name": "own:network"}, resources={"workers": 2})
-    first, *others = pids.read_text().split()
-    assert len(others) == 2
-    assert first not in others
+    of_team = set(pids.read_text().split())
+    assert len(of_team) == 2
+    assert not of_team & of_teams
 
 
+@ONE_TEAM
 def test_worker_that_does_not_come_back_is_replaced(go: Runner, tmp_path, monkeypatch):
     (tmp_path / "stuck.py").write_text(STUCK)
     monkeypatch.chdir(tmp_path)
