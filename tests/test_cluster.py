@@ -14,6 +14,9 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -98,38 +101,47 @@ def wait_for_port(port: int, process: subprocess.Popen) -> None:
     pytest.fail("the cluster did not start")
 
 
+def call_in(folder: Path, home: Path, *words: object, **more: str) -> subprocess.CompletedProcess:
+    """Run raysft in a folder; returns the finished process."""
+    return subprocess.run(
+        [RAYSFT, *map(str, words)],
+        cwd=folder,
+        env=environment(HOME=str(home)) | more,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
 @pytest.fixture
 def call(home, tmp_path):
     """Run raysft in an empty folder; returns the finished process."""
     (tmp_path / "here").mkdir()
 
     def _call(*words: object, **more: str) -> subprocess.CompletedProcess:
-        env = environment(HOME=str(home)) | more
-        return subprocess.run(
-            [RAYSFT, *map(str, words)],
-            cwd=tmp_path / "here",
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
+        return call_in(tmp_path / "here", home, *words, **more)
 
     return _call
 
 
 @pytest.fixture
 def job(tmp_path) -> Path:
-    images = make_images(tmp_path / "images", {"ant": 100, "bee": 100})
+    return make_job(tmp_path)
+
+
+def make_job(folder: Path) -> Path:
+    """A job file on 200 images, all of it in a folder."""
+    images = make_images(folder / "images", {"ant": 100, "bee": 100})
     tree = {
         "name": "j",
         "data": {"source": "imagefolder", "path": str(images)},
-        "storage": str(tmp_path / "storage"),
+        "storage": str(folder / "storage"),
         "model": {"name": "raysft.train.smallnet:small_cnn", "weights": "none"},
         "train": {"epochs": 3, "batch_size": 50},
         "search": {"trials": 2, "scheduler": {"name": "none"}},
         "resources": {"workers": 2},
     }
-    path = tmp_path / "j.yaml"
+    path = folder / "j.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
 
@@ -225,94 +237,98 @@ def test_run_is_followed_to_end_and_listed(cluster, call, job, tmp_path, proxy):
     assert "already exists" in twice.stderr
 
 
-def test_run_outlives_client_and_resumes_where_stopped(cluster, call, job, home, tmp_path, proxy):
-    def start(*words: str) -> subprocess.Popen:
+# --- a run whose client dies, watched, stopped and resumed ----------------------------------------
+
+
+@dataclass
+class Stopped:
+    """A run of very many epochs once it was stopped, and what was seen of it until then."""
+
+    folder: Path
+    """Where its job file is."""
+    lost: str
+    """What its follower said when the connection was cut."""
+    followed: str
+    """All that the follower has shown."""
+    watched: list[dict]
+    """The documents of `status --watch --json`."""
+    scraped: dict[str, float]
+    """raysft's gauges, as Prometheus reads them."""
+    trial: dict
+    """trial.json."""
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "storage/long"
+
+
+@pytest.fixture(scope="module")
+def stopped(cluster, home, tmp_path_factory) -> Iterator[Stopped]:
+    folder = tmp_path_factory.mktemp("long")
+    proxy = Proxy(PORT)
+
+    def start(*words: str, address: str = f"http://127.0.0.1:{proxy.port}") -> subprocess.Popen:
         return subprocess.Popen(
-            [RAYSFT, *words, "--address", f"http://127.0.0.1:{proxy.port}"],
-            cwd=tmp_path,
+            [RAYSFT, *words, "--address", address],
+            cwd=folder,
             env=environment(HOME=str(home)),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
 
-    client = start(
-        "submit",
-        str(job),
-        "--name",
-        "long",
-        "--set",
-        "train.epochs=400",
-        "--set",
-        "search.trials=1",
-    )
-    assert client.stdout is not None
-    assert any(line.startswith("results ") for line in client.stdout)
+    overrides = ("--set", "train.epochs=100000", "--set", "search.trials=1")
+    client = start("submit", str(make_job(folder)), "--name", "long", *overrides)
+    assert any(line.startswith("results ") for line in lines_of(client))
     client.kill()
     follower = start("logs", "long", "--follow")
-    assert follower.stdout is not None
-    assert follower.stderr is not None
-    first = follower.stdout.readline()
+    watcher = start("status", "long", "--watch", "--json", address=cluster)
+    followed = next(lines_of(follower))
     proxy.cut()
-    assert "connection lost" in follower.stderr.readline()
+    assert follower.stderr is not None
+    lost = follower.stderr.readline()
     proxy.open = True
-    trial = tmp_path / "storage/long/trials/t0/trial.json"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (
-        trial.is_file() and json.loads(trial.read_text())["epochs"] > 2
-    ):
-        time.sleep(0.2)
 
-    assert call("stop", "long", "--address", cluster).returncode == 0
-    assert json.loads((tmp_path / "storage/long/run.json").read_text())["status"] == "stopped"
-    rest, _ = follower.communicate(timeout=60)
-    assert (first + rest).count("data kept") == 1
-
-    before = json.loads(trial.read_text())
-    stored = tmp_path / "storage/long/job.yaml"
-    stored.write_text(stored.read_text().replace("epochs: 400", f"epochs: {before['epochs'] + 2}"))
-    info = stored.with_name("run.json")
-    write_json(info, read_json(info) | {"job": sha256(stored)})  # or it would be taken for damaged
-    resumed = call("resume", "long", "--address", cluster)
-    assert resumed.returncode == 0, resumed.stderr
-    assert [resumed.stdout.count(line) for line in ("[1/1]", "test accuracy")] == [1, 1]
-    after = json.loads(trial.read_text())
-    assert after["history"][: before["epochs"]] == before["history"]
-    assert after["epochs"] == before["epochs"] + 2
-    assert after["status"] == "finished"
-    assert call("resume", "long", "--address", cluster).stderr.startswith("error: long: is done")
-
-
-def test_run_can_be_watched_and_scraped_by_prometheus(cluster, call, job, home, tmp_path):
-    submitted = call(
-        "submit",
-        job,
-        "--address",
-        cluster,
-        "--name",
-        "seen",
-        "--detach",
-        "--set",
-        "train.epochs=100000",
-        "--set",
-        "search.trials=1",
-    )
-    assert submitted.stdout == "seen\n"
-    watching = subprocess.Popen(
-        [RAYSFT, "status", "seen", "--watch", "--json", "--address", cluster],
-        cwd=tmp_path,
-        env=environment(HOME=str(home)),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert watching.stdout is not None
-    assert any('"doing": "training"' in line and '"epoch": 2,' in line for line in watching.stdout)
+    watched = []
+    for line in lines_of(watcher):
+        watched.append(json.loads(line))
+        if '"doing": "training"' in line and '"epoch": 2,' in line:
+            break
     deadline, found = time.monotonic() + 60, dict[str, float]()
     while time.monotonic() < deadline and not found.get("best_metric"):
         time.sleep(0.5)
-        found = scraped("seen")
-    assert call("stop", "seen", "--address", cluster).returncode == 0
+        found = scraped("long")
+
+    assert call_in(folder, home, "stop", "long", "--address", cluster).returncode == 0
+    rest, _ = follower.communicate(timeout=60)
+    out, err = watcher.communicate(timeout=60)
+    assert (watcher.returncode, err) == (0, "")
+    watched += [json.loads(line) for line in out.splitlines()]
+    trial = json.loads((folder / "storage/long/trials/t0/trial.json").read_text())
+    yield Stopped(folder, lost, followed + rest, watched, found, trial)
+    proxy.close()
+
+
+def lines_of(process: subprocess.Popen) -> Iterator[str]:
+    assert process.stdout is not None
+    return iter(process.stdout)
+
+
+def test_follower_reads_on_when_connection_is_back(stopped):
+    assert "connection lost" in stopped.lost
+    assert stopped.followed.count("data kept") == 1
+
+
+def test_watched_run_tells_its_epochs_until_stopped(stopped):
+    last = stopped.watched[-1]
+    assert last["status"] == "stopped"
+    (trial,) = last["trials"]
+    assert trial["history"] == stopped.trial["history"][: len(trial["history"])]
+    assert len(trial["history"]) > 1
+
+
+def test_run_can_be_scraped_by_prometheus(stopped):
+    found = stopped.scraped
     assert found["epochs_total"] == 100000
     assert 0 < found["epochs_done"] < 100000
     assert 0 < found["best_metric"] <= 1
@@ -323,14 +339,27 @@ def test_run_can_be_watched_and_scraped_by_prometheus(cluster, call, job, home, 
     }
     assert "gpu_utilization" not in found  # there is none
 
-    out, err = watching.communicate(timeout=60)
-    assert (watching.returncode, err) == (0, "")
-    documents = [json.loads(line) for line in out.splitlines()]
-    assert documents[-1]["status"] == "stopped"
-    (trial,) = documents[-1]["trials"]
-    stored = json.loads((tmp_path / "storage/seen/trials/t0/trial.json").read_text())["history"]
-    assert trial["history"] == stored[: len(trial["history"])]
-    assert len(trial["history"]) > 1
+
+def test_run_outlives_client_and_resumes_where_stopped(stopped, cluster, home):
+    def call(*words: object) -> subprocess.CompletedProcess:
+        return call_in(stopped.folder, home, *words, "--address", cluster)
+
+    assert read_json(stopped.run / "run.json")["status"] == "stopped"
+    before = stopped.trial
+    assert before["epochs"] > 2
+    stored = stopped.run / "job.yaml"
+    wanted = before["epochs"] + 2
+    stored.write_text(stored.read_text().replace("epochs: 100000", f"epochs: {wanted}"))
+    info = stored.with_name("run.json")
+    write_json(info, read_json(info) | {"job": sha256(stored)})  # or it would be taken for damaged
+    resumed = call("resume", "long")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [resumed.stdout.count(line) for line in ("[1/1]", "test accuracy")] == [1, 1]
+    after = read_json(stopped.run / "trials/t0/trial.json")
+    assert after["history"][: before["epochs"]] == before["history"]
+    assert after["epochs"] == wanted
+    assert after["status"] == "finished"
+    assert call("resume", "long").stderr.startswith("error: long: is done")
 
 
 def scraped(run: str) -> dict[str, float]:
@@ -381,42 +410,72 @@ def test_run_unknown_to_cluster_resumes_from_folder(cluster, call, job, tmp_path
     assert read_json(run.folder / "run.json")["status"] == "done"
 
 
-def test_what_is_wrong_is_one_line(cluster, call, job, tmp_path):
-    wrong = {
-        "storage=/proc/none": "storage: /proc/none: cannot be used from node",
-        "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a "
-        "cluster's job has not",
-    }
-    for number, (override, expected) in enumerate(wrong.items()):
-        done = call(
-            "submit", job, "--address", cluster, "--name", f"wrong-{number}", "--set", override
-        )
-        assert done.returncode == 2, done.stderr
-        (line,) = done.stderr.splitlines()
-        assert expected in line
-    assert not (tmp_path / "storage").exists()
+# --- asked at the same time: each waits for Ray most of its time ----------------------------------
+
+WRONG = {
+    "storage=/proc/none": "storage: /proc/none: cannot be used from node",
+    "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a "
+    "cluster's job has not",
+}
 
 
-def test_plan_measures_cost_and_leaves_only_data_sets(cluster, call, job, tmp_path):
-    planned = json.loads(
-        call(
-            "plan",
-            job,
-            "--address",
-            cluster,
-            "--json",
-            "--measure",
-            "--set",
-            "cluster.price_per_hour=2",
-        ).stdout
-    )
+@dataclass
+class Answers:
+    folder: Path
+    wrong: dict[str, subprocess.CompletedProcess]
+    """What was said to each wrong override."""
+    planned: subprocess.CompletedProcess
+    """The answer to `plan --measure` of a job in the folder `measured`."""
+    detached: subprocess.CompletedProcess
+    """What `submit --detach` said of a run `left`."""
+
+
+@pytest.fixture(scope="module")
+def answers(cluster, home, tmp_path_factory) -> Answers:
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "measured").mkdir()
+
+    def call(*words: object) -> "Future[subprocess.CompletedProcess]":
+        return pool.submit(call_in, folder, home, *words, "--address", cluster)
+
+    job = make_job(folder)
+    with ThreadPoolExecutor(4) as pool:
+        wrong = {
+            override: call("submit", job, "--name", f"wrong-{number}", "--set", override)
+            for number, override in enumerate(WRONG)
+        }
+        price = ("--set", "cluster.price_per_hour=2")
+        planned = call("plan", make_job(folder / "measured"), "--json", "--measure", *price)
+        fails_there = ("--set", "storage=/proc/none")
+        detached = call("submit", job, "--name", "left", "--detach", *fails_there)
+    found = {override: answer.result() for override, answer in wrong.items()}
+    return Answers(folder, found, planned.result(), detached.result())
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_what_is_wrong_is_one_line(answers, override):
+    done = answers.wrong[override]
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert WRONG[override] in line
+    assert not (answers.folder / "storage").exists()
+
+
+def test_plan_measures_cost_and_leaves_only_data_sets(answers):
+    planned = json.loads(answers.planned.stdout)
     assert planned["slots"] == [{"teams": 1, "workers": 2}]
     assert len(planned["nodes"]) == 1
     assert planned["measured"]["images_per_s"] > 0
     assert planned["measured"]["cost"] == pytest.approx(2 * planned["measured"]["hours"])
-    assert [p.name for p in (tmp_path / "storage").iterdir()] == [
-        "datasets"
-    ]  # nothing else is left of it
+    left = [path.name for path in (answers.folder / "measured/storage").iterdir()]
+    assert left == ["datasets"]
+
+
+def test_detached_run_is_only_named(answers):
+    assert (answers.detached.returncode, answers.detached.stdout) == (0, "left\n")
+
+
+# --- without a run ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
