@@ -8,15 +8,11 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)  ## install what is needed, then run the quickstart
 	$(BIN)/raysft submit jobs/quickstart.yaml
 
-# Tests that start no Ray share two processes; the others have the machine to themselves.
-PURE := $(BIN)/python -m pytest -n 2 --dist worksteal
-
 test: $(STAMP)  ## install what is needed, then run all tests
-	$(PURE) -m "not ray" --durations=20
-	$(BIN)/python -m pytest -m "ray and not long" --durations=40
+	$(BIN)/python -m tests
 
 test-fast: $(STAMP)  ## the tests that answer within a minute
-	$(PURE) -m "not ray and not slow" --hypothesis-profile fast
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not slow" --hypothesis-profile fast
 
 check: $(STAMP)  ## linter and type checker
 	$(BIN)/ruff format --check raysft tests
@@ -29,8 +25,8 @@ multihost: $(STAMP)  ## a real cluster of three hosts in network namespaces; nee
 		{ apt-get update -q && apt-get install -qy iproute2 nftables openssh-server openssh-client rsync; }
 	$(BIN)/python -m pytest tests/multihost
 
-faults: $(STAMP)  ## a search killed at twenty random moments, in all of its parts
-	RAYSFT_FAULTS=20 $(BIN)/python -m pytest tests/faults
+faults: $(STAMP)  ## a search killed at twenty random moments in all of its parts, nodes that come and go
+	RAYSFT_FAULTS=20 $(BIN)/python -m pytest tests/faults tests/run/test_nodes.py
 
 bench: $(STAMP)  ## benchmarks, all or BENCH=name
 	$(BIN)/python -m tests.benchmarks $(BENCH)

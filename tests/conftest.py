@@ -31,7 +31,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests of properties take their number of examples from here: --hypothesis-profile fast
-settings.register_profile("fast", max_examples=10)
+# Without a deadline: they share the machine with the tests with a Ray.
+settings.register_profile("usual", deadline=None)
+settings.load_profile("usual")
+settings.register_profile("fast", deadline=None, max_examples=10)
 
 # Started in the background, as a CI may do, a shell has its children ignore Ctrl-C, and theirs:
 # tests send it to them.

@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysft.cluster.messages import decode, messages, summarize
 from raysft.entrypoints.ray_job import shared_storage
 from raysft.errors import UserError
 from raysft.job import load_job
@@ -520,40 +519,3 @@ def test_an_address_where_nothing_is_says_so(call):
         "is not the address of a dashboard"
         in call("list", "--address", "ray://127.0.0.1:10001").stderr
     )
-
-
-def test_run_waits_for_autoscaled_nodes(no_ray, job, tmp_path, monkeypatch):
-    """Two raylets on this machine; the second, with the CPUs, comes when the run has asked for
-    it.
-    """
-    from ray.cluster_utils import Cluster
-
-    for name, value in environment(HOME=str(tmp_path), RAY_AUTH_MODE="disabled").items():
-        monkeypatch.setenv(name, value)
-    (
-        tmp_path / "ray_bootstrap_config.yaml"
-    ).touch()  # what `ray up` leaves on a head with an autoscaler
-    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "raysft.entrypoints.train", str(job), "zero"],
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"RAY_ADDRESS": machines.address, "PYTHONPATH": str(REPOSITORY)},
-        )
-        assert run.stdout is not None
-        first = decode(run.stdout.readline())
-        assert first is not None
-        assert first.payload["text"] == (
-            "a trial of 2 workers needs 2 CPUs, the cluster has 0 CPUs and 0 GPUs; "
-            "waiting up to 15 minutes for more nodes"
-        )
-        machines.add_node(num_cpus=2)
-        rest, _ = run.communicate(timeout=180)
-    finally:
-        machines.shutdown()
-    seen = summarize(messages(rest))
-    assert (seen.status, seen.errors) == ("done", [])
-    assert seen.results is not None

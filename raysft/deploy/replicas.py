@@ -151,9 +151,9 @@ class Replicas:
 
 def _running_replicas() -> int:
     deployment = serve.status().applications[APPLICATION].deployments[DEPLOYMENT]
-    # Typed as members of an enumeration, and in fact their names: str() of either ends with it.
+    # Typed as members of an enumeration of strings, and in fact plain ones: both equal the name.
     states = deployment.replica_states.items()
-    return sum(number for state, number in states if str(state).endswith("RUNNING"))
+    return sum(number for state, number in states if state == "RUNNING")
 
 
 def share(settings: Settings, node: Node) -> tuple[float, int]:
