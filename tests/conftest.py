@@ -32,7 +32,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Tests of properties take their number of examples from here: --hypothesis-profile fast
 # Without a deadline: they share the machine with the tests with a Ray.
-settings.register_profile("usual", deadline=None)
+settings.register_profile("usual", deadline=None, max_examples=50)
 settings.load_profile("usual")
 settings.register_profile("fast", deadline=None, max_examples=10)
 

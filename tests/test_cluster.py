@@ -223,17 +223,21 @@ def test_run_is_followed_to_end_and_listed(cluster, call, job, tmp_path, proxy):
         "predict",
         tmp_path / "storage/first",
         tmp_path / "images",
-        "--out",
-        tmp_path / "p.parquet",
         "--json",
         "--trust-code",
+        "--address",
+        cluster,
+        "--out",
     )
-    predicted = json.loads(call(*words, "--address", cluster).stdout)
+    out, taken = tmp_path / "p.parquet", tmp_path / "taken.parquet"
+    taken.touch()
+    with ThreadPoolExecutor(2) as pool:
+        done, refused = pool.map(lambda path: call(*words, path), (out, taken))
+    predicted = json.loads(done.stdout)
     assert (predicted["images"], predicted["errors"]) == (200, 0)
-    assert len(pq.read_table(tmp_path / "p.parquet")) == 200
-    twice = call(*words, "--address", cluster)
-    assert (twice.returncode, twice.stderr.count("\n")) == (2, 1)
-    assert "already exists" in twice.stderr
+    assert len(pq.read_table(out)) == 200
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "already exists" in refused.stderr
 
 
 # --- a run whose client dies, watched, stopped and resumed ----------------------------------------
@@ -382,33 +386,6 @@ def scraped(run: str) -> dict[str, float]:
     return {}
 
 
-def test_run_unknown_to_cluster_resumes_from_folder(cluster, call, job, tmp_path):
-    run = Run.create(load_job(job, ["search.trials=1", "train.epochs=1"]), "unknown")
-    run.save(status="stopped")
-    (tmp_path / "images").rename(tmp_path / "photos")
-    assert "is not a run of" in call("resume", "unknown", "--address", cluster).stderr
-    refused = call("resume", run.folder, "--address", cluster)
-    assert refused.returncode == 2
-    assert f"`raysft resume {run.folder} --set data.path=PATH` says where it is" in refused.stderr
-    assert (
-        "ended before it began to train" in call("resume", "unknown", "--address", cluster).stderr
-    )
-    done = call(
-        "resume",
-        run.folder,
-        "--workers",
-        "1",
-        "--set",
-        f"data.path={tmp_path}/photos",
-        "--address",
-        cluster,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "test accuracy" in done.stdout
-    assert "1 team of 1 worker" in done.stdout
-    assert read_json(run.folder / "run.json")["status"] == "done"
-
-
 # --- asked at the same time: each waits for Ray most of its time ----------------------------------
 
 WRONG = {
@@ -427,18 +404,27 @@ class Answers:
     """The answer to `plan --measure` of a job in the folder `measured`."""
     detached: subprocess.CompletedProcess
     """What `submit --detach` said of a run `left`."""
+    unknown: Run
+    """A run of this machine, which the cluster does not know, and whose images were moved."""
+    moved: subprocess.CompletedProcess
+    """The answer to `resume` of its folder, without a word of the images."""
 
 
 @pytest.fixture(scope="module")
 def answers(cluster, home, tmp_path_factory) -> Answers:
     folder = tmp_path_factory.mktemp("answers")
-    (folder / "measured").mkdir()
+    for name in ("wrong", "measured", "elsewhere"):  # apart: a run looks for moved data nearby
+        (folder / name).mkdir()
 
     def call(*words: object) -> "Future[subprocess.CompletedProcess]":
         return pool.submit(call_in, folder, home, *words, "--address", cluster)
 
-    job = make_job(folder)
-    with ThreadPoolExecutor(4) as pool:
+    job = make_job(folder / "wrong")
+    elsewhere = make_job(folder / "elsewhere")
+    unknown = Run.create(load_job(elsewhere, ["search.trials=1", "train.epochs=1"]), "unknown")
+    unknown.save(status="stopped")
+    (folder / "elsewhere/images").rename(folder / "elsewhere/photos")
+    with ThreadPoolExecutor(5) as pool:
         wrong = {
             override: call("submit", job, "--name", f"wrong-{number}", "--set", override)
             for number, override in enumerate(WRONG)
@@ -447,8 +433,9 @@ def answers(cluster, home, tmp_path_factory) -> Answers:
         planned = call("plan", make_job(folder / "measured"), "--json", "--measure", *price)
         fails_there = ("--set", "storage=/proc/none")
         detached = call("submit", job, "--name", "left", "--detach", *fails_there)
+        moved = call("resume", unknown.folder)
     found = {override: answer.result() for override, answer in wrong.items()}
-    return Answers(folder, found, planned.result(), detached.result())
+    return Answers(folder, found, planned.result(), detached.result(), unknown, moved.result())
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -457,7 +444,7 @@ def test_what_is_wrong_is_one_line(answers, override):
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert WRONG[override] in line
-    assert not (answers.folder / "storage").exists()
+    assert not (answers.folder / "wrong/storage").exists()
 
 
 def test_plan_measures_cost_and_leaves_only_data_sets(answers):
@@ -472,6 +459,24 @@ def test_plan_measures_cost_and_leaves_only_data_sets(answers):
 
 def test_detached_run_is_only_named(answers):
     assert (answers.detached.returncode, answers.detached.stdout) == (0, "left\n")
+
+
+def test_run_unknown_to_cluster_resumes_from_folder(answers, cluster, home):
+    def resume(*words: object) -> subprocess.CompletedProcess:
+        return call_in(answers.folder, home, "resume", *words, "--address", cluster)
+
+    folder = answers.unknown.folder
+    assert "is not a run of" in resume("nobody").stderr
+    assert answers.moved.returncode == 2
+    hint = f"`raysft resume {folder} --set data.path=PATH` says where it is"
+    assert hint in answers.moved.stderr
+    assert "ended before it began to train" in resume("unknown").stderr
+    photos = f"data.path={answers.folder}/elsewhere/photos"
+    done = resume(folder, "--workers", "1", "--set", photos)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert "1 team of 1 worker" in done.stdout
+    assert read_json(folder / "run.json")["status"] == "done"
 
 
 # --- without a run ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from raysft.data.shards import read_manifest, verify_checksums
 from raysft.data.sources import Source
 from raysft.deploy.export import export
 from raysft.errors import DataError, UserError
+from raysft.ray_shortcuts import DISABLE
 from raysft.records.documents import INFO
 from raysft.records.owner import heartbeat, seconds_since_sign
 from raysft.records.reading import read_results
@@ -127,7 +128,8 @@ def test_a_data_set_is_imported_restarted_and_read(s3, ray_local, images, monkey
         verify_checksums(out, manifest)
 
 
-def test_run_works_entirely_on_an_object_store(s3, no_ray, tmp_path):
+def test_run_without_disk_or_ray_shortcuts_ends_well(s3, no_ray, tmp_path):
+    """Both ways are the long ones, and neither knows of the other: one run goes both."""
     make_images(tmp_path / "images", {"ant": 30, "bee": 30})
     tree = {
         "name": "j",
@@ -139,15 +141,17 @@ def test_run_works_entirely_on_an_object_store(s3, no_ray, tmp_path):
     }
     (tmp_path / "j.yaml").write_text(yaml.safe_dump(tree))
 
-    def call(*words: str) -> str:
+    def call(*words: str, **environment: str) -> str:
+        env = os.environ | environment
         done = subprocess.run(
-            [RAYSFT, *words], cwd=tmp_path, env=os.environ, capture_output=True, text=True
+            [RAYSFT, *words], cwd=tmp_path, env=env, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     call("data", "import", "imagefolder", "images", "--out", f"{s3}/run/D")
-    call("submit", "j.yaml", "--name", "r")
+    said = call("submit", "j.yaml", "--name", "r", **{DISABLE: "1"})
+    assert "Ray shortcut missing: trainer without helpers" in said
     run = f"{s3}/run/runs/r"
     results = read_results(run)
     assert len(results["trials"]) == 2

@@ -1,7 +1,5 @@
 """Every use of Ray's insides is there in the pinned version, and a run does without any of them."""
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +15,6 @@ from raysft.ray_shortcuts import DISABLE, RECOUNT, SHORTCUTS, Shortcut
 ROOT = Path(__file__).parent.parent
 # Those that the oldest supported Ray does not have yet.
 NEW = {RECOUNT.name} if ray.__version__.startswith("2.59.") else set()
-
-JOB = """
-data: {{source: imagefolder, path: {images}}}
-model: {{name: "tests.tiny:tiny", weights: none}}
-train: {{epochs: 1, batch_size: 16}}
-resources: {{workers: 1}}
-"""
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS, ids=lambda shortcut: shortcut.name)
@@ -85,16 +76,3 @@ def test_workers_have_the_title_that_is_looked_for():
 
 def _own_title() -> str:
     return psutil.Process().cmdline()[0]
-
-
-@pytest.mark.usefixtures("no_ray")
-def test_run_without_any_shortcut_ends_well(images, tmp_path):
-    (tmp_path / "job.yaml").write_text(JOB.format(images=images))
-    environment = os.environ | {DISABLE: "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "raysft", "submit", "job.yaml", "--name", "r"]
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "Ray shortcut missing: trainer without helpers" in ended.stdout
-    assert json.loads((tmp_path / "runs/r/results.json").read_text())["status"] == "done"

@@ -39,7 +39,7 @@ from raysft.train.team import Team
 from tests.tiny import tiny
 
 ALONE = Team(0, 1, torch.device("cpu"))
-CASES = 400
+CASES = 200
 
 
 @pytest.fixture(scope="module")

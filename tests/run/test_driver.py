@@ -24,7 +24,7 @@ from tests.run.runs import (
     TWO_WORKERS_THEN_ONE,
     losses,
 )
-from tests.tiny import tiny
+from tests.tiny import tiny, wider
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -34,7 +34,7 @@ import time
 from pathlib import Path
 import torch
 from torch import nn
-from tests.tiny import tiny
+from tests.tiny import tiny, wider
 
 class Hanging(nn.Module):
     def __init__(self, classes):
@@ -59,7 +59,7 @@ CRASHING = """
 import os, signal
 from pathlib import Path
 from torch import nn
-from tests.tiny import tiny
+from tests.tiny import tiny, wider
 
 class Crashing(nn.Module):
     def __init__(self, classes):
@@ -354,6 +354,18 @@ def test_bad_network_or_weights_end_their_trial_alone(go, tmp_path):
 def test_what_no_trial_can_train_is_refused(go, sections, error, expected):
     with pytest.raises(error, match=expected):
         go(search={"trials": 2, "space": {"optimizer": ["sgd"]}}, **sections)
+
+
+@ONE_TEAM
+def test_weights_of_another_network_leave_no_run(go, tmp_path):
+    save_file(wider(3).state_dict(), tmp_path / "w.safetensors")
+    foreign = {"name": "tests.tiny:tiny", "weights": str(tmp_path / "w.safetensors")}
+    with pytest.raises(
+        ModelError, match=r"another architecture than tests.tiny:tiny: 1 of 4 tensors fit"
+    ) as refused:
+        go(model=foreign)
+    assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 @TWO_WORKERS

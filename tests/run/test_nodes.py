@@ -25,6 +25,8 @@ from raysft.run.driver import Workspace, execute
 from raysft.train import slots
 from tests.run.runs import Recorder, SharedImages
 
+pytestmark = pytest.mark.long
+
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 # Training waits for as long as a file is there; each step takes a while, and leaves a line with its
@@ -213,7 +215,6 @@ def _short_limits(monkeypatch):
     monkeypatch.setattr("raysft.train.slots.ELASTIC_LIMITS", limits)
 
 
-@pytest.mark.long
 def test_elastic_workers_follow_the_nodes(nodes, shared_images, tmp_path, monkeypatch):
     monkeypatch.setattr("raysft.train.slots.GROW_SECONDS", 3.0)
     train = {"epochs": 10, "batch_size": 16}
@@ -238,7 +239,6 @@ def test_node_that_dies_leaves_its_trials_to_others(nodes, shared_images, tmp_pa
         assert [epoch["epoch"] for epoch in trial["history"]] == list(range(1, 41))
 
 
-@pytest.mark.long
 def test_node_told_to_go_saves_inside_the_epoch(nodes, shared_images, tmp_path, monkeypatch):
     train = {"epochs": 1, "batch_size": 1}
     run, hold = prepared(shared_images, tmp_path, monkeypatch, 0.1, train=train)
