@@ -42,6 +42,9 @@ ANSWER_SECONDS = 120.0
 CONNECT_SECONDS = 10.0  # for the first one
 SILENT_SECONDS = 60.0  # of a log that is followed, after which it is asked whether the run goes on
 STOP_SECONDS = 180.0
+# The dashboard of a head answers some seconds before the agent that starts jobs there.
+READY_SECONDS = 60.0
+NO_AGENT = "No available agent"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _STATUS = {
     "PENDING": "starting",
@@ -296,7 +299,7 @@ class ClusterClient:
             # Events are flushed; what others print would else come long after them.
             variables = {"PYTHONUNBUFFERED": "1"} | client_environment()
             environment = {"working_dir": folder, "env_vars": variables}
-            return self._asked(
+            return self._submit_when_ready(
                 lambda: self._client.submit_job(
                     entrypoint=f"python -m {command}",
                     runtime_env=environment,
@@ -304,6 +307,18 @@ class ClusterClient:
                     metadata=metadata,
                 )
             )
+
+    def _submit_when_ready(self, submit: Callable[[], str]) -> str:
+        """Submit a job, also to a head that has only just started; returns its id."""
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                return self._asked(submit)
+            except UserError as error:
+                is_starting = NO_AGENT in error.what
+                if not is_starting or time.monotonic() > deadline:
+                    raise
+            time.sleep(RECONNECT_SECONDS)
 
     def _state(self, run_id: str) -> str:
         return str(self._client.get_job_status(run_id).value)

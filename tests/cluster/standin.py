@@ -19,6 +19,8 @@ class Dashboard:
         """Of every answer; None: as it should be."""
         self.log, self.job_status, self.asked = "one\ntwo\n", "RUNNING", threading.Event()
         self.text = "no"
+        self.agent_after = 0
+        """How many jobs are refused before the agent that starts them is there."""
         self.run = run
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -33,6 +35,8 @@ class Dashboard:
                     "/api/version", lambda request: _json({"ray_version": "2.60.0", "version": "4"})
                 ),
                 web.get("/api/jobs/", lambda request: _json([self._job()])),
+                web.post("/api/jobs/", self._submit),
+                web.get("/api/packages/{kind}/{name}", lambda request: _json({})),  # has them all
                 web.get("/api/jobs/{id}", lambda request: _json(self._job())),
                 web.post("/api/jobs/{id}/stop", lambda request: _json({"stopped": True})),
                 web.get("/api/jobs/{id}/logs", lambda request: _json({"logs": self.log})),
@@ -65,6 +69,13 @@ class Dashboard:
             "start_time": 1_000_000,
             "runtime_env": {},
         }
+
+    async def _submit(self, request: web.Request) -> web.StreamResponse:
+        if self.agent_after:
+            self.agent_after -= 1
+            text = "No available agent to submit job, please try again later."
+            return web.Response(status=500, text=text)
+        return await _json({"job_id": None, "submission_id": self.run})
 
     async def _tail(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()

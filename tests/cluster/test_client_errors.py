@@ -14,6 +14,7 @@ from raysft.cluster.address import Address
 from raysft.cluster.jobs import ClusterClient
 from raysft.console import Output
 from raysft.errors import RaysftError, RunError, UserError
+from raysft.job import Job
 from tests.cluster.standin import Dashboard
 
 NAMED_LIKE_STATUSES = "quickstart-20261124-101401-unauthorized-403"
@@ -186,3 +187,13 @@ def test_given_address_overrides_the_environment(dashboard, address, monkeypatch
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert [row["run"] for row in ClusterBackend(address, Output()).runs("runs")] == ["r"]
+
+
+def test_job_waits_for_head_that_is_starting(dashboard, address, monkeypatch):
+    dashboard.agent_after = 3
+    assert ClusterClient(address).submit(Job(), "new") == "r"
+    assert dashboard.agent_after == 0
+    monkeypatch.setattr(jobs, "READY_SECONDS", 0.0)
+    dashboard.agent_after = 3
+    with pytest.raises(UserError, match="No available agent"):
+        ClusterClient(address).submit(Job(), "other")
