@@ -12,8 +12,7 @@ from raysft.job.values import Config
 from raysft.records.documents import EpochMetrics
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, leaderboard, metric_value
-from raysft.search.propose import Past
-from raysft.search.schedulers import EarlierTrials
+from raysft.search.earlier import EarlierTrials, Past
 from raysft.search.space import known_configurations
 from raysft.train.queue.assignment import Assignment
 from raysft.train.queue.events import (

@@ -15,7 +15,8 @@ from raysft.job.metrics import sort_key
 from raysft.job.rungs import rung_epochs, rung_sizes
 from raysft.job.spec import Scheduler as Spec
 from raysft.records.documents import EpochMetrics
-from raysft.search.schedulers import Decision, EarlierTrials, Scheduler
+from raysft.search.earlier import EarlierTrials
+from raysft.search.rules import Decision, Scheduler
 
 
 class Halving(Scheduler):

@@ -17,14 +17,11 @@ from raysft.job.space import job_key, trial_settings, with_usual_ranges
 from raysft.job.values import Config
 from raysft.records.documents import EpochMetrics
 from raysft.records.trial import metric_value
+from raysft.search.earlier import Past
 from raysft.search.space import as_section, fill
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
-
-# How far a trial that was run before came: its configuration, status, and the metrics of its
-# epochs.
-Past = tuple[Config, str, Sequence[EpochMetrics]]
 
 
 class InOrder:

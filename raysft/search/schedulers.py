@@ -1,118 +1,83 @@
-"""What ends or pauses trials early: nothing, Ray Tune's rule of the median, or successive halving
-(`halving`).
-
-Tune would start an actor for each trial that runs, which had nothing to do here but to hand a
-configuration to a team, and cost two seconds of CPU. So its rule is asked from a thread of the
-driver.
-"""
+"""What ends or pauses trials early, as schedulers of Ray Tune."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, cast
 
-from raysft.job.metrics import metric_mode
+from pydantic import JsonValue
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from raysft.job.rungs import first_rung
+from raysft.job.spec import Search
 from raysft.records.documents import EpochMetrics
+from raysft.search.earlier import EarlierTrials
+from raysft.search.halving import Halving
+from raysft.search.rules import Median, Scheduler
 
-Decision = Literal["go on", "pause", "stop"]
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+Result = dict[str, JsonValue]
+"""The metrics of an epoch, and what Tune adds to them."""
 
 
-@dataclass(frozen=True)
-class EarlierTrials:
-    """The trials of an earlier part of this run: their epochs, by their numbers."""
+def make_scheduler(
+    search: Search, trials: int, epochs: int, teams: int, known: EarlierTrials
+) -> TrialScheduler:
+    """What decides on the trials of a job; known: those of an earlier part of its run."""
+    given = search.scheduler
+    if given.name == "asha":
+        return ByRule(Halving(given, trials, epochs, teams, search.metric, known))
+    if given.name == "median":
+        return ByRule(Median(first_rung(given, epochs), search.metric, known))
+    return ByRule(Scheduler())
 
-    ended: Mapping[int, Sequence[EpochMetrics]] = field(default_factory=dict)
-    going_on: Mapping[int, Sequence[EpochMetrics]] = field(default_factory=dict)
 
+class ByRule(TrialScheduler):
+    """Asks a rule, which knows trials by their numbers."""
 
-class Scheduler:
-    """Lets every trial train to its end."""
+    def __init__(self, rule: Scheduler) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rule = rule
+        self.trials: dict[int, Trial] = {}
 
-    def begin(self, number: int) -> None:
-        """A trial begins, or goes on in a run that was resumed."""
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A trial was proposed."""
+        self.trials[trial.config["number"]] = trial
 
-    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: Result) -> str:
         """What becomes of a trial that has trained an epoch and has more to come."""
-        return "go on"
+        number = trial.config["number"]
+        decision = self.rule.epoch(number, cast(EpochMetrics, result))
+        if decision == "pause":
+            self.rule.paused(number)
+            return self.PAUSE
+        return self.CONTINUE if decision == "go on" else self.STOP
 
-    def paused(self, number: int) -> None:
-        """A trial that was to pause has left its team."""
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: Result
+    ) -> None:
+        """A trial has trained its last epoch."""
+        self.rule.ended(trial.config["number"], cast(EpochMetrics, result))
 
-    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
-        """A trial has ended: with the `metrics` of its last epoch, or failed or stopped from
-        outside without any.
-        """
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A trial has failed."""
+        self.rule.ended(trial.config["number"])
 
-    def promoted(self) -> int | None:
-        """The paused trial that goes on now, once all trials have begun; None where none may, or
-        not yet.
-        """
-        return None
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A trial that waits was stopped."""
+        self.rule.ended(trial.config["number"])
 
-    def hopeless(self) -> Sequence[int]:
-        """Paused trials that will not go on any more; each is named once."""
-        return ()
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The next trial that has not begun, else the paused one that goes on."""
+        for number, trial in self.trials.items():
+            if trial.status == Trial.PENDING:
+                self.rule.begin(number)
+                return trial
+        promoted = self.rule.promoted()
+        return None if promoted is None else self.trials[promoted]
 
-
-class Median(Scheduler):
-    """Tune's rule: a trial whose best epoch is worse than the median of the others' running means
-    ends.
-    """
-
-    def __init__(self, grace: int, metric: str, known: EarlierTrials) -> None:
-        from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
-
-        self.rule = MedianStoppingRule(
-            time_attr="epoch", metric=metric, mode=metric_mode(metric), grace_period=grace
-        )
-        self.stop, self.known = TrialScheduler.STOP, known
-        for number, history in known.ended.items():
-            self._replay(number, history)
-
-    def begin(self, number: int) -> None:
-        """Let the epochs of before count, but for the last one."""
-        # The team reports that one again, and it is decided on then: the run may have died before
-        # it was.
-        history = self.known.going_on.get(number, ())
-        self._replay(number, history[:-1])
-
-    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
-        """Ask the rule, which hears of the epoch by that."""
-        decision = self.rule.on_trial_result(_NO_TUNE, _trial(number), dict(metrics))
-        if decision == self.stop:
-            return "stop"
-        return "go on"
-
-    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
-        """Let the last epoch of a trial count among the others."""
-        if metrics is not None:
-            self._replay(number, [metrics])
-
-    def _replay(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """Add epochs that count for others, but decide nothing on their own trial any more."""
-        for epoch in history:
-            # As a trial that is complete: the rule then takes the metrics and asks nothing.
-            self.rule.on_trial_complete(_NO_TUNE, _trial(number), dict(epoch))
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Of a trial what the rule asks for."""
-
-    trial_id: str
-
-
-def _trial(number: int) -> Any:  # in the place of a Trial of Tune, which needs an actor
-    return _Trial(str(number))
-
-
-class _NoTune:
-    """What the rule may ask of Tune's controller: there are no trials that wait for their turn."""
-
-    def get_live_trials(self) -> list[_Trial]:
-        """None."""
-        return []
-
-
-_NO_TUNE: Any = _NoTune()
+    def debug_string(self) -> str:
+        """For Tune's console, which nobody sees."""
+        return type(self.rule).__name__

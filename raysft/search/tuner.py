@@ -10,9 +10,10 @@ from raysft.errors import UserError
 from raysft.job.rungs import first_rung
 from raysft.job.spec import Search
 from raysft.job.values import Config
+from raysft.search.earlier import EarlierTrials
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder
-from raysft.search.schedulers import EarlierTrials, Median, Scheduler
+from raysft.search.rules import Median, Scheduler
 from raysft.train.queue.assignment import Assignment
 from raysft.train.queue.client import QueueClient, Reply
 from raysft.train.queue.events import EpochEnded, TrialEnded, TrialEvent, TrialPaused

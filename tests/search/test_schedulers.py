@@ -7,8 +7,8 @@ import random
 import pytest
 
 from raysft.job.spec import Scheduler, Search
+from raysft.search.earlier import EarlierTrials
 from raysft.search.halving import Halving
-from raysft.search.schedulers import EarlierTrials
 from raysft.search.tuner import make_scheduler
 
 

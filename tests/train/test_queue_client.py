@@ -4,10 +4,10 @@ import pytest
 
 from raysft.job.recipe import Train
 from raysft.job.spec import Model, Scheduler
+from raysft.search.earlier import EarlierTrials
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder
-from raysft.search.schedulers import EarlierTrials
-from raysft.search.schedulers import Scheduler as EveryTrial
+from raysft.search.rules import Scheduler as EveryTrial
 from raysft.search.tuner import search
 from raysft.train.queue.assignment import Assignment, Member
 from raysft.train.queue.client import QueueClient
