@@ -79,7 +79,7 @@ def _search_text(job: Job, plan: RunPlan) -> str:
     if search is None:
         return ""
     # Random search is what everybody expects.
-    proposed = "" if search.algorithm == "random" else f" proposed by {search.algorithm}"
+    proposed = "" if search.algorithm.name == "random" else f" proposed by {search.algorithm.name}"
     confirmed = ""
     if search.confirm:
         confirmed = f"; the best is trained with {count_text(search.confirm, 'other seed')} too"

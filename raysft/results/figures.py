@@ -110,7 +110,7 @@ def _search(job: Job, trials: Sequence[TrialFigures]) -> SearchFigures | None:
         return None
     rates = {trial["lr"] for trial in trials if trial["history"]}
     return {
-        "algorithm": job.search.algorithm,
+        "algorithm": job.search.algorithm.name,
         "scheduler": job.search.scheduler.name,
         "target": job.search.target,
         "by_rate": len(rates) > 1,

@@ -386,7 +386,7 @@ def _search(card: ModelCard, facts: ModelFacts) -> str:
             f"{repeated['mean']:.4f} ± {repeated['std']:.4f}"
         )
     return (
-        f"Search: {len(facts.trials)} trials, {search.algorithm}{early} ({ended}); "
+        f"Search: {len(facts.trials)} trials, {search.algorithm.name}{early} ({ended}); "
         f"`{facts.metric}` picked trial {trial}{again}"
     )
 

@@ -141,13 +141,13 @@ def _training(document: Figures, space: Sequence[str]) -> str:
     """How often a network was trained; space: what a search varied, by its keys in the job."""
     job = document["job"]
     most = count_text(job["train"]["epochs"], "epoch")
-    if not job["search"]:
+    if document["search"] is None:
         return f"one training of {most}"
     varied = ", ".join(key if key in SECTIONS else key.removeprefix("train.") for key in space)
     trials = count_text(len(document["trials"]), "trial")
     return (
-        f"a {job['search']['algorithm']} search of {trials} over {varied}, each of at most {most}, "
-        f"by {_metric(document['metric'])}"
+        f"a {document['search']['algorithm']} search of {trials} over {varied}, "
+        f"each of at most {most}, by {_metric(document['metric'])}"
     )
 
 

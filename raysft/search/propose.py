@@ -229,7 +229,7 @@ def make_proposals(
     job: Job, numbers: Sequence[int], configs: Mapping[int, Config], past: Sequence[Past]
 ) -> InOrder:
     """What proposes the configurations of a job's trials; raises UserError without its library."""
-    if job.search is None or job.search.algorithm == "random":
+    if job.search is None or job.search.algorithm.is_planned:
         return InOrder(numbers, configs)
     try:
         return ByOptuna(numbers, configs, job, past)
