@@ -23,6 +23,7 @@ from raysft.job.algorithms import ALGORITHMS, PLANNED, AlgorithmName, wrong_argu
 from raysft.job.metrics import MetricName
 from raysft.job.ranges import INTERVALS, check_range, is_range, values_to_check
 from raysft.job.recipe import Train
+from raysft.job.scheduler import Scheduler
 from raysft.job.section import Section, refuse_switch
 from raysft.job.values import Config, Space, SpaceValue
 
@@ -142,21 +143,6 @@ class Model(Section):
         return value
 
 
-class Scheduler(Section):
-    """Which trials end early."""
-
-    name: Literal["asha", "median", "none"] = "asha"
-    """asha (pause all at each rung, the best go on) | median (stop what is below the median of the
-    others) | none
-    """
-    grace_epochs: int | None = Field(None, ge=1)
-    """Epochs every trial trains before it can be paused or stopped; null: an eighth of all."""
-    reduction_factor: int = Field(4, ge=2)
-    """asha: at each rung about one trial in this many goes on; rungs are this many times as far as
-    the one before.
-    """
-
-
 def _default_space() -> dict[str, SpaceValue]:
     return {"optimizer": list(DEFAULT_OPTIMIZERS)}
 
@@ -239,7 +225,7 @@ class Search(Section):
     confirm: int = Field(0, ge=0, le=100)
     """Train the best configuration again with this many other seeds; report mean ± std."""
     scheduler: Scheduler = Field(default_factory=Scheduler)
-    """Which trials end early, decided at every epoch."""
+    """Which trials end early, pause or change, decided at every epoch; a name alone will do."""
 
     @model_validator(mode="after")
     def _space_suits_algorithm(self) -> Search:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from raysft.job.metrics import sort_key
 from raysft.job.rungs import rung_epochs, rung_sizes
-from raysft.job.spec import Scheduler as Spec
+from raysft.job.scheduler import Scheduler as Spec
 from raysft.records.documents import EpochMetrics
 from raysft.search.earlier import EarlierTrials
 from raysft.search.rules import Decision, Scheduler

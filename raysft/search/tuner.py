@@ -26,7 +26,7 @@ def make_scheduler(
 ) -> Scheduler:
     """What decides on the trials of a job; known: those of an earlier part of its run."""
     given = spec.scheduler
-    if given.name == "asha":
+    if given.name == "halving":
         return Halving(given, trials, epochs, teams, spec.metric, known)
     if given.name == "median":
         return Median(first_rung(given, epochs), spec.metric, known)

@@ -94,6 +94,7 @@ VALUES = st.one_of(
             "imagefolder",
             "none",
             "asha",
+            "pbt",
             "tpe",
             "backbone",
             "1e-3",

@@ -244,7 +244,7 @@ def test_search_stops_weak_trials_and_scores_the_best(go, images):
 
 def test_paused_trials_train_as_if_never_paused(go):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [1e-8, 0.03, 1e-7, 0.02]}}]}
-    halving = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    halving = {"name": "halving", "grace_epochs": 1, "reduction_factor": 2}
     search, train = {"space": space, "metric": "val_loss"}, {"epochs": 4}
     results, listener, paused = go(search=search | {"scheduler": halving}, train=train)
     _, _, whole = go(search=search | {"scheduler": {"name": "none"}}, train=train)

@@ -3,7 +3,8 @@
 import pytest
 
 from raysft.job.recipe import Train
-from raysft.job.spec import Model, Scheduler
+from raysft.job.scheduler import Scheduler
+from raysft.job.spec import Model
 from raysft.search.earlier import EarlierTrials
 from raysft.search.halving import Halving
 from raysft.search.propose import InOrder

@@ -1,0 +1,180 @@
+"""Asynchronous successive halving: trials pause at rungs, and the best of each rung are resumed.
+
+After Li et al., A System for Massively Parallel Hyperparameter Tuning (MLSys 2020), algorithm 2,
+with the number of trials known: all begin before any goes on, so none goes on only because it came
+first, and no team stands idle for the end of a search while there is a trial it could train. Tune's
+own scheduler of that paper never resumes a trial: who comes to a rung first trains on, however
+weak, which with a few teams is most of what the search costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from pydantic import JsonValue
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from raysft.job.metrics import sort_key
+from raysft.records.documents import EpochMetrics
+from raysft.search.earlier import EarlierTrials
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+Result = dict[str, JsonValue]
+"""The metrics of an epoch, and what Tune adds to them."""
+
+
+class Halving(TrialScheduler):
+    """Compares trials by `metric` after the epochs of `rungs`, to which `places` trials train each.
+
+    A trial trains while it is pending or running, and waits at a rung while it is paused.
+    """
+
+    def __init__(
+        self, rungs: Sequence[int], places: Sequence[int], metric: str, known: EarlierTrials
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rungs, self.places = rungs, places
+        self.compared_by, self.known = metric, known
+        self.trials: dict[int, Trial] = {}
+        self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in rungs]
+        """At each rung the trials that came so far, and how good their best epoch was until there:
+        less is better.
+        """
+        self.best: dict[int, tuple[float, ...]] = {}
+        self.trained: dict[int, int] = {}
+        for number, history in known.ended.items():
+            self._remember(number, history)
+
+    # --- what Tune tells ------------------------------------------------------------------------
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Count the epochs of an earlier part of the run, but for the last one."""
+        number = trial.config["number"]
+        self.trials[number] = trial
+        # The team reports that one again, and it is decided on then: the run may have died before
+        # it was.
+        history = self.known.going_on.get(number, ())
+        self._remember(number, history[:-1])
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: Result) -> str:
+        """Pause at every rung but the last."""
+        metrics = cast(EpochMetrics, result)
+        self._remember(trial.config["number"], [metrics])
+        return self.PAUSE if metrics["epoch"] in self.rungs[:-1] else self.CONTINUE
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: Result
+    ) -> None:
+        """A trial that has ended keeps its place at the rungs, those to come included; one that has
+        failed leaves it to others.
+        """
+        if result.get("trial_status") in ("failed", "diverged"):
+            self.on_trial_error(tune_controller, trial)
+            return
+        number = trial.config["number"]
+        if "epoch" in result:  # it may have been stopped before its first
+            self._remember(number, [cast(EpochMetrics, result)])
+        self._keep_places(number)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A trial that fails leaves its places to others."""
+        number = trial.config["number"]
+        for reached in self.reached:
+            reached.pop(number, None)
+
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A paused trial that was stopped counts where it was."""
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The next trial that has not begun, or is about to go on; else the paused one that goes
+        on now.
+        """
+        for trial in self.trials.values():
+            if trial.status == Trial.PENDING:
+                return trial
+        for trial in self._hopeless():
+            tune_controller.stop_trial(trial)  # type: ignore[no-untyped-call]
+        return self._promoted()
+
+    def debug_string(self) -> str:
+        """For Tune's log."""
+        counts = [len(reached) for reached in self.reached]
+        return f"Halving: {counts} trials have come to the rungs {list(self.rungs)}"
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _remember(self, number: int, history: Sequence[EpochMetrics]) -> None:
+        for metrics in history:
+            self.trained[number] = metrics["epoch"]
+            now = sort_key(metrics, self.compared_by)
+            best = self.best.get(number, now)
+            self.best[number] = min(now, best)
+            if metrics["epoch"] in self.rungs:
+                rung = self.rungs.index(metrics["epoch"])
+                self.reached[rung][number] = self.best[number]
+
+    def _keep_places(self, number: int) -> None:
+        """Count a trial that has ended at all rungs with what it was at its best."""
+        if number in self.best:
+            for reached in self.reached:
+                reached.setdefault(number, self.best[number])
+
+    def _promoted(self) -> Trial | None:
+        """The best trial of the highest rung at which one may go on.
+
+        While others are still on their way to a rung, it is as many of those there as are to go on
+        of all.
+        """
+        for rung in reversed(range(len(self.rungs) - 1)):
+            share = len(self.reached[rung]) * self.places[rung + 1] // self.places[rung]
+            trial = self._best_waiting(rung, share)
+            if trial is not None:
+                return trial
+        # No share has a place left. A rung that nobody is on the way to can fill all of its places,
+        # and the lowest one comes first: what it gives may still change the ones above.
+        for rung in range(len(self.rungs) - 1):
+            if self._is_complete(rung):
+                trial = self._best_waiting(rung, self.places[rung + 1])
+                if trial is not None:
+                    return trial
+        return None
+
+    def _hopeless(self) -> list[Trial]:
+        """Those at a rung from which as many as may have come to the next one: until then one of
+        these may fail.
+        """
+        found: list[Trial] = []
+        for rung in range(len(self.rungs) - 1):
+            is_full = len(self.reached[rung + 1]) >= self.places[rung + 1]
+            if is_full:
+                found += self._waiting(rung).values()
+        return found
+
+    def _waiting(self, rung: int) -> dict[int, Trial]:
+        """The trials that are paused at a rung, by their numbers."""
+        epochs = self.rungs[rung]
+        return {
+            number: trial
+            for number, trial in sorted(self.trials.items())
+            if trial.status == Trial.PAUSED and self.trained[number] == epochs
+        }
+
+    def _is_complete(self, rung: int) -> bool:
+        """Whether no trial is on its way to a rung."""
+        training = [n for n, t in self.trials.items() if t.status in (Trial.PENDING, Trial.RUNNING)]
+        return all(self.trained.get(number, 0) >= self.rungs[rung] for number in training)
+
+    def _best_waiting(self, rung: int, count: int) -> Trial | None:
+        """The best paused one among the `count` best that came to a rung."""
+        reached = self.reached[rung]
+        # Of equally good trials the first ones: the order must not depend on who came first.
+        ranked = sorted(sorted(reached), key=reached.__getitem__)
+        waiting = self._waiting(rung)
+        for number in ranked[:count]:
+            if number in waiting:
+                return waiting[number]
+        return None
