@@ -27,6 +27,15 @@ Result = dict[str, JsonValue]
 """The metrics of an epoch, and what Tune adds to them."""
 
 
+def new_ones_come_first(tune_controller: TuneController) -> bool:
+    """Whether a team that gets free is to begin a trial, not to go on with a paused one."""
+    if tune_controller.search_alg.is_finished():
+        return False
+    trials: list[Trial] = tune_controller.get_trials()  # type: ignore[no-untyped-call]
+    # Where none runs the searcher waits for results, which nobody else would give it.
+    return any(trial.status == Trial.RUNNING for trial in trials)
+
+
 class Halving(TrialScheduler):
     """Compares trials by `metric` after the epochs of `rungs`, to which `places` trials train each.
 
@@ -96,6 +105,8 @@ class Halving(TrialScheduler):
         for trial in self.trials.values():
             if trial.status == Trial.PENDING:
                 return trial
+        if new_ones_come_first(tune_controller):
+            return None
         for trial in self._hopeless():
             tune_controller.stop_trial(trial)  # type: ignore[no-untyped-call]
         return self._promoted()

@@ -23,7 +23,7 @@ from raysft.job.rungs import first_rung, rung_epochs, rung_sizes
 from raysft.job.spec import Search
 from raysft.records.documents import EpochMetrics
 from raysft.search.earlier import EarlierTrials
-from raysft.search.pausing import Halving
+from raysft.search.pausing import Halving, new_ones_come_first
 from raysft.search.population import EPOCH, make_population
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ class Median(MedianStoppingRule):
         """Let the last epoch of a trial count, if it had any."""
         if self.metric in result:
             super().on_trial_complete(tune_controller, trial, result)
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """A trial that has not begun, else one that made room for others."""
+        trial = super().choose_trial_to_run(tune_controller)
+        is_paused = trial is not None and trial.status == Trial.PAUSED
+        return None if is_paused and new_ones_come_first(tune_controller) else trial
 
     def _hear(self, trial: Trial, history: Sequence[EpochMetrics]) -> None:
         """Let epochs count for others, and decide nothing on their own trial."""

@@ -43,8 +43,11 @@ class Searcher:
 class Proposals(SearchGenerator):
     """A search by a searcher, which every search of raysft is."""
 
-    def __init__(self):
-        self.searcher = Searcher()
+    def __init__(self, new=()):
+        self.searcher, self.new = Searcher(), new
+
+    def is_finished(self):
+        return not self.new
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Controller:
     fails: Mapping[int, int] = field(default_factory=dict)
     configs: Mapping[int, dict] = field(default_factory=dict)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
+    paced: bool = True
+    """Whether a trial is proposed only when a team is free for it."""
     at_once: bool = False
     """Whether all trials are proposed before the first begins."""
     resumed: Mapping[int, int] = field(default_factory=dict)
@@ -78,7 +83,7 @@ class Controller:
         self.trained = [max(0, self.resumed.get(number, 0) - 1) for number in self.new]
         self.epochs_trained = 0
         self.ended: dict[int, str] = {}
-        self.search_alg = Proposals()
+        self.search_alg = Proposals(self.new)
         self.clones: list[tuple[int, Checkpoint]] = []
 
     # --- what a scheduler asks ------------------------------------------------------------------
@@ -121,9 +126,12 @@ class Controller:
     def _begin(self):
         """Start trials while there are teams without one."""
         while True:
-            waits = any(trial.status == Trial.PENDING for trial in self.trials)
-            while self.new and (self.at_once or not waits):
-                waits = True
+            statuses = [trial.status for trial in self.trials]
+            proposed = statuses.count(Trial.PENDING)
+            if self.paced:
+                proposed += statuses.count(Trial.RUNNING)
+            while self.new and (self.at_once or proposed < self.teams):
+                proposed += 1
                 number = self.new.pop(0)
                 trial = trial_of(number, self.configs.get(number))
                 self.trials.append(trial)

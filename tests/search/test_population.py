@@ -40,6 +40,7 @@ def population(teams=2, interval=2, seed=0, **scheduler):
         12,
         teams,
         configs=configs,
+        paced=False,
         chance=random.Random(seed),
     ).run()
 

@@ -13,7 +13,7 @@ from raysft.job.spec import Search
 from raysft.search.earlier import EarlierTrials
 from raysft.search.pausing import Halving
 from raysft.search.schedulers import make_scheduler
-from tests.search.controller import Controller, epochs, result_of, trial_of
+from tests.search.controller import Controller, Proposals, epochs, result_of, trial_of
 
 
 def made(known=EarlierTrials(), trials=4, length=8, teams=1, space=None, **scheduler):
@@ -42,6 +42,7 @@ class Hand:
     def __init__(self, scheduler, numbers=()):
         self.scheduler, self.trials = scheduler, {}
         self.stopped = []
+        self.search_alg = Proposals()
         for number in numbers:
             self.begin(number)
 
@@ -88,6 +89,8 @@ class Hand:
 
     def get_live_trials(self):
         return list(self.trials.values())
+
+    get_trials = get_live_trials
 
 
 # --- halving -------------------------------------------------------------------------------------
@@ -139,11 +142,22 @@ def test_first_at_a_rung_is_not_promoted_for_that():
 
 
 def test_new_trials_begin_before_any_goes_on():
-    hand = Hand(halving(trials=3), [0])
+    hand = Hand(halving(trials=3), [0, 1])
     hand.reach(0, 0.9)
-    hand.begin(1)
-    hand.trials[1].set_status(Trial.PENDING)
-    assert hand.chosen() == 1
+    hand.search_alg.new = [2]
+    assert hand.chosen() is None
+    hand.search_alg.new = []
+    hand.begin(2)
+    hand.trials[2].set_status(Trial.PENDING)
+    assert hand.chosen() == 2
+
+
+def test_paused_trial_goes_on_where_the_searcher_waits_for_it():
+    hand = Hand(halving(trials=3), [0, 1])
+    hand.reach(0, 0.9)
+    hand.reach(1, 0.1)
+    hand.search_alg.new = [2]
+    assert hand.chosen() == 0
 
 
 def test_rest_of_a_rung_ends_when_the_next_is_full():
