@@ -101,6 +101,9 @@ def _alternatives_problems(space: Config) -> Iterator[SpaceProblem]:
 
 def _size_problems(job: Job, search: Search) -> Iterator[SpaceProblem]:
     """A population of one, or one that is never compared, would learn nothing."""
+    if search.confirm:
+        text = "trains one configuration again, and those of a population change; leave it at 0"
+        yield SpaceProblem("confirm", text)
     if count_trials(job) < LEAST_TRIALS:
         text = f"{search.scheduler.name} compares trials; give at least {LEAST_TRIALS}"
         yield SpaceProblem("trials", text)

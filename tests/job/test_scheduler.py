@@ -131,6 +131,10 @@ def test_population_changes_no_key_of_a_whole_trial(space, key):
     [
         (population("{train.clip_norm: 1.0}"), "search.space.train.clip_norm"),
         (population("{optimizer: [{name: sgd}]}"), "search.space: pbt has nothing to change"),
+        (
+            population("{optimizer: [sgd]}").replace("search: {", "search: {confirm: 2, "),
+            "search.confirm: trains one configuration again",
+        ),
         (population("{optimizer: [sgd]}", trials=1), "search.trials: pbt compares trials"),
         (
             population("{optimizer: [sgd]}", epochs=1),
