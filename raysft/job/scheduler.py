@@ -76,7 +76,9 @@ class Scheduler(Section):
     perturbation_factors: Annotated[list[Factor], Field(min_length=2, max_length=2)] | None = None
     """pbt: the factors that a number is changed by; null: [1.2, 0.8]."""
     synch: bool | None = None
-    """pbt, pb2: true compares when the whole population has come to the same epoch."""
+    """pbt, pb2: whether the whole population is compared at the same epoch; false compares each
+    trial with how far the others were last; null: true.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +121,13 @@ class Scheduler(Section):
         if self.reduction_factor is not None:
             return self.reduction_factor
         return BRACKET_FACTOR if self.name in ("hyperband", "bohb") else HALVING_FACTOR
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a population is compared at the same epoch."""
+        # Unlike in Tune by default: where trials take turns on few teams, one that is compared
+        # with what a paused one was a while ago takes its weights over again and again.
+        return self.synch is not False
 
     @property
     def may_stop(self) -> bool:

@@ -116,7 +116,7 @@ def make_population(search: Search, epochs: int, known: EarlierTrials) -> Popula
     """PBT or PB2 with the arguments of the job, and the ranges of its space to change."""
     given = search.scheduler
     made = _pb2(search, epochs) if given.name == "pb2" else _pbt(search, epochs)
-    return Population(made, known, synch=bool(given.synch))
+    return Population(made, known, synch=given.in_step)
 
 
 def _pbt(search: Search, epochs: int) -> PopulationBasedTraining:
@@ -162,7 +162,7 @@ def _common(search: Search, epochs: int) -> dict[str, Any]:
         "mode": metric_mode(search.metric),
         "perturbation_interval": perturbation_interval(given, epochs),
         "quantile_fraction": quantile,
-        "synch": bool(given.synch),
+        "synch": given.in_step,
         # It would write files of its own; trial.json has who came from whom.
         "log_config": False,
     }

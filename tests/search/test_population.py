@@ -20,7 +20,7 @@ RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0]
 
 
 def made(known=EarlierTrials(), length=12, space=SPACE, **scheduler):
-    given = {"trials": 8, "space": space, "scheduler": {"name": "pbt"} | scheduler}
+    given = {"trials": 8, "space": space, "scheduler": {"name": "pbt", "synch": False} | scheduler}
     return make_scheduler(Search.model_validate(given), 8, length, 2, known)
 
 
