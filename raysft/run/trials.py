@@ -17,6 +17,7 @@ from raysft.search.space import known_configurations
 from raysft.train.queue.assignment import Assignment
 from raysft.train.queue.events import (
     EpochEnded,
+    TrialCopied,
     TrialEnded,
     TrialEvent,
     TrialPaused,
@@ -176,6 +177,9 @@ class RunTrials:
             self._start(record, event.at)
         elif isinstance(event, EpochEnded):
             record.add(event.metrics, event.before)
+        elif isinstance(event, TrialCopied):
+            record.config = event.config
+            record.history = list(event.history)
         elif isinstance(event, TrialPaused):
             record.status = "paused"
             record.error = record.trace = record.host = None

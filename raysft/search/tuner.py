@@ -1,128 +1,157 @@
-"""The search: which trials run, side by side, and for how long; asked from a thread of the
-driver.
-"""
+"""The search of a run: Ray Tune's Tuner over trials that teams train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-from raysft.errors import UserError
-from raysft.job.rungs import first_rung
+import ray
+from ray import tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import HyperBandScheduler
+from ray.tune.stopper import CombinedStopper, Stopper
+
+from raysft.job import Job
 from raysft.job.spec import Search
 from raysft.job.values import Config
-from raysft.search.earlier import EarlierTrials
-from raysft.search.halving import Halving
-from raysft.search.propose import InOrder
-from raysft.search.rules import Median, Scheduler
-from raysft.train.queue.assignment import Assignment
-from raysft.train.queue.client import QueueClient, Reply
-from raysft.train.queue.events import EpochEnded, TrialEnded, TrialEvent, TrialPaused
+from raysft.search.earlier import EarlierTrials, Past
+from raysft.search.pace import Paced
+from raysft.search.schedulers import make_scheduler
+from raysft.search.searchers import make_searcher
+from raysft.search.standin import StandIn
+from raysft.search.stoppers import AfterFailures, AtTarget, WithRun
+from raysft.search.teams import MakeAssignment, Teams
+from raysft.train.queue.client import QueueClient
 
-MakeAssignment = Callable[[int, Config], Assignment]
+MOST_DEATHS = 3  # of the stand-ins of a trial
+
+# What Tune reads from the environment when a search begins.
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run has files of its own
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no metrics
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e12",  # a resume replays what is in the run directory
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints even where it is told to be silent
+}
 
 
-def make_scheduler(
-    spec: Search, trials: int, epochs: int, teams: int, known: EarlierTrials
-) -> Scheduler:
-    """What decides on the trials of a job; known: those of an earlier part of its run."""
-    given = spec.scheduler
-    if given.name == "halving":
-        return Halving(given, trials, epochs, teams, spec.metric, known)
-    if given.name == "median":
-        return Median(first_rung(given, epochs), spec.metric, known)
-    return Scheduler()
+@dataclass(frozen=True)
+class Trials:
+    """The trials that a search is about."""
+
+    names: Sequence[str]
+    """Of all trials of the run, by their numbers."""
+    numbers: Sequence[int]
+    """Those that have not ended."""
+    configs: Mapping[int, Config]
+    """As far as they are known before."""
+    past: Sequence[Past]
+    known: EarlierTrials
+    failed: int
+    make_assignment: MakeAssignment
+    file_of: Callable[[str], str]
+    """What tells more of a trial."""
 
 
-def search(
-    proposals: InOrder,
-    make_assignment: MakeAssignment,
-    names: Sequence[str],
+def run_search(
+    job: Job,
+    trials: Trials,
     queue: QueueClient,
     teams: int,
-    scheduler: Scheduler,
+    scratch: Path,
+    is_over: threading.Event,
 ) -> None:
-    """Run all trials that are proposed, `teams` at a time; returns when the last one has ended, or
-    was told to.
+    """Run the trials that have not ended, `teams` at a time; returns when the last one has ended.
 
-    names: of all trials of the run, by their numbers.
+    `is_over` ends it before; Tune's files come to `scratch`.
     """
-    going: dict[Reply[TrialEvent], int] = {}
-    while True:
-        # No more at a time than there are teams: what is proposed later knows more.
-        while len(going) < teams:
-            begun = _next(proposals, make_assignment, names, queue, scheduler)
-            if begun is None:
-                break
-            going[queue.request_event(names[begun])] = begun
-        if not going:
-            return
-        reply = queue.first(list(going))
-        number = going.pop(reply)
-        if _has_more(number, names[number], reply.result(), queue, scheduler, proposals):
-            # to ask for an epoch lets the team train it
-            going[queue.request_event(names[number])] = number
+    search = job.search
+    assert search is not None
+    epochs = job.train.epochs
+    scheduler = make_scheduler(search, len(trials.names), epochs, teams, trials.known)
+    searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
+    # These compare trials that begin together, and pause for those that wait to begin.
+    needs_all = search.scheduler.changes_trials or isinstance(scheduler, HyperBandScheduler)
+    most = None if needs_all else teams
+    callback = Teams(queue, trials.names, trials.make_assignment)
+    trainable = tune.with_parameters(
+        StandIn, queue=queue, names=tuple(trials.names), trials_copy=search.scheduler.changes_trials
+    )
+    scratch.mkdir(parents=True, exist_ok=True)
+    with _settings(teams), tempfile.TemporaryDirectory(prefix="tune-", dir=scratch) as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, _resources(teams)),
+            tune_config=tune.TuneConfig(
+                search_alg=Paced(searcher, callback, most),
+                scheduler=scheduler,
+                num_samples=len(trials.numbers),
+                reuse_actors=True,
+                trial_dirname_creator=_folder_name,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                callbacks=[callback],
+                stop=_stopper(search, trials, queue, is_over),
+                failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    for number in trials.numbers:
+        name = trials.names[number]
+        if name not in callback.folders:  # the search has ended before
+            queue.skip(name, trials.configs.get(number, {}))
 
 
-def _next(
-    proposals: InOrder,
-    make_assignment: MakeAssignment,
-    names: Sequence[str],
-    queue: QueueClient,
-    scheduler: Scheduler,
-) -> int | None:
-    """Hand a trial to the teams: the next one that is proposed, else a paused one; None when there
-    is none now.
-    """
-    while (proposed := proposals.next_trial()) is not None:
-        number, config = proposed
-        try:
-            assignment = make_assignment(number, config)
-        except (ValueError, UserError) as error:
-            # Each value may be right, and all of them together not: that trial has failed.
-            line = " ".join(str(error).split())
-            queue.reject(names[number], config, line)
-            proposals.ended(number, failed=True)
-            continue
-        queue.put(assignment)
-        scheduler.begin(number)
-        return number
-    for number in scheduler.hopeless():
-        queue.stop(names[number])
-    promoted = scheduler.promoted()
-    if promoted is not None:
-        queue.resume(names[promoted])
-    return promoted
+def _stopper(
+    search: Search, trials: Trials, queue: QueueClient, is_over: threading.Event
+) -> Stopper:
+    stoppers: list[Stopper] = [WithRun(is_over)]
+    if search.target is not None:
+        stoppers.append(AtTarget(search.target, search.metric, queue))
+    if search.max_failures is not None:
+        most = search.max_failures
+        stoppers.append(AfterFailures(most, trials.failed, trials.file_of, queue))
+    return CombinedStopper(*stoppers)
 
 
-def _has_more(
-    number: int,
-    name: str,
-    event: TrialEvent,
-    queue: QueueClient,
-    scheduler: Scheduler,
-    proposals: InOrder,
-) -> bool:
-    """Act on what became of a trial; returns whether it still has its team."""
-    if isinstance(event, TrialPaused):
-        scheduler.paused(number)
-        # It may never go on: the proposals learn now what it was good for.
-        proposals.ended(number)
-        return False
-    if not isinstance(event, EpochEnded):  # failed, or stopped from outside
-        scheduler.ended(number)
-        # Who was stopped was as good as its epochs; who failed says that its values do not work.
-        stopped = isinstance(event, TrialEnded) and event.status == "stopped"
-        proposals.ended(number, failed=not stopped)
-        return False
-    proposals.epoch(number, event.metrics)
-    if event.last:
-        scheduler.ended(number, event.metrics)
-        proposals.ended(number)
-        return False
-    decision = scheduler.epoch(number, event.metrics)
-    if decision == "pause":
-        queue.pause(name)
-    if decision == "stop":
-        queue.stop(name)
-        proposals.ended(number)
-    return decision != "stop"
+def _resources(teams: int) -> PlacementGroupFactory:
+    """Of a stand-in: no CPU, which the teams need, and as many stand-ins as there are teams."""
+    # Beside the driver, whose files it shares. Each node has one of a resource named after it.
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)  # type: ignore[no-untyped-call]
+    address = f"node:{node['NodeManagerAddress']}"
+    return PlacementGroupFactory([{"CPU": 0, address: 1 / teams}])
+
+
+def _folder_name(trial: Trial) -> str:
+    name: str = trial.trial_id
+    return name
+
+
+@contextmanager
+def _settings(teams: int) -> Iterator[None]:
+    """Tune's settings, which it takes from the environment."""
+    # As many stand-ins start at once as there are teams; one after the other is Tune's way.
+    wanted = SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(teams)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    # It misses files in the end that it was told not to write.
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -5,8 +5,10 @@ Tests of the same shape of workers stand together: they run on the same ones.
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,7 +21,7 @@ from raysft.records.run import Run
 from raysft.results.predict import Classifier
 from raysft.storage import read_json
 from raysft.train.team import COLLECTIVE_TIMEOUT
-from tests.run.runs import losses
+from tests.run.runs import Recorder, losses
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -255,6 +257,36 @@ def test_paused_trials_train_as_if_never_paused(go):
     assert not [note for note in listener.notes if "died" in note]
     seconds = {t["trial"]: t["seconds"] for t in results["trials"]}
     assert all(0 < s < 60 for s in seconds.values())
+
+
+class EndsStandIn(Recorder):
+    """Kills a process in which Tune follows a trial, once one has trained an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed = False
+
+    def epochs(self, done, total, records) -> None:
+        if self.killed or not any(record.history for record in records):
+            return
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if not self.killed and process.name().startswith("ray::StandIn"):
+                    process.kill()
+                    self.killed = True
+
+
+def test_search_outlives_a_dead_stand_in(go):
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02]}}]}
+    search = {"space": space, "scheduler": {"name": "none"}}
+    results, listener, run = go(EndsStandIn(), search=search, train={"epochs": 8})
+    assert listener.killed
+    assert [t["status"] for t in results["trials"]] == ["finished", "finished"]
+    for trial in ("t0", "t1"):
+        history = read_json(run.trial_folder(trial) / "trial.json")["history"]
+        assert [epoch["epoch"] for epoch in history] == list(range(1, 9))
+    left = {path.name for path in run.folder.rglob("*")}
+    assert not [name for name in left if "tune" in name or name.endswith(".pkl")]
 
 
 def test_search_is_tracked_epoch_by_epoch(go, tmp_path):
