@@ -170,6 +170,7 @@ class RunDriver:
             (train.height, train.width),
             recipes_to_check(self.job),
             self.job.one_model,
+            self.job.search is not None and self.job.search.scheduler.changes_trials,
         )
 
     # --- events ----------------------------------------------------------------------------------

@@ -178,8 +178,7 @@ class RunTrials:
         elif isinstance(event, EpochEnded):
             record.add(event.metrics, event.before)
         elif isinstance(event, TrialCopied):
-            record.config = event.config
-            record.history = list(event.history)
+            record.take_over(event.source, event.config, event.history)
         elif isinstance(event, TrialPaused):
             record.status = "paused"
             record.error = record.trace = record.host = None
