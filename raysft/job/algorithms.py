@@ -22,7 +22,6 @@ AlgorithmName = Literal[
     "ax",
     "nevergrad",
     "hebo",
-    "zoopt",
     "bayesopt",
 ]
 
@@ -81,9 +80,6 @@ ALGORITHMS: dict[str, AlgorithmInfo] = {
     ),
     # Its newest version wants a numpy older than raysft's, so there is no extra.
     "hebo": AlgorithmInfo({"max_concurrent": "whole"}, ("hebo",), "HEBO"),
-    "zoopt": AlgorithmInfo(
-        {"algo": "text", "parallel_num": "whole"}, ("zoopt",), "'raysft[zoopt]'"
-    ),
     "bayesopt": AlgorithmInfo(
         {
             "utility_kwargs": "section",

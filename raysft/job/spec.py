@@ -155,7 +155,7 @@ class Algorithm(Section):
 
     name: AlgorithmName = "random"
     """random (and grids) | grid (every combination, nothing drawn) | one of Ray Tune's that learns
-    from what did well so far: tpe (Optuna's) | hyperopt | bohb | ax | nevergrad | hebo | zoopt |
+    from what did well so far: tpe (Optuna's) | hyperopt | bohb | ax | nevergrad | hebo |
     bayesopt; its arguments stand beside the name.
     """
 

@@ -73,7 +73,11 @@ class Halving(TrialScheduler):
         """Pause at every rung but the last."""
         metrics = cast(EpochMetrics, result)
         self._remember(trial.config["number"], [metrics])
-        return self.PAUSE if metrics["epoch"] in self.rungs[:-1] else self.CONTINUE
+        if metrics["epoch"] not in self.rungs[:-1]:
+            return self.CONTINUE
+        # It may never go on: the searcher learns now what it was good for, as BOHB's does.
+        tune_controller.search_alg.searcher.on_pause(trial.trial_id)
+        return self.PAUSE
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: Result

@@ -9,7 +9,7 @@ from raysft.job.algorithms import ALGORITHMS, PLANNED
 # What raysft gives, or what no YAML can hold.
 OURS = {
     "self", "space", "metric", "mode", "points_to_evaluate", "evaluated_rewards",
-    "seed", "random_state_seed", "random_state", "analysis", "ax_client", "dim_dict", "budget",
+    "seed", "random_state_seed", "random_state", "analysis", "ax_client",
     "verbose", "kwargs", "ax_kwargs",
 }  # fmt: skip
 # Would leave teams idle: a run has no more trials at a time than teams.

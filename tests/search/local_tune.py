@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from raysft.job.recipe import Train
 from raysft.job.spec import Model
 from raysft.job.values import Config
 from raysft.search.pace import Paced
+from raysft.search.searchers import Planned
 from raysft.search.standin import StandIn
 from raysft.search.teams import Teams
 from raysft.train.queue.assignment import Assignment
@@ -32,19 +32,12 @@ class Tried:
     stand_in: StandIn | None = None
 
 
-class InOrder(Searcher):
-    """Proposes the configurations of a list."""
+class Proposals(Planned):
+    """Also says how the trials ended."""
 
     def __init__(self, configs: Sequence[Config]) -> None:
-        super().__init__(metric="val_loss", mode="min")
-        self.waiting = list(enumerate(configs))
+        super().__init__("val_loss", range(len(configs)), dict(enumerate(configs)))
         self.ended: dict[str, bool] = {}
-
-    def suggest(self, trial_id: str):
-        if not self.waiting:
-            return Searcher.FINISHED
-        number, config = self.waiting.pop(0)
-        return {"number": number, "config": config}
 
     def on_trial_complete(self, trial_id, result=None, error=False) -> None:
         self.ended[trial_id] = error
@@ -67,7 +60,7 @@ class LocalTune:
         self.names = list(self.teams.losses)
         configs = [self.configs.get(name, {}) for name in self.names]
         self.callback = Teams(self.teams.queue, self.names, self.make or self.make_assignment)
-        self.searcher = InOrder(configs)
+        self.searcher = Proposals(configs)
         self.paced = Paced(self.searcher, self.callback, len(self.teams.threads))
         self.trials: list[Tried] = []
         self.steps: dict[futures.Future, Tried] = {}
