@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.tune.search import Searcher
 
 from raysft.search.in_process import InProcess
-from raysft.search.results import STATUS, Result
+from raysft.search.results import FAILED, STATUS, Result
 from raysft.search.teams import Teams
 
 
@@ -39,7 +39,7 @@ class Paced(InProcess, Searcher):
     ) -> None:
         """A trial has ended."""
         # Who was stopped was as good as its epochs; who failed says that its values do not work.
-        failed = result is not None and result.get(STATUS) in ("failed", "diverged")
+        failed = result is not None and result.get(STATUS) in FAILED
         self.inner.on_trial_complete(trial_id, result, error or failed)
 
     def __getattr__(self, name: str) -> object:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from pydantic import JsonValue
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.schedulers.pb2 import PB2
@@ -25,12 +24,10 @@ from raysft.job.spec import Search
 from raysft.job.values import Config, Space
 from raysft.search.earlier import EarlierTrials
 from raysft.search.explore import Explorer, keep_bounds
+from raysft.search.results import Result
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-
-Result = dict[str, JsonValue]
-"""The metrics of an epoch, and what Tune adds to them."""
 
 Proposed = dict[str, Any]
 """What a trial of Tune has as its configuration: its number, and ours."""

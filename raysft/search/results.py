@@ -15,6 +15,8 @@ TRIAL = "trial"
 """The name of the trial of raysft."""
 STATUS, ERROR = "trial_status", "trial_error"
 """How a trial ended, and why, where it did so otherwise than with its last epoch."""
+FAILED = ("failed", "diverged")
+"""What STATUS is of a trial whose values do not work."""
 
 
 class Suggestion(TypedDict):

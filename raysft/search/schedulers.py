@@ -23,14 +23,12 @@ from raysft.job.rungs import first_rung, rung_epochs, rung_sizes
 from raysft.job.spec import Search
 from raysft.records.documents import EpochMetrics
 from raysft.search.earlier import EarlierTrials
-from raysft.search.pausing import Halving, new_ones_come_first
+from raysft.search.halving import Halving, new_ones_come_first
 from raysft.search.population import EPOCH, make_population
+from raysft.search.results import Result
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-
-Result = dict[str, JsonValue]
-"""The metrics of an epoch, and what Tune adds to them."""
 
 LEAST_SAMPLES = 3  # Tune's own default
 _NOBODY = cast("TuneController", None)  # where Tune's own code does not look at its controller

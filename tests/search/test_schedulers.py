@@ -11,7 +11,7 @@ from ray.tune.schedulers.pb2 import PB2
 from raysft.job.scheduler import ARGUMENTS
 from raysft.job.spec import Search
 from raysft.search.earlier import EarlierTrials
-from raysft.search.pausing import Halving
+from raysft.search.halving import Halving
 from raysft.search.schedulers import make_scheduler
 from tests.search.controller import Controller, Proposals, epochs, result_of, trial_of
 

@@ -12,19 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from pydantic import JsonValue
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from raysft.job.metrics import sort_key
 from raysft.records.documents import EpochMetrics
 from raysft.search.earlier import EarlierTrials
+from raysft.search.results import FAILED, STATUS, Result
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-
-Result = dict[str, JsonValue]
-"""The metrics of an epoch, and what Tune adds to them."""
 
 
 def new_ones_come_first(tune_controller: TuneController) -> bool:
@@ -85,7 +82,7 @@ class Halving(TrialScheduler):
         """A trial that has ended keeps its place at the rungs, those to come included; one that has
         failed leaves it to others.
         """
-        if result.get("trial_status") in ("failed", "diverged"):
+        if result.get(STATUS) in FAILED:
             self.on_trial_error(tune_controller, trial)
             return
         number = trial.config["number"]
