@@ -50,6 +50,8 @@ class Halving(TrialScheduler):
         """At each rung the trials that came so far, and how good their best epoch was until there:
         less is better.
         """
+        self.left: dict[int, dict[int, tuple[float, ...]]] = {}
+        """What trials that failed had at each rung."""
         self.best: dict[int, tuple[float, ...]] = {}
         self.trained: dict[int, int] = {}
         for number, history in known.ended.items():
@@ -65,6 +67,9 @@ class Halving(TrialScheduler):
         # it was.
         history = self.known.going_on.get(number, ())
         self._remember(number, history[:-1])
+        # Tune adds a trial once more whose stand-in has died: its team trains on.
+        for rung, best in self.left.pop(number, {}).items():
+            self.reached[rung][number] = best
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: Result) -> str:
         """Pause at every rung but the last."""
@@ -93,8 +98,10 @@ class Halving(TrialScheduler):
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """A trial that fails leaves its places to others."""
         number = trial.config["number"]
-        for reached in self.reached:
-            reached.pop(number, None)
+        left = self.left[number] = {}
+        for rung, reached in enumerate(self.reached):
+            if number in reached:
+                left[rung] = reached.pop(number)
 
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
         """A paused trial that was stopped counts where it was."""

@@ -183,6 +183,18 @@ def test_next_best_replaces_a_promoted_trial_that_fails():
         assert hand.stopped == []
 
 
+def test_trial_whose_stand_in_died_has_its_places_again():
+    hand = Hand(halving(trials=3), range(3))
+    for number, value in enumerate((0.3, 0.2, 0.1)):
+        hand.reach(number, value)
+    assert hand.chosen() == 0
+    hand.scheduler.on_trial_error(hand, hand.trials[0])
+    hand.scheduler.on_trial_add(hand, hand.trials[0])
+    hand.reach(0, 0.4, epoch=3)
+    assert hand.chosen() == 0
+    assert hand.stopped == [1, 2]
+
+
 def test_trial_is_ranked_by_its_best_epoch():
     hand = Hand(halving(trials=2, grace=2, length=8), range(2))
     assert hand.epoch(0, 0.9) == "CONTINUE"
