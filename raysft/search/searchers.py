@@ -13,7 +13,6 @@ from typing import cast
 
 from ray.tune.search import Searcher
 
-from raysft.errors import RunError
 from raysft.job import Job
 from raysft.job.metrics import metric_mode
 from raysft.job.values import Config
@@ -151,7 +150,8 @@ class Proposing(Planned):
         if self.worst is None or self._is_better(self.worst, result):
             self.worst = result
         if self.name == "bohb":
-            self.inner.on_trial_result(trial_id, result)
+            if "hyperband_info" in result:
+                self.inner.on_trial_result(trial_id, result)
         elif trial_id in self.pausing:
             self._tell(trial_id, failed=False)
 
@@ -214,20 +214,18 @@ class Proposing(Planned):
         self._tell(trial_id, failed=status in ("failed", "diverged"))
 
     def _without(self, answer: str | None) -> str | None:
-        """What to do where there is no suggestion: wait while that can bring one."""
-        if answer == Searcher.FINISHED:
-            log.warning(
-                "%s suggests nothing more; %d trials are left", self.name, len(self.waiting)
-            )
-            return answer
+        """What to do where there is no suggestion: wait while results can bring one."""
         self.refusals = 0 if self.best else self.refusals + 1
-        if self.refusals > MOST_REFUSALS:
-            raise RunError(
-                f"search.algorithm: {self.name}",
-                "suggests nothing more",
-                "lower search.trials, widen search.space, or take another algorithm",
-            )
-        return None
+        if answer is None and self.refusals <= MOST_REFUSALS:
+            return None
+        # The run goes on with the trials that it has; those that are left are stopped.
+        log.warning(
+            "search.algorithm: %s suggests nothing more, %d trials are left: widen search.space or "
+            "lower search.trials",
+            self.name,
+            len(self.waiting),
+        )
+        return Searcher.FINISHED
 
 
 def _number(metrics: Mapping[str, object], name: str) -> float | None:
