@@ -63,7 +63,7 @@ class SearchThread(threading.Thread):
 
     def _search(self) -> None:
         # Only here: a job without a search has no need of Tune, whose import takes seconds.
-        from raysft.search.tuner import Trials, run_search
+        from raysft.search.tuner import Place, Trials, run_search
 
         run = self.trials.run
         trials = Trials(
@@ -76,7 +76,7 @@ class SearchThread(threading.Thread):
             self.trials.assignment,
             lambda trial: f"see {run.trial_folder(trial)}/trial.json",
         )
-        run_search(self.job, trials, self.queue, self.teams, self.scratch, self.is_over)
+        run_search(self.job, trials, Place(self.queue, self.teams, self.scratch, self.is_over))
 
     def end(self) -> None:
         """Have the search end without waiting for its trials."""

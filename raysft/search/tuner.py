@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ import ray
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import HyperBandScheduler
 from ray.tune.stopper import CombinedStopper, Stopper
 
+from raysft.errors import RunError
 from raysft.job import Job
 from raysft.job.spec import Search
 from raysft.job.values import Config
@@ -31,6 +32,7 @@ from raysft.search.teams import MakeAssignment, Teams
 from raysft.train.queue.client import QueueClient
 
 MOST_DEATHS = 3  # of the stand-ins of a trial
+MOST_SECONDS = 15.0  # until the places of a search that has ended are free
 
 # What Tune reads from the environment when a search begins.
 SETTINGS = {
@@ -61,61 +63,71 @@ class Trials:
     """What tells more of a trial."""
 
 
-def run_search(
-    job: Job,
-    trials: Trials,
-    queue: QueueClient,
-    teams: int,
-    scratch: Path,
-    is_over: threading.Event,
-) -> None:
-    """Run the trials that have not ended, `teams` at a time; returns when the last one has ended.
+@dataclass(frozen=True)
+class Place:
+    """Where a search works."""
 
-    `is_over` ends it before; Tune's files come to `scratch`.
-    """
-    search = job.search
-    assert search is not None
-    epochs = job.train.epochs
-    scheduler = make_scheduler(search, len(trials.names), epochs, teams, trials.known)
-    searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
-    # These compare trials that begin together, and pause for those that wait to begin.
-    needs_all = search.scheduler.changes_trials or isinstance(scheduler, HyperBandScheduler)
-    most = None if needs_all else teams
+    queue: QueueClient
+    teams: int
+    scratch: Path
+    """For Tune's files, which are removed with the search."""
+    is_over: threading.Event
+    """Ends the search before its trials have ended."""
+
+
+def run_search(job: Job, trials: Trials, place: Place) -> None:
+    """Run the trials that have not ended, one a team at a time, until the last one has ended."""
+    assert job.search is not None
+    queue = place.queue
     callback = Teams(queue, trials.names, trials.make_assignment)
-    trainable = tune.with_parameters(
-        StandIn, queue=queue, names=tuple(trials.names), trials_copy=search.scheduler.changes_trials
-    )
-    scratch.mkdir(parents=True, exist_ok=True)
-    with _settings(teams), tempfile.TemporaryDirectory(prefix="tune-", dir=scratch) as folder:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, _resources(teams)),
-            tune_config=tune.TuneConfig(
-                search_alg=Paced(searcher, callback, most),
-                scheduler=scheduler,
-                num_samples=len(trials.numbers),
-                reuse_actors=True,
-                trial_dirname_creator=_folder_name,
-            ),
+    place.scratch.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.TemporaryDirectory(prefix="tune-", dir=place.scratch)
+    with _settings(place.teams), scratch as folder:
+        trainable = tune.with_parameters(
+            StandIn,
+            queue=queue,
+            names=tuple(trials.names),
+            trials_copy=job.search.scheduler.changes_trials,
+        )
+        share = {"CPU": 0, _free_resource(): 1 / place.teams}
+        tune.Tuner(
+            tune.with_resources(trainable, PlacementGroupFactory([share])),
+            tune_config=_tune_config(job, job.search, trials, place.teams, callback),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
                 callbacks=[callback],
-                stop=_stopper(search, trials, queue, is_over),
+                stop=_stopper(job.search, trials, place),
                 failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
                 verbose=0,
             ),
-        )
-        tuner.fit()
+        ).fit()
     for number in trials.numbers:
         name = trials.names[number]
         if name not in callback.folders:  # the search has ended before
             queue.skip(name, trials.configs.get(number, {}))
 
 
-def _stopper(
-    search: Search, trials: Trials, queue: QueueClient, is_over: threading.Event
-) -> Stopper:
-    stoppers: list[Stopper] = [WithRun(is_over)]
+def _tune_config(
+    job: Job, search: Search, trials: Trials, teams: int, callback: Teams
+) -> tune.TuneConfig:
+    """What proposes the trials, and what decides on them."""
+    count, epochs = len(trials.names), job.train.epochs
+    searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
+    scheduler = make_scheduler(search, count, epochs, teams, trials.known)
+    paced = not _needs_all(search)
+    return tune.TuneConfig(
+        search_alg=Paced(searcher, callback, teams if paced else None),
+        scheduler=scheduler,
+        num_samples=len(trials.numbers),
+        reuse_actors=True,
+        trial_dirname_creator=_folder_name,
+    )
+
+
+def _stopper(search: Search, trials: Trials, place: Place) -> Stopper:
+    queue = place.queue
+    stoppers: list[Stopper] = [WithRun(place.is_over)]
     if search.target is not None:
         stoppers.append(AtTarget(search.target, search.metric, queue))
     if search.max_failures is not None:
@@ -124,13 +136,33 @@ def _stopper(
     return CombinedStopper(*stoppers)
 
 
-def _resources(teams: int) -> PlacementGroupFactory:
-    """Of a stand-in: no CPU, which the teams need, and as many stand-ins as there are teams."""
-    # Beside the driver, whose files it shares. Each node has one of a resource named after it.
+def _needs_all(search: Search) -> bool:
+    """Whether it compares trials that begin together, and pauses them for those that wait."""
+    return search.scheduler.changes_trials or search.scheduler.name in ("hyperband", "bohb")
+
+
+def _free_resource() -> str:
+    """What the stand-ins share, each a part: a resource of this node, and no CPU, which teams need.
+
+    Tune starts one for every trial that waits where nothing keeps it from that, and keeps none
+    where no trial waits for one. They work beside the driver, whose files they share.
+    """
     here = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here)  # type: ignore[no-untyped-call]
-    address = f"node:{node['NodeManagerAddress']}"
-    return PlacementGroupFactory([{"CPU": 0, address: 1 / teams}])
+    # Each node has one of a resource named after it, and the first one of another.
+    names: list[str] = [name for name in node["Resources"] if name.startswith("node:")]
+    deadline = time.monotonic() + MOST_SECONDS
+    while time.monotonic() < deadline:
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        for name in names:
+            if free.get(name, 0.0) == 1.0:
+                return name
+        time.sleep(0.1)
+    raise RunError(
+        "search",
+        f"{len(names)} other searches are run from this node, as many as it has places for",
+        "resume this one when one of them has ended",
+    )
 
 
 def _folder_name(trial: Trial) -> str:
