@@ -55,10 +55,10 @@ class Observers:
         self.note = listener.note
         """Say one line to whoever follows the run."""
         self.others: list[Observer] = [
-            # What a person reads comes before what is stored, which may fail.
-            Told(listener, trials, self.progress),
+            # First: who reads that a trial has ended may end the run with Ctrl-C.
             Stored(run),
             Tracked(tracking),
+            Told(listener, trials, self.progress),
             Shown(Gauges(run.folder.name, run.metric)),
         ]
         self._last_status = 0.0
