@@ -247,6 +247,20 @@ def test_cluster_events_send_each_epoch_once(monkeypatch):
     assert seen.trials == {"t0": trial}
 
 
+def test_cluster_events_send_the_history_of_other_weights_whole(monkeypatch):
+    monkeypatch.setattr("raysft.cluster.messages.STATUS_EVERY_S", 0.0)
+    lines: list[str] = []
+    reporter, trial = Reporter(lines.append), TrialRecord("t0", {"a": 1}, "running")
+    trial.history = epochs(0.1, 0.2)
+    reporter.status({"at": 1, "teams": []}, [trial])
+    trial.take_over("t1", {"a": 2}, epochs(0.8, 0.9))
+    reporter.status({"at": 2, "teams": []}, [trial])
+    trial.history = epochs(0.8, 0.9, 1.0)
+    reporter.status({"at": 3, "teams": []}, [trial])
+    seen = summarize(message for line in lines if (message := decode(line.rstrip("\n"))))
+    assert seen.trials == {"t0": trial}
+
+
 def test_status_is_sent_when_a_team_changes_activity():
     lines: list[str] = []
     reporter = Reporter(lines.append)

@@ -79,7 +79,7 @@ class Reporter:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write, self._lock = write, threading.Lock()
         self._last_epochs = self._last_status = 0.0
-        self._sent: dict[str, tuple[str, int]] = {}
+        self._sent: dict[str, tuple[str, int, int]] = {}
         self._doing: list[str] = []
 
     def tell(self, kind: str, **payload: object) -> None:
@@ -118,16 +118,19 @@ class Reporter:
         self._doing, self._last_status = doing, time.monotonic()
         trials = []
         for record in records:
-            sent = self._sent.get(record.trial, ("pending", 0))
-            if (record.status, len(record.history)) != sent:
-                self._sent[record.trial] = record.status, len(record.history)
+            sent = self._sent.get(record.trial, ("pending", 0, 0))
+            now = record.status, len(record.history), len(record.came_from)
+            if now != sent:
+                self._sent[record.trial] = now
+                # Of a trial that has taken other weights over the history is another one.
+                known = sent[1] if sent[2] == len(record.came_from) else 0
                 about = {
                     key: value
                     for key, value in vars(record).items()
                     if key not in ("trace", "history")
                 }
                 # What is new alone: whole histories would make the log grow with their square.
-                trials.append(about | {"history": record.history[sent[1] :]})
+                trials.append(about | {"history": record.history[known:]})
         self.tell("standing", progress=document, trials=trials)
 
     def error(self, error: RaysftError) -> None:
@@ -170,16 +173,7 @@ class RunSummary:
             self.progress = payload["progress"]
             for changed in payload["trials"]:
                 known = self.trials.get(changed["trial"])
-                before = len(known.history) if known else 0
-                # The event of the trial's end has the whole history, and may have come before.
-                new = [epoch for epoch in changed["history"] if epoch["epoch"] > before]
-                self.trials[changed["trial"]] = TrialRecord(
-                    **changed
-                    | {
-                        "history": [*(known.history if known else []), *new],
-                        "trace": known.trace if known else None,
-                    }
-                )
+                self.trials[changed["trial"]] = _changed(known, changed)
         elif message.kind == "results":
             self.results = payload["results"]
         elif message.kind == "error":
@@ -190,6 +184,21 @@ class RunSummary:
             ]
         elif message.kind == "end":
             self.status = payload["status"]
+
+
+def _changed(known: TrialRecord | None, changed: dict[str, Any]) -> TrialRecord:
+    """A trial with what is new of it."""
+    record = TrialRecord(**changed)
+    if known is None:
+        return record
+    record.trace = known.trace
+    # A trial that has taken other weights over has another history, and all of it came.
+    if len(known.came_from) == len(record.came_from):
+        before = len(known.history)
+        # The event of the trial's end has the whole history, and may have come before.
+        new = [epoch for epoch in record.history if epoch["epoch"] > before]
+        record.history = [*known.history, *new]
+    return record
 
 
 def summarize(log: Iterable[Message]) -> RunSummary:

@@ -79,7 +79,7 @@ def _search_text(job: Job, plan: RunPlan) -> str:
     if search is None:
         return ""
     # Random search is what everybody expects.
-    proposed = "" if search.algorithm == "random" else f" proposed by {search.algorithm}"
+    proposed = "" if search.algorithm.name == "random" else f" proposed by {search.algorithm.name}"
     confirmed = ""
     if search.confirm:
         confirmed = f"; the best is trained with {count_text(search.confirm, 'other seed')} too"
@@ -89,11 +89,13 @@ def _search_text(job: Job, plan: RunPlan) -> str:
 
 def _early_text(search: Search, plan: RunPlan, epochs: int) -> str:
     scheduler = search.scheduler.name
-    if scheduler == "asha":
-        # What halving leaves: the epochs of all trials would be three times too many.
-        return f", asha trains {plan.total_epochs:,} of {count_text(epochs, 'epoch')}"
-    if scheduler == "median":
-        return ", median may end them early"  # how early depends on what the trials show
+    if scheduler == "halving":
+        # What it leaves: the epochs of all trials would be three times too many.
+        return f", halving trains {plan.total_epochs:,} of {count_text(epochs, 'epoch')}"
+    if search.scheduler.changes_trials:
+        return f", {scheduler} passes the weights of the best on"
+    if scheduler != "none":
+        return f", {scheduler} may end them early"  # how early depends on what the trials show
     return ""
 
 

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from raysft.errors import JobError, JobErrors
+from raysft.job.mutations import population_problems
 from raysft.job.plain import LETTERS, NULLS, PlainScalar, guess_value, union_members
 from raysft.job.problems import explain_errors
 from raysft.job.read import join_keys, parse_mapping, parse_yaml, printable, read_yaml
@@ -58,6 +59,9 @@ def validate_job(tree: Mapping[str, Written], where: str) -> Job:
         # A wrong key elsewhere must not hide those of the search: its values are then tried with
         # the defaults of the other sections.
         for key, text in search_problems(search, job or Job()):
+            problems.append(JobError(f"{where}: search.{key}", text))
+    if job is not None and not problems:  # a range in a wrong form says nothing about its key
+        for key, text in population_problems(job):
             problems.append(JobError(f"{where}: search.{key}", text))
     if problems:
         raise JobErrors(problems)

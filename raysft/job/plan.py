@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from raysft.errors import DataError, ResourceError
 from raysft.job.batches import batch_sizes, fewest_rows
 from raysft.job.rungs import plan_stages
+from raysft.job.scheduler import Scheduler
 from raysft.job.space import count_trials
-from raysft.job.spec import Job, Resources, Scheduler
+from raysft.job.spec import Job, Resources
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from raysft.job.algorithms import ALGORITHMS, PLANNED, AlgorithmName, wrong_argument
 from raysft.job.metrics import MetricName
-from raysft.job.ranges import check_range, is_range, values_to_check
+from raysft.job.ranges import INTERVALS, check_range, is_range, values_to_check
 from raysft.job.recipe import Train
+from raysft.job.scheduler import Scheduler
 from raysft.job.section import Section, refuse_switch
 from raysft.job.values import Config, Space, SpaceValue
 
@@ -131,23 +143,62 @@ class Model(Section):
         return value
 
 
-class Scheduler(Section):
-    """Which trials end early."""
-
-    name: Literal["asha", "median", "none"] = "asha"
-    """asha (pause all at each rung, the best go on) | median (stop what is below the median of the
-    others) | none
-    """
-    grace_epochs: int | None = Field(None, ge=1)
-    """Epochs every trial trains before it can be paused or stopped; null: an eighth of all."""
-    reduction_factor: int = Field(4, ge=2)
-    """asha: at each rung about one trial in this many goes on; rungs are this many times as far as
-    the one before.
-    """
-
-
 def _default_space() -> dict[str, SpaceValue]:
     return {"optimizer": list(DEFAULT_OPTIMIZERS)}
+
+
+class Algorithm(Section):
+    """What proposes configurations: its name alone, or a section with arguments beside it."""
+
+    # Extra keys are allowed here and checked below: each algorithm has arguments of its own.
+    model_config = ConfigDict(extra="allow")
+
+    name: AlgorithmName = "random"
+    """random (and grids) | grid (every combination, nothing drawn) | one of Ray Tune's that learns
+    from what did well so far: tpe (Optuna's) | hyperopt | bohb | ax | nevergrad | hebo |
+    bayesopt; its arguments stand beside the name.
+    """
+
+    @property
+    def arguments(self) -> Config:
+        """What the class of the algorithm is called with, besides what raysft gives it."""
+        return dict(self.model_extra or {})
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether all configurations are known before any trial has run."""
+        return self.name in PLANNED
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: object) -> object:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _arguments_exist(self) -> Algorithm:
+        for argument, value in self.arguments.items():
+            wrong = wrong_argument(self.name, argument, value)
+            if wrong is not None:
+                raise ValueError(wrong)
+        return self
+
+    @model_serializer
+    def _as_written(self) -> JsonValue:
+        """As job files of every version have it, where there are no arguments."""
+        return {"name": self.name, **self.arguments} if self.arguments else self.name
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Either form, for editors."""
+        section = handler.resolve_ref_schema(handler(schema))
+        arguments = {name for info in ALGORITHMS.values() for name in info.arguments}
+        for argument in sorted(arguments):
+            takers = [name for name, info in ALGORITHMS.items() if argument in info.arguments]
+            section["properties"][argument] = {"description": f"Argument of {', '.join(takers)}."}
+        section["additionalProperties"] = False
+        return {"anyOf": [section["properties"]["name"], section]}
 
 
 class Search(Section):
@@ -155,8 +206,8 @@ class Search(Section):
 
     trials: int = Field(16, ge=1)
     """Configurations to try; a space with {grid: [...]} tries each combination at least once."""
-    algorithm: Literal["random", "tpe"] = "random"
-    """random (and grids) | tpe (Optuna's: what did well so far guides what is tried next)"""
+    algorithm: Algorithm = Field(default_factory=Algorithm)
+    """What proposes configurations."""
     metric: MetricName = "val_accuracy"
     """What picks the best trial and epoch: val_ and accuracy | loss | top5_accuracy | macro_f1 |
     balanced_accuracy | calibration_error
@@ -174,15 +225,42 @@ class Search(Section):
     confirm: int = Field(0, ge=0, le=100)
     """Train the best configuration again with this many other seeds; report mean ± std."""
     scheduler: Scheduler = Field(default_factory=Scheduler)
-    """Which trials end early, decided at every epoch."""
+    """Which trials end early, pause or change, decided at every epoch; a name alone will do."""
 
     @model_validator(mode="after")
-    def _no_grid_with_tpe(self) -> Search:
-        if self.algorithm == "tpe" and any(_is_grid(value) for value in _held_values(self.space)):
-            raise ValueError(
-                "tpe proposes values and does not try a grid in full; give {choice: [...]} instead"
-            )
+    def _space_suits_algorithm(self) -> Search:
+        name = self.algorithm.name
+        wrong = _unsuited(name, self.space)
+        if wrong is not None:
+            raise ValueError(wrong)
+        # What the one learns from is written into the results by the other alone.
+        names: list[str] = [name, self.scheduler.name]
+        if names.count("bohb") == 1:
+            raise ValueError("bohb is search.algorithm and search.scheduler.name together")
         return self
+
+
+def _unsuited(algorithm: str, space: Space) -> str | None:
+    """Why an algorithm cannot search a space, or None."""
+    held = list(_held_values(space))
+    has_grid = any(_is_of(("grid",), value) for value in held)
+    # An optimizer that is only named has a range of learning rates.
+    has_random = any(_is_of(("choice", *INTERVALS), v) or isinstance(v, str) for v in held)
+    if algorithm == "grid" and has_random:
+        return "grid tries every combination and draws nothing; give {grid: [...]} for each range"
+    if algorithm not in PLANNED and has_grid:
+        return (
+            f"{algorithm} proposes values and does not try a grid in full; "
+            "give {choice: [...]} instead"
+        )
+    chooses = any(_is_of(("choice", "int"), value) for value in held)
+    chooses = chooses or any(isinstance(v, list) and len(v) > 1 for v in space.values())
+    if algorithm == "bayesopt" and chooses:
+        return (
+            "bayesopt proposes continuous numbers alone: no {choice: [...]}, no {int: [a, b]}, "
+            "one alternative of each section; give another search.algorithm, such as tpe"
+        )
+    return None
 
 
 def _held_values(space: Space) -> Iterator[JsonValue]:
@@ -195,8 +273,9 @@ def _held_values(space: Space) -> Iterator[JsonValue]:
                 yield option
 
 
-def _is_grid(value: JsonValue) -> bool:
-    return isinstance(value, dict) and "grid" in value
+def _is_of(kinds: Sequence[str], value: JsonValue) -> bool:
+    """Whether a value is a range of one of the kinds."""
+    return isinstance(value, dict) and any(kind in value for kind in kinds)
 
 
 class Resources(Section):

@@ -76,6 +76,21 @@ class BestEpochMetrics(TypedDict):
     val_calibration_error: NotRequired[float | None]
 
 
+class Takeover(TypedDict):
+    """A trial of a population went on from another one's weights, with new values."""
+
+    trial: str
+    """The other one."""
+    epoch: int
+    """The last of the other one's epochs that went into the weights."""
+    left: int
+    """The last of its own epochs, whose weights were given up."""
+    was: Config
+    """Its configuration until then."""
+    config: Config
+    """And from then on."""
+
+
 class TrialRow(BestEpochMetrics):
     """A trial in results.json: how it ended, and how good it was at its best."""
 
@@ -86,6 +101,8 @@ class TrialRow(BestEpochMetrics):
     seconds: float
     host: str | None
     error: str | None
+    came_from: NotRequired[list[Takeover]]
+    """Of a trial of a population, in the order of time; its history is then that of its weights."""
 
 
 class TrialDocument(TrialRow):

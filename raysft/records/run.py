@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from typing_extensions import Unpack
 
@@ -30,6 +31,7 @@ from raysft.records.documents import (
     RunChanges,
     RunDocument,
 )
+from raysft.records.frame import trials_frame
 from raysft.records.liveness import refuse_running
 from raysft.records.owner import Owner, heartbeat
 from raysft.records.reading import read_job, read_run_document, read_trials
@@ -47,6 +49,9 @@ from raysft.storage import (
     write_json,
     write_text,
 )
+
+if TYPE_CHECKING:
+    import pandas
 
 # what Ray and libraries print; beside a run on an object store it stays on the machine
 LOG = "raysft.log"
@@ -225,6 +230,11 @@ class Run:
     def trial_folder(self, trial: str) -> StoragePath:
         """Where a trial keeps its record and its checkpoints."""
         return self.folder / "trials" / trial
+
+    @property
+    def trials(self) -> pandas.DataFrame:
+        """The trials that have begun, a row each, the best first (`raysft.records.frame`)."""
+        return trials_frame(read_trials(self.folder), self.metric)
 
     def save(self, **changes: Unpack[RunChanges]) -> None:
         """Write run.json with `changes`."""

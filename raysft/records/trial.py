@@ -12,6 +12,7 @@ from raysft.records.documents import (
     MORE_METRICS,
     BestEpochMetrics,
     EpochMetrics,
+    Takeover,
     TrialDocument,
     TrialRow,
     ValidationMetrics,
@@ -34,6 +35,8 @@ class TrialRecord:
     trace: str | None = None
     host: str | None = None
     """Address of the node that rank 0 of its team trained on last."""
+    came_from: list[Takeover] = field(default_factory=list)
+    """Whose weights it went on from, and when."""
 
     @classmethod
     def from_document(cls, stored: TrialDocument) -> TrialRecord:
@@ -47,6 +50,7 @@ class TrialRecord:
             error=stored["error"],
             trace=stored.get("trace"),
             host=stored["host"],
+            came_from=stored.get("came_from", []),
         )
         if not record.ended:
             record.status = "pending"
@@ -66,6 +70,24 @@ class TrialRecord:
         known[epoch["epoch"]] = epoch
         self.history = [known[number] for number in sorted(known) if number <= epoch["epoch"]]
 
+    def take_over(self, source: str, config: Config, history: Sequence[EpochMetrics]) -> None:
+        """Go on from the weights of another trial, that have a `history`, with a configuration."""
+        taken: Takeover = {
+            "trial": source,
+            "epoch": history[-1]["epoch"] if history else 0,
+            "left": self.history[-1]["epoch"] if self.history else 0,
+            "was": self.config,
+            "config": config,
+        }
+        self.came_from = [*self.came_from, taken]
+        self.config, self.history = config, list(history)
+
+    @property
+    def trained(self) -> list[EpochMetrics]:
+        """The epochs of its history that it trained itself."""
+        copied = self.came_from[-1]["epoch"] if self.came_from else 0
+        return [epoch for epoch in self.history if epoch["epoch"] > copied]
+
     def best(self, metric: str) -> EpochMetrics | None:
         """The epoch with the best metric."""
         if not self.history:
@@ -78,17 +100,20 @@ class TrialRecord:
         best = self.best(metric)
         metrics: BestEpochMetrics
         metrics = _no_metrics(metric) if best is None else {**validation_metrics(best)}
-        return {
+        row: TrialRow = {
             "trial": self.trial,
             "status": self.status,
             "config": self.config,
             "epochs": len(self.history),
-            **metrics,
+            **metrics,  # type: ignore[typeddict-item]  # mypy fears a "came_from" in it
             # A hundredth of a second is less than what starting a trial varies by.
             "seconds": round(self.seconds, 2),
             "host": self.host,
             "error": self.error,
         }
+        if self.came_from:
+            row["came_from"] = self.came_from
+        return row
 
     def document(self, metric: str) -> TrialDocument:
         """The trial's trial.json."""

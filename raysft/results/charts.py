@@ -19,6 +19,7 @@ from raysft.wording import metric_text
 Spec = dict[str, object]
 
 EPOCHS = "epochs"  # the data that the curves share
+RATE = "learning_rate"
 MOST_POINTS = 3000  # of learning curves, over all trials
 MOST_TRIALS = 500  # of the pictures of a search
 LOG_RATIO = 20.0
@@ -102,7 +103,14 @@ def curve_charts(figures: Figures) -> dict[str, Spec]:
     # The metric has a chart already.
     if figures["metric"] == "val_loss":
         del names["curve-val-loss"]
+    if is_population(figures["trials"]):
+        names["curve-rate"] = RATE
     return {name: curves(values, key) for name, key in names.items()} if values else {}
+
+
+def is_population(trials: Sequence[TrialFigures]) -> bool:
+    """Whether any trial went on from another one's weights."""
+    return any(trial.get("came_from") for trial in trials)
 
 
 def epoch_values(figures: Figures) -> list[Spec]:
@@ -110,9 +118,12 @@ def epoch_values(figures: Figures) -> list[Spec]:
     trial alone.
     """
     keys = dict.fromkeys([figures["metric"], "val_loss", "train_loss"])
+    if is_population(figures["trials"]):
+        keys[RATE] = None
     shown = trials_with_curves(figures["trials"])
     values: list[Spec] = []
     for trial in shown:
+        taken = trial.get("came_from", [])
         for epoch in trial["history"]:
             value: Spec = {
                 "trial": trial["trial"],
@@ -124,6 +135,9 @@ def epoch_values(figures: Figures) -> list[Spec]:
             # Only where it is true: false would be written thousands of times.
             if trial is shown[0]:
                 value["best"] = True
+            # The curve until there is that of the other one's weights.
+            if taken and taken[-1]["epoch"] == epoch["epoch"]:
+                value["from"] = taken[-1]["trial"]
             values.append(value)
     return values
 
@@ -145,6 +159,8 @@ def curves(values: Sequence[Spec], key: str) -> Spec:
     scale, axis = _scale([metric_value(value, key) for value in values])
     several = len({value["trial"] for value in values})
     lines = _curve_layers(several)
+    if any("from" in value for value in values):
+        lines.append(_takeovers(title, key))
     return _chart(
         f"{title} of every trial over its epochs",
         {"name": EPOCHS},
@@ -197,6 +213,22 @@ def _curve_layers(trials: int) -> list[Spec]:
         },
     ]
     return lines if trials > 1 else lines[1:]
+
+
+def _takeovers(title: str, key: str) -> Spec:
+    """Points where trials went on from the weights of others."""
+    return {
+        "transform": [{"filter": "datum.from"}],
+        "mark": {"type": "point", "shape": "diamond", "size": 90, "strokeWidth": 2},
+        "encoding": {
+            "tooltip": [
+                _tip("trial"),
+                _tip("from", "went on from"),
+                _tip("epoch", "after epoch"),
+                _tip(key, title, ".4g"),
+            ]
+        },
+    }
 
 
 def _scale(values: Sequence[float]) -> tuple[Spec, Spec]:

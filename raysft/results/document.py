@@ -88,6 +88,8 @@ class SearchFigures(TypedDict):
 
     algorithm: str
     scheduler: str
+    changes_trials: bool
+    """Whether it gives a trial the weights of another one."""
     target: float | None
     by_rate: bool
     """Whether its trials differ in their learning rates."""

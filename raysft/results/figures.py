@@ -110,8 +110,9 @@ def _search(job: Job, trials: Sequence[TrialFigures]) -> SearchFigures | None:
         return None
     rates = {trial["lr"] for trial in trials if trial["history"]}
     return {
-        "algorithm": job.search.algorithm,
+        "algorithm": job.search.algorithm.name,
         "scheduler": job.search.scheduler.name,
+        "changes_trials": job.search.scheduler.changes_trials,
         "target": job.search.target,
         "by_rate": len(rates) > 1,
         "ended_early": sum(trial["status"] in ENDED_EARLY for trial in trials),
@@ -162,8 +163,12 @@ def _hosts(trials: Sequence[TrialFigures]) -> list[HostFigures]:
         name = trial["host"] or "unknown"
         host = hosts.setdefault(name, _no_work(name))
         host["trials"] += 1
-        host["epochs"] += len(trial["history"])
-        for epoch in trial["history"]:
+        taken = trial.get("came_from")
+        # Until then others trained the weights.
+        first = taken[-1]["epoch"] if taken else 0
+        own = [epoch for epoch in trial["history"] if epoch["epoch"] > first]
+        host["epochs"] += len(own)
+        for epoch in own:
             host["images"] += epoch["images"]
             host["seconds"] += epoch["seconds"]
             host["train_seconds"] += epoch["train_seconds"]

@@ -15,6 +15,7 @@ import yaml
 from raysft.data.decoding import Decoding, describe_ranges, hex_colour
 from raysft.job import Job
 from raysft.job.recipe import Augment, Schedule, Train
+from raysft.job.scheduler import Scheduler
 from raysft.job.space import TrialSettings, trial_settings
 from raysft.records.documents import Confirmation, LoadedWeights, TrialRow
 from raysft.results import markdown
@@ -375,9 +376,7 @@ def _search(card: ModelCard, facts: ModelFacts) -> str:
         return f"One trial, no search; `{facts.metric}` picked its epoch"
     counts = Counter(row["status"] for row in facts.trials)
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
-    early = ""
-    if search.scheduler.name != "none":
-        early = f", {search.scheduler.name} could end them early"
+    early = _scheduling(search.scheduler, facts, trial)
     again = ""
     if facts.confirmed is not None:
         repeated = facts.confirmed
@@ -386,9 +385,24 @@ def _search(card: ModelCard, facts: ModelFacts) -> str:
             f"{repeated['mean']:.4f} ± {repeated['std']:.4f}"
         )
     return (
-        f"Search: {len(facts.trials)} trials, {search.algorithm}{early} ({ended}); "
+        f"Search: {len(facts.trials)} trials, {search.algorithm.name}{early} ({ended}); "
         f"`{facts.metric}` picked trial {trial}{again}"
     )
+
+
+def _scheduling(scheduler: Scheduler, facts: ModelFacts, best: str) -> str:
+    """What the scheduler did with the trials, the best one above all."""
+    if scheduler.name == "none":
+        return ""
+    if not scheduler.changes_trials:
+        return f", {scheduler.name} could end them early"
+    sources = []
+    for row in facts.trials:
+        if row["trial"] == best:
+            taken = row.get("came_from", [])
+            sources = [f"from {take['trial']} after epoch {take['epoch']}" for take in taken]
+    came = f", {best} went on {', then '.join(sources)}" if sources else ""
+    return f", {scheduler.name} gave weak ones the weights of strong ones{came}"
 
 
 def _limits(card: ModelCard, facts: ModelFacts) -> list[str]:

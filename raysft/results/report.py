@@ -20,7 +20,7 @@ from markupsafe import Markup
 from raysft.data.importer import cache_folder
 from raysft.errors import StorageFullError, UserError
 from raysft.job.space import SECTIONS
-from raysft.records.documents import EpochMetrics, Timing
+from raysft.records.documents import EpochMetrics, Takeover, Timing
 from raysft.records.trial import metric_value
 from raysft.results.charts import (
     CONFIG,
@@ -77,6 +77,7 @@ def render_page(document: Figures, images: Images | None) -> str:
         heat=cell_style,
         shares=_time_shares(document["timing"]),
         epochs=_epoch_rows(document),
+        takeovers=_takeovers(document),
         most=MOST_ROWS,
         most_trials=MOST_TRIALS,
         job=yaml.safe_dump(document["job"], sort_keys=False, allow_unicode=True),
@@ -141,13 +142,13 @@ def _training(document: Figures, space: Sequence[str]) -> str:
     """How often a network was trained; space: what a search varied, by its keys in the job."""
     job = document["job"]
     most = count_text(job["train"]["epochs"], "epoch")
-    if not job["search"]:
+    if document["search"] is None:
         return f"one training of {most}"
     varied = ", ".join(key if key in SECTIONS else key.removeprefix("train.") for key in space)
     trials = count_text(len(document["trials"]), "trial")
     return (
-        f"a {job['search']['algorithm']} search of {trials} over {varied}, each of at most {most}, "
-        f"by {_metric(document['metric'])}"
+        f"a {document['search']['algorithm']} search of {trials} over {varied}, "
+        f"each of at most {most}, by {_metric(document['metric'])}"
     )
 
 
@@ -257,6 +258,21 @@ def _epoch_rows(document: Figures) -> list[EpochRow]:
             # By number: a trial that was resumed has each epoch once all the same.
             best = epoch["epoch"] == trial["best_epoch"]
             rows.append({**epoch, "trial": trial["trial"], "best": best})
+    return rows[:MOST_ROWS]
+
+
+class TakeoverRow(Takeover):
+    """A row of the table of who went on from whom."""
+
+    by: str
+
+
+def _takeovers(document: Figures) -> list[TakeoverRow]:
+    """Who went on from whom, trial by trial, as many as a page can hold."""
+    rows: list[TakeoverRow] = []
+    for trial in sorted(document["trials"], key=lambda trial: trial["trial"]):
+        for taken in trial.get("came_from", []):
+            rows.append({**taken, "by": trial["trial"]})
     return rows[:MOST_ROWS]
 
 

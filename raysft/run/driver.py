@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raysft.data.splits import default_image_size
-from raysft.errors import ModelError, RunError
+from raysft.errors import ModelError, RunError, UserError
 from raysft.job.plan import Node
 from raysft.job.space import trial_settings
 from raysft.job.spec import Model
 from raysft.ray_shortcuts import describe_fallbacks, recount_nodes, start_coordinator
 from raysft.records.documents import EpochMetrics, ResultsDocument
 from raysft.records.run import Run
-from raysft.records.trial import TrialRecord, metric_value
+from raysft.records.trial import TrialRecord
 from raysft.run.delivery import Delivery
 from raysft.run.listener import Listener
 from raysft.run.observers import Observers
@@ -34,15 +34,9 @@ from raysft.tracking import Tracking
 from raysft.train.queue.client import start_queue
 from raysft.train.queue.events import (
     CheckpointScored,
-    EpochEnded,
     Event,
-    NetworkBuilt,
     RunRefused,
     TrialEnded,
-    TrialEvent,
-    TrialProgress,
-    WorkerArrived,
-    WorkerUnable,
 )
 from raysft.train.run_feed import WorkerRun
 from raysft.train.setup import Setup, with_absolute_weights
@@ -82,7 +76,7 @@ def execute(
         trials = RunTrials(run.job, run, data.plan.trials)
         observers = Observers(run, data.plan, trials, listener, tracking)
         source = slots or OwnSlots(workspace.scratch)
-        driver = RunDriver(run, data, trials, observers, source)
+        driver = RunDriver(run, data, trials, observers, source, workspace.scratch)
         driver.start()
         try:
             # While the images are read, workers start, import torch and make the first network.
@@ -110,6 +104,7 @@ class RunDriver:
         trials: RunTrials,
         observers: Observers,
         source: SlotSource,
+        scratch: Path,
     ) -> None:
         self.run = run
         self.job = run.job
@@ -117,22 +112,20 @@ class RunDriver:
         self.trials = trials
         self.observers = observers
         self.source = source
-        # A run that is resumed after it had reached its target trains no further trial.
-        self.target_met = trials.has_met_target()
         self._events_read = 0
         # Before the slots: each of them would wait for it, a second and a half.
         self.coordinator = start_coordinator()
         self.queue = start_queue()
         teams = data.plan.teams
-        self.search = SearchThread(self.job, trials, teams, self.queue)
+        self.search = SearchThread(self.job, trials, teams, self.queue, scratch / "search")
         self.slots = SlotWatch(str(run.log), observers.note, self._slot_lost)
+        # First: the run may end with a slot, whatever else its event says.
+        observers.others.insert(0, self.slots)
 
     # --- start -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start slots and search; neither waits for the data."""
-        if self.target_met:
-            self.queue.finish_search()
         model = self._first_model()
         run = WorkerRun(self._setup(), self.queue, model, self.job.seed)
         resources = self.job.resources
@@ -150,7 +143,7 @@ class RunDriver:
         """The network that workers make while data is read, where it is known which one that is."""
         if self.job.one_model:
             return with_absolute_weights(self.job.model)
-        for number in self.search.proposals.waiting[:1]:
+        for number in self.search.numbers[:1]:
             config = self.trials.configs.get(number)
             if config is None:  # a configuration that is still to be proposed
                 continue
@@ -177,6 +170,7 @@ class RunDriver:
             (train.height, train.width),
             recipes_to_check(self.job),
             self.job.one_model,
+            self.job.search is not None and self.job.search.scheduler.changes_trials,
         )
 
     # --- events ----------------------------------------------------------------------------------
@@ -191,6 +185,8 @@ class RunDriver:
                 return
             if self.search.is_alive():
                 continue
+            if isinstance(self.search.error, UserError):
+                raise self.search.error
             if self.search.error is not None:
                 what = f"failed ({describe_cause(self.search.error)})"
                 raise RunError("search", what, f"see {self.run.log}")
@@ -216,59 +212,11 @@ class RunDriver:
         # The next call says with this number that they have arrived, and the queue forgets them.
         self._events_read += len(events)
         for event in events:
-            self._worker_event(event)
-            self.observers.progress.apply(event)
-            if isinstance(event, TrialEvent):
-                self._trial_event(event)
+            if isinstance(event, RunRefused):
+                raise event.error
+            self.observers.event(event)
         self.observers.publish_status()
         return events
-
-    def _worker_event(self, event: Event) -> None:
-        if isinstance(event, RunRefused):
-            raise event.error
-        if isinstance(event, NetworkBuilt):
-            self.observers.weights_loaded(event.weights)
-        elif isinstance(event, WorkerArrived):
-            self.slots.process_started(event.slot)
-        elif isinstance(event, WorkerUnable):
-            self.slots.start_failed(event.slot, event.host, event.error)
-        elif isinstance(event, (TrialProgress, EpochEnded)):
-            self.slots.training_advanced()
-
-    def _trial_event(self, event: TrialEvent) -> None:
-        record = self.trials.find(event.trial)
-        if record is None:  # of the score on the test split, which is no trial
-            return
-        self.trials.apply(record, event)
-        if isinstance(event, EpochEnded) and record.trial in self.trials.records:
-            self._check_target(record, event.metrics)
-        self.observers.trial_event(record, event)
-        # Once everybody has been told of the failure: this may end the run.
-        if isinstance(event, TrialEnded) and event.status == "failed":
-            self._check_failures(record)
-
-    def _check_target(self, record: TrialRecord, epoch: EpochMetrics) -> None:
-        """End the search when a trial is as good as the job wants it."""
-        if self.target_met or not self.trials.meets_target(epoch):
-            return
-        self.target_met = True
-        metric = self.run.metric
-        value = metric_value(epoch, metric)
-        self.observers.note(
-            f"{record.trial} has reached search.target with {metric} {value:.4f}: the search ends"
-        )
-        self.queue.finish_search()
-
-    def _check_failures(self, record: TrialRecord) -> None:
-        most = self.job.search.max_failures if self.job.search else None
-        failed = self.trials.failed
-        if most is not None and failed > most:
-            raise RunError(
-                "search",
-                f"{failed} trials have failed, more than search.max_failures {most}; "
-                f"{record.trial}: {record.error}",
-                f"see {self.run.trial_folder(record.trial)}/trial.json",
-            )
 
     # --- end -------------------------------------------------------------------------------------
 
@@ -323,6 +271,7 @@ class RunDriver:
 
     def close(self, wait: bool) -> None:
         """Send the teams home and end the search; `wait` until both have gone."""
+        self.search.end()
         self.queue.close()
         self.source.end({slot.number for slot in self.slots.slots}, wait)
         if wait:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysft.job.plan import RunPlan
-from raysft.records.documents import LoadedWeights
+from raysft.records.documents import LoadedWeights, ProgressDocument
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord
 from raysft.run.gauges import Gauges
@@ -17,6 +17,9 @@ from raysft.run.trials import RunTrials
 from raysft.tracking import Tracking
 from raysft.train.queue.events import (
     BatchHalved,
+    Event,
+    NetworkBuilt,
+    SearchFinished,
     TrialEvent,
     TrialProgress,
     TrialStarted,
@@ -28,62 +31,53 @@ REMOTE_PROGRESS_SECONDS = 10.0
 NAMES_SHOWN = 4
 
 
+class Observer:
+    """Hears what happens in a run, of which it looks at what concerns it."""
+
+    def event(self, event: Event) -> None:
+        """Something happened."""
+
+    def trial_event(self, record: TrialRecord, event: TrialEvent) -> None:
+        """Something happened to a trial, whose record has been brought up to date."""
+
+    def status(self, document: ProgressDocument, trials: RunTrials) -> None:
+        """What the run is doing, once a second."""
+
+
 class Observers:
-    """Passes on what happened to the trials of a run."""
+    """Tells everybody in `others`, and those whom every run has."""
 
     def __init__(
         self, run: Run, plan: RunPlan, trials: RunTrials, listener: Listener, tracking: Tracking
     ) -> None:
-        self.run = run
         self.trials = trials
-        self.listener = listener
-        self.tracking = tracking
         self.progress = Progress(run.job, plan, run.known.values())
-        self.gauges = Gauges(run.folder.name, run.metric)
-        self._weights: dict[str, LoadedWeights] = {}
-        self._last_status = 0.0
-        self._last_saved = 0.0
-
-    def note(self, text: str) -> None:
+        self.note = listener.note
         """Say one line to whoever follows the run."""
-        self.listener.note(text)
+        self.others: list[Observer] = [
+            # First: who reads that a trial has ended may end the run with Ctrl-C.
+            Stored(run),
+            Tracked(tracking),
+            Told(listener, trials, self.progress),
+            Shown(Gauges(run.folder.name, run.metric)),
+        ]
+        self._last_status = 0.0
 
-    def trial_event(self, record: TrialRecord, event: TrialEvent) -> None:
-        """An event has been applied to the record of its trial."""
-        text = describe_event(record, event)
-        if text is not None:
-            self.note(text)
-        if not isinstance(event, TrialProgress):  # which changes nothing that is stored
-            self.run.save_trial(record)
-        self.tracking.trial(record, event.kind, event.at)
-        self._report(record)
-
-    def _report(self, record: TrialRecord) -> None:
-        # Repeats come after all trials: the bar of epochs is at its end.
-        if record.trial in self.trials.repeats:
-            repeats = list(self.trials.repeats.values())
-            self._report_end(record, repeats)
+    def event(self, event: Event) -> None:
+        """Tell them of an event, after what is known of the run and its trial has heard of it."""
+        self.progress.apply(event)
+        for observer in self.others:
+            observer.event(event)
+        record = self.trials.find(event.trial) if isinstance(event, TrialEvent) else None
+        if record is None:  # of the score on the test split, which is no trial
             return
-        records = list(self.trials.records.values())
-        self.listener.epochs(self.progress.done(records), self.progress.total, records)
-        self._report_end(record, records)
-
-    def _report_end(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
-        if record.ended:
-            ended = sum(other.ended for other in records)
-            self.listener.trial_ended(record, ended, len(records))
-
-    def weights_loaded(self, report: LoadedWeights) -> None:
-        """Say once for each network what came from its weights, and keep it in run.json."""
-        name = f"{report['name']} {report['weights']}"
-        if name in self._weights:  # every team makes one of its own
-            return
-        self._weights[name] = report
-        self.run.save(weights=list(self._weights.values()))
-        self.note(describe_weights(report))
+        assert isinstance(event, TrialEvent)
+        self.trials.apply(record, event)
+        for observer in self.others:
+            observer.trial_event(record, event)
 
     def publish_status(self) -> None:
-        """Tell what the run is doing, no more often than anybody looks."""
+        """Tell them what the run is doing, no more often than anybody looks."""
         # Events come many times a second; a person and Prometheus look once.
         now = time.monotonic()
         if now - self._last_status < PROGRESS_SECONDS:
@@ -91,12 +85,102 @@ class Observers:
         self._last_status = now
         records = list(self.trials.records.values())
         document = self.progress.document(records, list(self.trials.repeats.values()))
+        for observer in self.others:
+            observer.status(document, self.trials)
+
+
+class Told(Observer):
+    """Whoever follows the run: a console, a log, a notebook."""
+
+    def __init__(self, listener: Listener, trials: RunTrials, progress: Progress) -> None:
+        self.listener, self.trials, self.progress = listener, trials, progress
+        self._networks: set[str] = set()
+
+    def event(self, event: Event) -> None:
+        """Say why the search ends, and once for each network what came from its weights."""
+        if isinstance(event, SearchFinished):
+            self.listener.note(event.reason)
+        elif isinstance(event, NetworkBuilt):
+            name = _network_name(event.weights)
+            if name not in self._networks:  # every team makes one of its own
+                self._networks.add(name)
+                self.listener.note(describe_weights(event.weights))
+
+    def trial_event(self, record: TrialRecord, event: TrialEvent) -> None:
+        """Say what is not expected, and how far the run is."""
+        text = describe_event(record, event)
+        if text is not None:
+            self.listener.note(text)
+        # Repeats come after all trials: the bar of epochs is at its end.
+        if record.trial in self.trials.repeats:
+            self._tell_end(record, list(self.trials.repeats.values()))
+            return
+        records = list(self.trials.records.values())
+        self.listener.epochs(self.progress.done(records), self.progress.total, records)
+        self._tell_end(record, records)
+
+    def _tell_end(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+        if record.ended:
+            ended = sum(other.ended for other in records)
+            self.listener.trial_ended(record, ended, len(records))
+
+    def status(self, document: ProgressDocument, trials: RunTrials) -> None:
+        """Show what the run is doing."""
+        self.listener.status(document, trials.all)
+
+
+class Stored(Observer):
+    """The files of the run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._weights: dict[str, LoadedWeights] = {}
+        self._last_saved = 0.0
+
+    def event(self, event: Event) -> None:
+        """Keep in run.json what came from the weights of each network."""
+        if isinstance(event, NetworkBuilt) and _network_name(event.weights) not in self._weights:
+            self._weights[_network_name(event.weights)] = event.weights
+            self.run.save(weights=list(self._weights.values()))
+
+    def trial_event(self, record: TrialRecord, event: TrialEvent) -> None:
+        """Write the trial's file."""
+        if not isinstance(event, TrialProgress):  # which changes nothing that is stored
+            self.run.save_trial(record)
+
+    def status(self, document: ProgressDocument, trials: RunTrials) -> None:
+        """Write progress.json."""
+        now = time.monotonic()
         on_disk = isinstance(self.run.folder, Path)
         if now - self._last_saved >= (PROGRESS_SECONDS if on_disk else REMOTE_PROGRESS_SECONDS):
             self._last_saved = now
             self.run.save_progress(document)
-        self.listener.status(document, self.trials.all)
-        self.gauges.set(document, records)
+
+
+class Tracked(Observer):
+    """TensorBoard, MLflow, Weights & Biases."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self.tracking = tracking
+
+    def trial_event(self, record: TrialRecord, event: TrialEvent) -> None:
+        """Log what is new."""
+        self.tracking.trial(record, event.kind, event.at)
+
+
+class Shown(Observer):
+    """Gauges for Prometheus."""
+
+    def __init__(self, gauges: Gauges) -> None:
+        self.gauges = gauges
+
+    def status(self, document: ProgressDocument, trials: RunTrials) -> None:
+        """Set them."""
+        self.gauges.set(document, list(trials.records.values()))
+
+
+def _network_name(weights: LoadedWeights) -> str:
+    return f"{weights['name']} {weights['weights']}"
 
 
 def describe_event(record: TrialRecord, event: TrialEvent) -> str | None:

@@ -130,7 +130,7 @@ def measure_timing(
     # A run that is resumed with all trials ended has trained nothing this time.
     end = begun if last_end is None else last_end
     first = end if first_start is None else first_start
-    epochs = [epoch for record in trials for epoch in record.history]
+    epochs = [epoch for record in trials for epoch in record.trained]
     train_s = end - first
     images = sum(epoch["images"] for epoch in epochs)
     busy = sum(epoch["train_seconds"] for epoch in epochs)

@@ -1,5 +1,5 @@
-"""What a job needs that can be looked at before anything starts: its data, its weights, what it is
-tracked with.
+"""What a job needs that can be looked at before anything starts: its data, its weights, its
+searcher, what it is tracked with.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from raysft.errors import UserError
 from raysft.job import Job
+from raysft.job.algorithms import ALGORITHMS
 from raysft.job.plan import Outline
 from raysft.job.spec import Tracking
 
@@ -25,12 +26,23 @@ def outline_of(job: Job) -> Outline:
     from raysft.train.setup import find_weights_file
 
     check_tracking(job.tracking)
+    check_algorithm(job)
     check_configurations(job)
     space = job.search.space if job.search else {}
     # Weights that are searched are looked for by each trial: others may do without them.
     if "model" not in space and "model.weights" not in space:
         find_weights_file(job.model)
     return outline_source(job.data, cache_folder())
+
+
+def check_algorithm(job: Job) -> None:
+    """Raise UserError where a library of the searcher is missing."""
+    name = job.search.algorithm.name if job.search else "random"
+    algorithm = ALGORITHMS[name]
+    for library in algorithm.libraries:
+        if not _is_installed(library):
+            what = f"the library {library} is not installed"
+            raise UserError(f"search.algorithm: {name}", what, f"pip install {algorithm.install}")
 
 
 def check_tracking(tracking: Tracking) -> None:

@@ -77,10 +77,10 @@ class Progress:
         self.may_end_early = job.train.patience is not None
         if job.search is not None:
             self.repeats = job.search.confirm
-            scheduler = job.search.scheduler.name
+            scheduler = job.search.scheduler
             # Halving too ends trials early, but how many of them and when is known in advance.
-            self.halving = scheduler == "asha"
-            if scheduler == "median" or job.search.target is not None:
+            self.halving = scheduler.name == "halving"
+            if scheduler.may_stop or job.search.target is not None:
                 self.may_end_early = True
         self.teams: dict[tuple[int, int], TeamState] = {}
         for number, slot in enumerate(plan.slots):

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 from raysft.job import Job
-from raysft.job.spec import Search
 from raysft.run.trials import RunTrials
-from raysft.search.propose import make_proposals
-from raysft.search.tuner import make_scheduler, search
+from raysft.search.earlier import EarlierTrials
 from raysft.train.queue.client import QueueClient
 
 
 class SearchThread(threading.Thread):
-    """Puts trials into the queue and decides on them; `error` says why it ended, if it failed."""
+    """Puts trials into the queue and decides on them; `error` says why it ended, if it failed.
 
-    def __init__(self, job: Job, trials: RunTrials, teams: int, queue: QueueClient) -> None:
+    Tune's files come to `scratch`.
+    """
+
+    def __init__(
+        self, job: Job, trials: RunTrials, teams: int, queue: QueueClient, scratch: Path
+    ) -> None:
         super().__init__(name="search", daemon=True)
         self.job = job
         self.trials = trials
         self.teams = teams
         self.queue = queue
-        # Both look at records, which the driver changes once the run goes on.
-        self.known = trials.known()
-        past = trials.past()
-        self.proposals = make_proposals(job, trials.unfinished, trials.configs, past)
+        self.scratch = scratch
+        self.is_over = threading.Event()
+        # Of records, which the driver changes once the run goes on.
+        self.numbers = trials.unfinished
+        self.known: EarlierTrials = trials.known()
+        self.past = trials.past()
+        self.failed = trials.failed
+        self.is_target_met = trials.has_met_target()
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -33,21 +41,43 @@ class SearchThread(threading.Thread):
         try:
             if self.job.search is None:
                 self._put_all()
-            elif self.proposals.waiting:
-                self._search(self.job.search)
+            elif self.is_target_met:
+                self._skip_all()
+            elif self.numbers:
+                self._search()
         except BaseException as error:
             self.error = error
 
     def _put_all(self) -> None:
         """A job without a search has one trial: there is nothing to decide."""
-        for number in self.proposals.waiting:
+        for number in self.numbers:
             config = self.trials.configs[number]
             assignment = self.trials.assignment(number, config)
             self.queue.put(replace(assignment, of_search=False))
 
-    def _search(self, spec: Search) -> None:
-        epochs = self.job.train.epochs
-        count = len(self.trials.names)
-        scheduler = make_scheduler(spec, count, epochs, self.teams, self.known)
-        names = self.trials.names
-        search(self.proposals, self.trials.assignment, names, self.queue, self.teams, scheduler)
+    def _skip_all(self) -> None:
+        """A run that is resumed after it had reached its target trains no further trial."""
+        for number in self.numbers:
+            config = self.trials.configs.get(number, {})
+            self.queue.skip(self.trials.names[number], config)
+
+    def _search(self) -> None:
+        # Only here: a job without a search has no need of Tune, whose import takes seconds.
+        from raysft.search.tuner import Place, Trials, run_search
+
+        run = self.trials.run
+        trials = Trials(
+            self.trials.names,
+            self.numbers,
+            dict(self.trials.configs),
+            self.past,
+            self.known,
+            self.failed,
+            self.trials.assignment,
+            lambda trial: f"see {run.trial_folder(trial)}/trial.json",
+        )
+        run_search(self.job, trials, Place(self.queue, self.teams, self.scratch, self.is_over))
+
+    def end(self) -> None:
+        """Have the search end without waiting for its trials."""
+        self.is_over.set()

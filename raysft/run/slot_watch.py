@@ -9,6 +9,14 @@ from typing import Protocol
 
 from raysft.errors import RunError, UserError, describe_error
 from raysft.ray_calls import START_SECONDS, last_worker_output
+from raysft.run.observers import Observer
+from raysft.train.queue.events import (
+    EpochEnded,
+    Event,
+    TrialProgress,
+    WorkerArrived,
+    WorkerUnable,
+)
 from raysft.train.queue.policy import MAX_ATTEMPTS
 from raysft.train.slots import own_start_seconds
 
@@ -25,7 +33,7 @@ class WatchedSlot(Protocol):
         """Whether its worker group is there, or is being started again."""
 
 
-class SlotWatch:
+class SlotWatch(Observer):
     """The slots that a run still has.
 
     `on_lost` is called with the number of a slot that will not come back, where other slots are
@@ -50,6 +58,15 @@ class SlotWatch:
     def watch(self, slots: Sequence[WatchedSlot]) -> None:
         """Begin with these slots."""
         self.slots = list(slots)
+
+    def event(self, event: Event) -> None:
+        """Look at what says how the processes of the slots are."""
+        if isinstance(event, WorkerArrived):
+            self.process_started(event.slot)
+        elif isinstance(event, WorkerUnable):
+            self.start_failed(event.slot, event.host, event.error)
+        elif isinstance(event, (TrialProgress, EpochEnded)):
+            self.training_advanced()
 
     def process_started(self, slot: int) -> None:
         """A process of a slot runs."""

@@ -12,12 +12,12 @@ from raysft.job.values import Config
 from raysft.records.documents import EpochMetrics
 from raysft.records.run import Run
 from raysft.records.trial import TrialRecord, leaderboard, metric_value
-from raysft.search.propose import Past
-from raysft.search.schedulers import EarlierTrials
+from raysft.search.earlier import EarlierTrials, Past
 from raysft.search.space import known_configurations
 from raysft.train.queue.assignment import Assignment
 from raysft.train.queue.events import (
     EpochEnded,
+    TrialCopied,
     TrialEnded,
     TrialEvent,
     TrialPaused,
@@ -177,6 +177,8 @@ class RunTrials:
             self._start(record, event.at)
         elif isinstance(event, EpochEnded):
             record.add(event.metrics, event.before)
+        elif isinstance(event, TrialCopied):
+            record.take_over(event.source, event.config, event.history)
         elif isinstance(event, TrialPaused):
             record.status = "paused"
             record.error = record.trace = record.host = None

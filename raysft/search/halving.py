@@ -3,74 +3,146 @@
 After Li et al., A System for Massively Parallel Hyperparameter Tuning (MLSys 2020), algorithm 2,
 with the number of trials known: all begin before any goes on, so none goes on only because it came
 first, and no team stands idle for the end of a search while there is a trial it could train. Tune's
-scheduler of this name never takes a trial up again: who comes to a rung first trains on, however
+own scheduler of that paper never resumes a trial: who comes to a rung first trains on, however
 weak, which with a few teams is most of what the search costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 
 from raysft.job.metrics import sort_key
-from raysft.job.rungs import rung_epochs, rung_sizes
-from raysft.job.spec import Scheduler as Spec
 from raysft.records.documents import EpochMetrics
-from raysft.search.schedulers import Decision, EarlierTrials, Scheduler
+from raysft.search.earlier import EarlierTrials
+from raysft.search.results import FAILED, STATUS, Result
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
 
 
-class Halving(Scheduler):
-    """Decides by `metric`; `epochs` are those of a whole trial, `trials` all of the run."""
+def new_ones_come_first(tune_controller: TuneController) -> bool:
+    """Whether a team that gets free is to begin a trial, not to go on with a paused one."""
+    if tune_controller.search_alg.is_finished():
+        return False
+    trials: list[Trial] = tune_controller.get_trials()  # type: ignore[no-untyped-call]
+    # Where none runs the searcher waits for results, which nobody else would give it.
+    return any(trial.status == Trial.RUNNING for trial in trials)
+
+
+class Halving(TrialScheduler):
+    """Compares trials by `metric` after the epochs of `rungs`, to which `places` trials train each.
+
+    A trial trains while it is pending or running, and waits at a rung while it is paused.
+    """
 
     def __init__(
-        self, spec: Spec, trials: int, epochs: int, teams: int, metric: str, known: EarlierTrials
+        self, rungs: Sequence[int], places: Sequence[int], metric: str, known: EarlierTrials
     ) -> None:
-        self.rungs = rung_epochs(spec, epochs)
-        self.places = rung_sizes(spec, trials, len(self.rungs), teams)
-        self.metric, self.known = metric, known
-        self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in self.rungs]
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rungs, self.places = rungs, places
+        self.compared_by, self.known = metric, known
+        self.trials: dict[int, Trial] = {}
+        self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in rungs]
         """At each rung the trials that came so far, and how good their best epoch was until there:
         less is better.
         """
+        self.left: dict[int, dict[int, tuple[float, ...]]] = {}
+        """What trials that failed had at each rung."""
         self.best: dict[int, tuple[float, ...]] = {}
         self.trained: dict[int, int] = {}
-        self.training: set[int] = set()
-        self.waiting: set[int] = set()
         for number, history in known.ended.items():
             self._remember(number, history)
 
-    def begin(self, number: int) -> None:
-        """Count the epochs of before, but for the last one."""
+    # --- what Tune tells ------------------------------------------------------------------------
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Count the epochs of an earlier part of the run, but for the last one."""
+        number = trial.config["number"]
+        self.trials[number] = trial
         # The team reports that one again, and it is decided on then: the run may have died before
         # it was.
         history = self.known.going_on.get(number, ())
         self._remember(number, history[:-1])
-        self.training.add(number)
+        # Tune adds a trial once more whose stand-in has died: its team trains on.
+        for rung, best in self.left.pop(number, {}).items():
+            self.reached[rung][number] = best
 
-    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: Result) -> str:
         """Pause at every rung but the last."""
-        self._remember(number, [metrics])
-        if metrics["epoch"] in self.rungs[:-1]:
-            return "pause"
-        return "go on"
+        metrics = cast(EpochMetrics, result)
+        self._remember(trial.config["number"], [metrics])
+        if metrics["epoch"] not in self.rungs[:-1]:
+            return self.CONTINUE
+        # It may never go on: the searcher learns now what it was good for, as BOHB's does.
+        tune_controller.search_alg.searcher.on_pause(trial.trial_id)
+        return self.PAUSE
 
-    def paused(self, number: int) -> None:
-        """Let a trial wait at its rung."""
-        self.training.discard(number)
-        self.waiting.add(number)
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: Result
+    ) -> None:
+        """A trial that has ended keeps its place at the rungs, those to come included; one that has
+        failed leaves it to others.
+        """
+        if result.get(STATUS) in FAILED:
+            self.on_trial_error(tune_controller, trial)
+            return
+        number = trial.config["number"]
+        if "epoch" in result:  # it may have been stopped before its first
+            self._remember(number, [cast(EpochMetrics, result)])
+        self._keep_places(number)
 
-    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
-        """Keep the place of a trial at the rungs, or free it for another one."""
-        if metrics is not None:
-            self._remember(number, [metrics])
-        for reached in self.reached:
-            if metrics is None:
-                reached.pop(number, None)
-            else:  # one that lost patience counts with what it was at its best
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A trial that fails leaves its places to others."""
+        number = trial.config["number"]
+        left = self.left[number] = {}
+        for rung, reached in enumerate(self.reached):
+            if number in reached:
+                left[rung] = reached.pop(number)
+
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A paused trial that was stopped counts where it was."""
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The next trial that has not begun, or is about to go on; else the paused one that goes
+        on now.
+        """
+        for trial in self.trials.values():
+            if trial.status == Trial.PENDING:
+                return trial
+        if new_ones_come_first(tune_controller):
+            return None
+        for trial in self._hopeless():
+            tune_controller.stop_trial(trial)  # type: ignore[no-untyped-call]
+        return self._promoted()
+
+    def debug_string(self) -> str:
+        """For Tune's log."""
+        counts = [len(reached) for reached in self.reached]
+        return f"Halving: {counts} trials have come to the rungs {list(self.rungs)}"
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _remember(self, number: int, history: Sequence[EpochMetrics]) -> None:
+        for metrics in history:
+            self.trained[number] = metrics["epoch"]
+            now = sort_key(metrics, self.compared_by)
+            best = self.best.get(number, now)
+            self.best[number] = min(now, best)
+            if metrics["epoch"] in self.rungs:
+                rung = self.rungs.index(metrics["epoch"])
+                self.reached[rung][number] = self.best[number]
+
+    def _keep_places(self, number: int) -> None:
+        """Count a trial that has ended at all rungs with what it was at its best."""
+        if number in self.best:
+            for reached in self.reached:
                 reached.setdefault(number, self.best[number])
-        self.training.discard(number)
-        self.waiting.discard(number)
 
-    def promoted(self) -> int | None:
+    def _promoted(self) -> Trial | None:
         """The best trial of the highest rung at which one may go on.
 
         While others are still on their way to a rung, it is as many of those there as are to go on
@@ -78,72 +150,50 @@ class Halving(Scheduler):
         """
         for rung in reversed(range(len(self.rungs) - 1)):
             share = len(self.reached[rung]) * self.places[rung + 1] // self.places[rung]
-            number = self._best_paused(rung, share)
-            if number is not None:
-                return self._promote(number)
+            trial = self._best_waiting(rung, share)
+            if trial is not None:
+                return trial
         # No share has a place left. A rung that nobody is on the way to can fill all of its places,
         # and the lowest one comes first: what it gives may still change the ones above.
         for rung in range(len(self.rungs) - 1):
-            if not self._is_complete(rung):
-                continue
-            number = self._best_paused(rung, self.places[rung + 1])
-            if number is not None:
-                return self._promote(number)
+            if self._is_complete(rung):
+                trial = self._best_waiting(rung, self.places[rung + 1])
+                if trial is not None:
+                    return trial
         return None
 
-    def hopeless(self) -> list[int]:
+    def _hopeless(self) -> list[Trial]:
         """Those at a rung from which as many as may have come to the next one: until then one of
         these may fail.
         """
-        found: list[int] = []
+        found: list[Trial] = []
         for rung in range(len(self.rungs) - 1):
-            next_rung = rung + 1
-            if len(self.reached[next_rung]) < self.places[next_rung]:
-                continue
-            for number in self.waiting:
-                if self._rung(number) == rung:
-                    found.append(number)
-            self.waiting.difference_update(found)
-        return sorted(found)
+            is_full = len(self.reached[rung + 1]) >= self.places[rung + 1]
+            if is_full:
+                found += self._waiting(rung).values()
+        return found
 
-    # --- inside ---------------------------------------------------------------------------------
-
-    def _remember(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        for metrics in history:
-            self.trained[number] = metrics["epoch"]
-            now = sort_key(metrics, self.metric)
-            best = self.best.get(number, now)
-            self.best[number] = min(now, best)
-            if metrics["epoch"] in self.rungs:
-                rung = self.rungs.index(metrics["epoch"])
-                self.reached[rung][number] = self.best[number]
-
-    def _rung(self, number: int) -> int:
-        """The rung at which a trial is paused."""
-        epochs = self.trained[number]
-        return self.rungs.index(epochs)
+    def _waiting(self, rung: int) -> dict[int, Trial]:
+        """The trials that are paused at a rung, by their numbers."""
+        epochs = self.rungs[rung]
+        return {
+            number: trial
+            for number, trial in sorted(self.trials.items())
+            if trial.status == Trial.PAUSED and self.trained[number] == epochs
+        }
 
     def _is_complete(self, rung: int) -> bool:
         """Whether no trial is on its way to a rung."""
-        epochs = self.rungs[rung]
-        trained = [self.trained.get(number, 0) for number in self.training]
-        return all(count >= epochs for count in trained)
+        training = [n for n, t in self.trials.items() if t.status in (Trial.PENDING, Trial.RUNNING)]
+        return all(self.trained.get(number, 0) >= self.rungs[rung] for number in training)
 
-    def _best(self, rung: int, count: int) -> list[int]:
+    def _best_waiting(self, rung: int, count: int) -> Trial | None:
+        """The best paused one among the `count` best that came to a rung."""
         reached = self.reached[rung]
         # Of equally good trials the first ones: the order must not depend on who came first.
-        in_order = sorted(reached)
-        ranked = sorted(in_order, key=reached.__getitem__)
-        return ranked[:count]
-
-    def _best_paused(self, rung: int, count: int) -> int | None:
-        for number in self._best(rung, count):
-            is_waiting = number in self.waiting
-            if is_waiting and self._rung(number) == rung:
-                return number
+        ranked = sorted(sorted(reached), key=reached.__getitem__)
+        waiting = self._waiting(rung)
+        for number in ranked[:count]:
+            if number in waiting:
+                return waiting[number]
         return None
-
-    def _promote(self, number: int) -> int:
-        self.waiting.discard(number)
-        self.training.add(number)
-        return number

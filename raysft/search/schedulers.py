@@ -1,118 +1,180 @@
-"""What ends or pauses trials early: nothing, Ray Tune's rule of the median, or successive halving
-(`halving`).
-
-Tune would start an actor for each trial that runs, which had nothing to do here but to hand a
-configuration to a team, and cost two seconds of CPU. So its rule is asked from a thread of the
-driver.
+"""What ends, pauses or changes trials, as schedulers of Ray Tune: its own by their names, and
+raysft's halving.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import JsonValue
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandForBOHB,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 
 from raysft.job.metrics import metric_mode
+from raysft.job.rungs import first_rung, rung_epochs, rung_sizes
+from raysft.job.spec import Search
 from raysft.records.documents import EpochMetrics
+from raysft.search.earlier import EarlierTrials
+from raysft.search.halving import Halving, new_ones_come_first
+from raysft.search.population import EPOCH, make_population
+from raysft.search.results import Result
 
-Decision = Literal["go on", "pause", "stop"]
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
 
-
-@dataclass(frozen=True)
-class EarlierTrials:
-    """The trials of an earlier part of this run: their epochs, by their numbers."""
-
-    ended: Mapping[int, Sequence[EpochMetrics]] = field(default_factory=dict)
-    going_on: Mapping[int, Sequence[EpochMetrics]] = field(default_factory=dict)
-
-
-class Scheduler:
-    """Lets every trial train to its end."""
-
-    def begin(self, number: int) -> None:
-        """A trial begins, or goes on in a run that was resumed."""
-
-    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
-        """What becomes of a trial that has trained an epoch and has more to come."""
-        return "go on"
-
-    def paused(self, number: int) -> None:
-        """A trial that was to pause has left its team."""
-
-    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
-        """A trial has ended: with the `metrics` of its last epoch, or failed or stopped from
-        outside without any.
-        """
-
-    def promoted(self) -> int | None:
-        """The paused trial that goes on now, once all trials have begun; None where none may, or
-        not yet.
-        """
-        return None
-
-    def hopeless(self) -> Sequence[int]:
-        """Paused trials that will not go on any more; each is named once."""
-        return ()
+LEAST_SAMPLES = 3  # Tune's own default
+_NOBODY = cast("TuneController", None)  # where Tune's own code does not look at its controller
 
 
-class Median(Scheduler):
-    """Tune's rule: a trial whose best epoch is worse than the median of the others' running means
-    ends.
-    """
+def make_scheduler(
+    search: Search, trials: int, epochs: int, teams: int, known: EarlierTrials
+) -> TrialScheduler:
+    """What decides on the trials of a job; known: those of an earlier part of its run."""
+    given = search.scheduler
+    if given.name == "halving":
+        rungs = rung_epochs(given, epochs)
+        places = rung_sizes(given, trials, len(rungs), teams)
+        return Halving(rungs, places, search.metric, known)
+    if given.changes_trials:
+        return make_population(search, epochs, known)
+    return _OF_TUNE[given.name](search, epochs, known)
 
-    def __init__(self, grace: int, metric: str, known: EarlierTrials) -> None:
-        from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
-        self.rule = MedianStoppingRule(
-            time_attr="epoch", metric=metric, mode=metric_mode(metric), grace_period=grace
-        )
-        self.stop, self.known = TrialScheduler.STOP, known
+# --- Tune's own -----------------------------------------------------------------------------------
+
+
+class Asha(AsyncHyperBandScheduler):
+    """Tune's ASHA, which is told again what an earlier part of the run came to."""
+
+    def __init__(self, known: EarlierTrials, **arguments: JsonValue) -> None:
+        super().__init__(**arguments)  # type: ignore[arg-type]
+        self.known = known
         for number, history in known.ended.items():
-            self._replay(number, history)
+            trial = _ended_trial(number)
+            super().on_trial_add(_NOBODY, trial)
+            self._hear(_NOBODY, trial, history)
 
-    def begin(self, number: int) -> None:
-        """Let the epochs of before count, but for the last one."""
-        # The team reports that one again, and it is decided on then: the run may have died before
-        # it was.
-        history = self.known.going_on.get(number, ())
-        self._replay(number, history[:-1])
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Add a trial, with the epochs that it had but for the last one."""
+        super().on_trial_add(tune_controller, trial)
+        # That one is reported again: the run may have died before it was decided on.
+        history = self.known.going_on.get(trial.config["number"], ())
+        self._hear(tune_controller, trial, history[:-1])
 
-    def epoch(self, number: int, metrics: EpochMetrics) -> Decision:
-        """Ask the rule, which hears of the epoch by that."""
-        decision = self.rule.on_trial_result(_NO_TUNE, _trial(number), dict(metrics))
-        if decision == self.stop:
-            return "stop"
-        return "go on"
-
-    def ended(self, number: int, metrics: EpochMetrics | None = None) -> None:
-        """Let the last epoch of a trial count among the others."""
-        if metrics is not None:
-            self._replay(number, [metrics])
-
-    def _replay(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """Add epochs that count for others, but decide nothing on their own trial any more."""
-        for epoch in history:
-            # As a trial that is complete: the rule then takes the metrics and asks nothing.
-            self.rule.on_trial_complete(_NO_TUNE, _trial(number), dict(epoch))
+    def _hear(
+        self, tune_controller: TuneController, trial: Trial, history: Sequence[EpochMetrics]
+    ) -> None:
+        """Let epochs count at their rungs; what is decided on them was decided before."""
+        for metrics in history:
+            self.on_trial_result(tune_controller, trial, _result(metrics))
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Of a trial what the rule asks for."""
+class Median(MedianStoppingRule):
+    """Tune's rule of the median, which is told again what an earlier part of the run came to."""
 
-    trial_id: str
+    def __init__(self, known: EarlierTrials, **arguments: JsonValue) -> None:
+        super().__init__(**arguments)  # type: ignore[arg-type]
+        self.known = known
+        for number, history in known.ended.items():
+            self._hear(_ended_trial(number), history)
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Add a trial, with the epochs that it had but for the last one."""
+        super().on_trial_add(tune_controller, trial)
+        history = self.known.going_on.get(trial.config["number"], ())
+        self._hear(trial, history[:-1])
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: Result
+    ) -> None:
+        """Let the last epoch of a trial count, if it had any."""
+        if self.metric in result:
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """A trial that has not begun, else one that made room for others."""
+        trial = super().choose_trial_to_run(tune_controller)
+        is_paused = trial is not None and trial.status == Trial.PAUSED
+        return None if is_paused and new_ones_come_first(tune_controller) else trial
+
+    def _hear(self, trial: Trial, history: Sequence[EpochMetrics]) -> None:
+        """Let epochs count for others, and decide nothing on their own trial."""
+        for metrics in history:
+            # As of a trial that is complete: the rule then takes the metrics and asks nothing.
+            super().on_trial_complete(_NOBODY, trial, _result(metrics))
 
 
-def _trial(number: int) -> Any:  # in the place of a Trial of Tune, which needs an actor
-    return _Trial(str(number))
+def _ended_trial(number: int) -> Trial:
+    """In the place of a trial of an earlier part of the run."""
+    return Trial("", stub=True, config={"number": number})
 
 
-class _NoTune:
-    """What the rule may ask of Tune's controller: there are no trials that wait for their turn."""
-
-    def get_live_trials(self) -> list[_Trial]:
-        """None."""
-        return []
+def _result(metrics: EpochMetrics) -> dict[str, object]:
+    return {**metrics, EPOCH: metrics["epoch"]}
 
 
-_NO_TUNE: Any = _NoTune()
+# --- by name --------------------------------------------------------------------------------------
+
+
+def _asha(search: Search, epochs: int, known: EarlierTrials) -> TrialScheduler:
+    given = search.scheduler
+    return Asha(
+        known,
+        **_compared_by(search),
+        max_t=epochs,
+        grace_period=min(first_rung(given, epochs), epochs),
+        reduction_factor=given.factor,
+        brackets=given.brackets or 1,
+    )
+
+
+def _hyperband(search: Search, epochs: int, known: EarlierTrials) -> TrialScheduler:
+    # Its brackets are made of the trials there are: those that have ended count in none.
+    factor = search.scheduler.factor
+    return HyperBandScheduler(**_compared_by(search), max_t=epochs, reduction_factor=factor)
+
+
+def _bohb(search: Search, epochs: int, known: EarlierTrials) -> TrialScheduler:
+    factor = search.scheduler.factor
+    return HyperBandForBOHB(**_compared_by(search), max_t=epochs, reduction_factor=factor)
+
+
+def _median(search: Search, epochs: int, known: EarlierTrials) -> TrialScheduler:
+    given = search.scheduler
+    grace = first_rung(given, epochs)
+    return Median(
+        known,
+        **_compared_by(search),
+        grace_period=grace,
+        min_samples_required=given.min_samples_required or LEAST_SAMPLES,
+        # Tune's own default takes turns after every epoch, each at the price of a checkpoint.
+        min_time_slice=grace if given.min_time_slice is None else given.min_time_slice,
+        hard_stop=given.hard_stop is not False,
+    )
+
+
+def _every_trial(search: Search, epochs: int, known: EarlierTrials) -> TrialScheduler:
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
+
+
+def _compared_by(search: Search) -> dict[str, Any]:
+    """What all of them are told."""
+    mode = metric_mode(search.metric)
+    return {"time_attr": EPOCH, "metric": search.metric, "mode": mode}
+
+
+_OF_TUNE: dict[str, Callable[[Search, int, EarlierTrials], TrialScheduler]] = {
+    "asha_tune": _asha,
+    "hyperband": _hyperband,
+    "bohb": _bohb,
+    "median": _median,
+    "none": _every_trial,
+}

@@ -46,9 +46,9 @@ def known_configurations(job: Job) -> dict[int, Config]:
     """Configurations by the numbers of their trials, as far as they are known before any trial has
     run.
     """
-    if job.search is None or job.search.algorithm == "random":
+    if job.search is None or job.search.algorithm.is_planned:
         return dict(enumerate(configurations(job)))
-    # What Optuna proposes depends on how the trials before did.
+    # What a searcher proposes depends on how the trials before did.
     known: dict[int, Config] = {}
     for number, config in enumerate(job.search.start_with):
         known[number] = dict(config)

@@ -1,127 +1,189 @@
-"""The search: which trials run, side by side, and for how long; asked from a thread of the
-driver.
-"""
+"""The search of a run: Ray Tune's Tuner over trials that teams train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-from raysft.errors import UserError
-from raysft.job.rungs import first_rung
+import ray
+from ray import tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.experiment import Trial
+from ray.tune.stopper import CombinedStopper, Stopper
+
+from raysft.errors import RunError
+from raysft.job import Job
 from raysft.job.spec import Search
 from raysft.job.values import Config
-from raysft.search.halving import Halving
-from raysft.search.propose import InOrder
-from raysft.search.schedulers import EarlierTrials, Median, Scheduler
-from raysft.train.queue.assignment import Assignment
-from raysft.train.queue.client import QueueClient, Reply
-from raysft.train.queue.events import EpochEnded, TrialEnded, TrialEvent, TrialPaused
+from raysft.search.earlier import EarlierTrials, Past
+from raysft.search.pace import Paced
+from raysft.search.schedulers import make_scheduler
+from raysft.search.searchers import make_searcher
+from raysft.search.standin import StandIn
+from raysft.search.stoppers import AfterFailures, AtTarget, WithRun
+from raysft.search.teams import MakeAssignment, Teams
+from raysft.train.queue.client import QueueClient
 
-MakeAssignment = Callable[[int, Config], Assignment]
+MOST_DEATHS = 3  # of the stand-ins of a trial
+MOST_SECONDS = 15.0  # until the places of a search that has ended are free
+
+# What Tune reads from the environment when a search begins.
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run has files of its own
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no metrics
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e12",  # a resume replays what is in the run directory
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints even where it is told to be silent
+}
 
 
-def make_scheduler(
-    spec: Search, trials: int, epochs: int, teams: int, known: EarlierTrials
-) -> Scheduler:
-    """What decides on the trials of a job; known: those of an earlier part of its run."""
-    given = spec.scheduler
-    if given.name == "asha":
-        return Halving(given, trials, epochs, teams, spec.metric, known)
-    if given.name == "median":
-        return Median(first_rung(given, epochs), spec.metric, known)
-    return Scheduler()
+@dataclass(frozen=True)
+class Trials:
+    """The trials that a search is about."""
+
+    names: Sequence[str]
+    """Of all trials of the run, by their numbers."""
+    numbers: Sequence[int]
+    """Those that have not ended."""
+    configs: Mapping[int, Config]
+    """As far as they are known before."""
+    past: Sequence[Past]
+    known: EarlierTrials
+    failed: int
+    make_assignment: MakeAssignment
+    file_of: Callable[[str], str]
+    """What tells more of a trial."""
 
 
-def search(
-    proposals: InOrder,
-    make_assignment: MakeAssignment,
-    names: Sequence[str],
-    queue: QueueClient,
-    teams: int,
-    scheduler: Scheduler,
-) -> None:
-    """Run all trials that are proposed, `teams` at a time; returns when the last one has ended, or
-    was told to.
+@dataclass(frozen=True)
+class Place:
+    """Where a search works."""
 
-    names: of all trials of the run, by their numbers.
+    queue: QueueClient
+    teams: int
+    scratch: Path
+    """For Tune's files, which are removed with the search."""
+    is_over: threading.Event
+    """Ends the search before its trials have ended."""
+
+
+def run_search(job: Job, trials: Trials, place: Place) -> None:
+    """Run the trials that have not ended, one a team at a time, until the last one has ended."""
+    assert job.search is not None
+    queue = place.queue
+    callback = Teams(queue, trials.names, trials.make_assignment)
+    place.scratch.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.TemporaryDirectory(prefix="tune-", dir=place.scratch)
+    with _settings(place.teams), scratch as folder:
+        trainable = tune.with_parameters(
+            StandIn,
+            queue=queue,
+            names=tuple(trials.names),
+            trials_copy=job.search.scheduler.changes_trials,
+        )
+        share = {"CPU": 0, _free_resource(): 1 / place.teams}
+        tune.Tuner(
+            tune.with_resources(trainable, PlacementGroupFactory([share])),
+            tune_config=_tune_config(job, job.search, trials, place.teams, callback),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                callbacks=[callback],
+                stop=_stopper(job.search, trials, place),
+                failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
+                verbose=0,
+            ),
+        ).fit()
+    for number in trials.numbers:
+        name = trials.names[number]
+        if name not in callback.folders:  # the search has ended before
+            queue.skip(name, trials.configs.get(number, {}))
+
+
+def _tune_config(
+    job: Job, search: Search, trials: Trials, teams: int, callback: Teams
+) -> tune.TuneConfig:
+    """What proposes the trials, and what decides on them."""
+    count, epochs = len(trials.names), job.train.epochs
+    searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
+    scheduler = make_scheduler(search, count, epochs, teams, trials.known)
+    paced = not _needs_all(search)
+    return tune.TuneConfig(
+        search_alg=Paced(searcher, callback, teams if paced else None),
+        scheduler=scheduler,
+        num_samples=len(trials.numbers),
+        reuse_actors=True,
+        trial_dirname_creator=_folder_name,
+    )
+
+
+def _stopper(search: Search, trials: Trials, place: Place) -> Stopper:
+    queue = place.queue
+    stoppers: list[Stopper] = [WithRun(place.is_over)]
+    if search.target is not None:
+        stoppers.append(AtTarget(search.target, search.metric, queue))
+    if search.max_failures is not None:
+        most = search.max_failures
+        stoppers.append(AfterFailures(most, trials.failed, trials.file_of, queue))
+    return CombinedStopper(*stoppers)
+
+
+def _needs_all(search: Search) -> bool:
+    """Whether it compares trials that begin together, and pauses them for those that wait."""
+    return search.scheduler.changes_trials or search.scheduler.name in ("hyperband", "bohb")
+
+
+def _free_resource() -> str:
+    """What the stand-ins share, each a part: a resource of this node, and no CPU, which teams need.
+
+    Tune starts one for every trial that waits where nothing keeps it from that, and keeps none
+    where no trial waits for one. They work beside the driver, whose files they share.
     """
-    going: dict[Reply[TrialEvent], int] = {}
-    while True:
-        # No more at a time than there are teams: what is proposed later knows more.
-        while len(going) < teams:
-            begun = _next(proposals, make_assignment, names, queue, scheduler)
-            if begun is None:
-                break
-            going[queue.request_event(names[begun])] = begun
-        if not going:
-            return
-        reply = queue.first(list(going))
-        number = going.pop(reply)
-        if _has_more(number, names[number], reply.result(), queue, scheduler, proposals):
-            # to ask for an epoch lets the team train it
-            going[queue.request_event(names[number])] = number
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)  # type: ignore[no-untyped-call]
+    # Each node has one of a resource named after it, and the first one of another.
+    names: list[str] = [name for name in node["Resources"] if name.startswith("node:")]
+    deadline = time.monotonic() + MOST_SECONDS
+    while time.monotonic() < deadline:
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        for name in names:
+            if free.get(name, 0.0) == 1.0:
+                return name
+        time.sleep(0.1)
+    raise RunError(
+        "search",
+        f"{len(names)} other searches are run from this node, as many as it has places for",
+        "resume this one when one of them has ended",
+    )
 
 
-def _next(
-    proposals: InOrder,
-    make_assignment: MakeAssignment,
-    names: Sequence[str],
-    queue: QueueClient,
-    scheduler: Scheduler,
-) -> int | None:
-    """Hand a trial to the teams: the next one that is proposed, else a paused one; None when there
-    is none now.
-    """
-    while (proposed := proposals.next_trial()) is not None:
-        number, config = proposed
-        try:
-            assignment = make_assignment(number, config)
-        except (ValueError, UserError) as error:
-            # Each value may be right, and all of them together not: that trial has failed.
-            line = " ".join(str(error).split())
-            queue.reject(names[number], config, line)
-            proposals.ended(number, failed=True)
-            continue
-        queue.put(assignment)
-        scheduler.begin(number)
-        return number
-    for number in scheduler.hopeless():
-        queue.stop(names[number])
-    promoted = scheduler.promoted()
-    if promoted is not None:
-        queue.resume(names[promoted])
-    return promoted
+def _folder_name(trial: Trial) -> str:
+    name: str = trial.trial_id
+    return name
 
 
-def _has_more(
-    number: int,
-    name: str,
-    event: TrialEvent,
-    queue: QueueClient,
-    scheduler: Scheduler,
-    proposals: InOrder,
-) -> bool:
-    """Act on what became of a trial; returns whether it still has its team."""
-    if isinstance(event, TrialPaused):
-        scheduler.paused(number)
-        # It may never go on: the proposals learn now what it was good for.
-        proposals.ended(number)
-        return False
-    if not isinstance(event, EpochEnded):  # failed, or stopped from outside
-        scheduler.ended(number)
-        # Who was stopped was as good as its epochs; who failed says that its values do not work.
-        stopped = isinstance(event, TrialEnded) and event.status == "stopped"
-        proposals.ended(number, failed=not stopped)
-        return False
-    proposals.epoch(number, event.metrics)
-    if event.last:
-        scheduler.ended(number, event.metrics)
-        proposals.ended(number)
-        return False
-    decision = scheduler.epoch(number, event.metrics)
-    if decision == "pause":
-        queue.pause(name)
-    if decision == "stop":
-        queue.stop(name)
-        proposals.ended(number)
-    return decision != "stop"
+@contextmanager
+def _settings(teams: int) -> Iterator[None]:
+    """Tune's settings, which it takes from the environment."""
+    # As many stand-ins start at once as there are teams; one after the other is Tune's way.
+    wanted = SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(teams)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    # It misses files in the end that it was told not to write.
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -15,6 +15,7 @@ step), so the two stand for all of them.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysft.errors import DataError
+from raysft.job.metrics import sort_key
 from raysft.records.documents import EpochMetrics
 from raysft.storage import (
     StoragePath,
@@ -33,7 +35,7 @@ from raysft.storage import (
     sha256,
     write_json,
 )
-from raysft.train.checkpoint_paths import STATE, checkpoint_path, newest_first
+from raysft.train.checkpoint_paths import STATE, checkpoint_path, newest_first, prune
 from raysft.train.learner import Learner
 
 MODEL = "model.safetensors"
@@ -117,6 +119,38 @@ def newest_valid(
     return None
 
 
+def copy_checkpoints(source: StoragePath, folder: StoragePath, epoch: int, metric: str) -> Position:
+    """Have the checkpoint of an epoch of another trial, and its best one until there, instead of
+    those below `folder`; returns where training stood.
+
+    Raises DataError where it is damaged.
+    """
+    stored = read_state(checkpoint_path(source, epoch))
+    standing = Position(**stored["standing"])
+    kept = []
+    for number in {best_epoch(standing.history, metric), epoch}:
+        target = checkpoint_path(folder, number)
+        _copy_checkpoint(checkpoint_path(source, number), target)
+        kept.append(target)
+    prune(folder, kept)
+    return standing
+
+
+def _copy_checkpoint(source: StoragePath, target: StoragePath) -> None:
+    stored = read_state(source)
+    with scratch_beside(target) as scratch:
+        for name in [*stored["files"], STATE]:
+            with local_copy(source / name) as copy:
+                shutil.copyfile(copy, scratch / name)
+        put_folder(scratch, target, last=STATE)
+
+
+def best_epoch(history: list[EpochMetrics], metric: str) -> int:
+    """The epoch (1, 2, …) with the best metric."""
+    best = min(history, key=lambda metrics: sort_key(metrics, metric))
+    return best["epoch"]
+
+
 def load_checkpoint(path: StoragePath, learner: Learner) -> Position:
     """Restore network and optimizer; returns where training stood. Raises DataError where it is
     damaged.
@@ -133,8 +167,16 @@ def load_checkpoint(path: StoragePath, learner: Learner) -> Position:
     for key, value in {**tensors["optimizer"], **stored["scalars"]}.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
+    own = [_options(group) for group in learner.optimizer.param_groups]
     learner.optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
+    # The values are those of this trial's configuration: the checkpoint may be another trial's.
+    for group, options in zip(learner.optimizer.param_groups, own, strict=True):
+        group.update(options)
     return Position(**stored["standing"])
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def read_state(path: StoragePath) -> dict[str, Any]:

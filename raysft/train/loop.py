@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -19,11 +19,17 @@ from raysft.data.preparation import Preparation
 from raysft.data.staging import stage
 from raysft.errors import DivergedError
 from raysft.job.batches import batch_sizes
-from raysft.job.metrics import sort_key
 from raysft.job.recipe import Train
 from raysft.records.documents import EpochMetrics, ValidationMetrics
 from raysft.storage import StoragePath
-from raysft.train.checkpoint import Position, load_checkpoint, newest_valid, save_checkpoint
+from raysft.train.checkpoint import (
+    Position,
+    best_epoch,
+    copy_checkpoints,
+    load_checkpoint,
+    newest_valid,
+    save_checkpoint,
+)
 from raysft.train.checkpoint_paths import checkpoint_path, prune
 from raysft.train.checkpoint_schedule import CheckpointSchedule, PreemptionCheck
 from raysft.train.evaluate import evaluate
@@ -55,6 +61,8 @@ class TrialPlan:
     head: str
     workers: int = 1
     """The most that the job may have: batches are cut for as many, whoever is there."""
+    source: tuple[StoragePath, int] | None = None
+    """Another trial's checkpoints and the epoch to go on from, instead of its own."""
 
     def batches(self, rows: int) -> list[int]:
         """Sizes of the batches of an epoch of `rows` images, of which each is a step."""
@@ -107,6 +115,8 @@ class Hooks:
     progress: Progress
     """Once a second inside an epoch, on every rank."""
     is_preempted: PreemptionCheck = lambda: False
+    pinned: Callable[[], Sequence[int]] = lambda: ()
+    """The epochs whose checkpoints other trials may start from; asked on rank 0."""
 
 
 def run_trial(plan: TrialPlan, net: nn.Module, splits: Splits, team: Team, hooks: Hooks) -> None:
@@ -120,7 +130,7 @@ def run_trial(plan: TrialPlan, net: nn.Module, splits: Splits, team: Team, hooks
     learner = Learner(net, plan.head, plan.train, plan.class_rows, team)
     position = _resume(plan, learner, len(splits.train))
     # Whoever wrote the checkpoint may have died before the last epoch could be reported.
-    if position.history and not _report_epoch(position, plan, team, hooks.report):
+    if position.history and not _report_epoch(position, plan, team, hooks):
         return
     for epoch in range(position.epoch, plan.train.epochs):
         metrics = _run_epoch(plan, position, learner, splits, hooks)
@@ -130,7 +140,7 @@ def run_trial(plan: TrialPlan, net: nn.Module, splits: Splits, team: Team, hooks
             save_checkpoint(plan.folder, position, learner, is_final)
         # Reported after the checkpoint is written: a trial that the search pauses now is resumed
         # by another team, from this very file.
-        if not _report_epoch(position, plan, team, hooks.report):
+        if not _report_epoch(position, plan, team, hooks):
             return
 
 
@@ -148,6 +158,9 @@ def _resume(plan: TrialPlan, learner: Learner, rows: int) -> Position:
         cut_into = position.steps or math.ceil(rows / plan.train.batch_size)
         return cut_into == steps
 
+    if plan.source is not None and team.rank == 0:
+        folder, copied = plan.source
+        copy_checkpoints(folder, plan.folder, copied, plan.metric)
     found = newest_valid(plan.folder, fits) if team.rank == 0 else None
     # All resume from the one that rank 0 has found: on an object store others may not see it yet.
     epoch, step = team.broadcast([found.epoch, found.step] if found else [0, 0])
@@ -156,7 +169,7 @@ def _resume(plan: TrialPlan, learner: Learner, rows: int) -> Position:
     return load_checkpoint(checkpoint_path(plan.folder, epoch, step), learner)
 
 
-def _report_epoch(position: Position, plan: TrialPlan, team: Team, report: Report) -> bool:
+def _report_epoch(position: Position, plan: TrialPlan, team: Team, hooks: Hooks) -> bool:
     """Report the last whole epoch, drop checkpoints it made useless; whether to train another."""
     done = position.epoch
     best = best_epoch(position.history, plan.metric)
@@ -165,18 +178,23 @@ def _report_epoch(position: Position, plan: TrialPlan, team: Team, report: Repor
     is_last = done == plan.train.epochs or lost_patience
     go_on = not is_last
     if team.rank == 0:
-        go_on = report(position.history, is_last) and not is_last
-        best_path = checkpoint_path(plan.folder, best)
-        last_path = checkpoint_path(plan.folder, done)
+        go_on = hooks.report(position.history, is_last) and not is_last
         resumed_path = checkpoint_path(plan.folder, done, position.step)
-        prune(plan.folder, [best_path, last_path, resumed_path])
+        prune(plan.folder, [resumed_path, *_kept(position, plan, hooks)])
     return team.agree(go_on)
 
 
-def best_epoch(history: list[EpochMetrics], metric: str) -> int:
-    """The epoch (1, 2, …) with the best metric."""
-    best = min(history, key=lambda metrics: sort_key(metrics, metric))
-    return best["epoch"]
+def _kept(position: Position, plan: TrialPlan, hooks: Hooks) -> list[StoragePath]:
+    """The checkpoints of whole epochs that are still of use."""
+    history = position.history
+    epochs = {position.epoch}
+    if history:
+        epochs.add(best_epoch(history, plan.metric))
+    for pinned in hooks.pinned():
+        # Who starts from it may be delivered with the best epoch until there.
+        until = [metrics for metrics in history if metrics["epoch"] <= pinned]
+        epochs.update({pinned, best_epoch(until, plan.metric)})
+    return [checkpoint_path(plan.folder, epoch) for epoch in epochs]
 
 
 def _run_epoch(
@@ -271,7 +289,7 @@ def train_epoch(
             hooks.progress(done, steps, clock)
         if done < steps and schedule.is_due(done):
             inside = replace(position, step=done, steps=steps)
-            _write_checkpoint(plan, inside, totals, clock, learner)
+            _write_checkpoint(plan, inside, totals, clock, learner, hooks)
     loss_sum, correct, rows = team.sum(totals).tolist()
     return loss_sum / rows, correct / rows, int(rows)
 
@@ -287,7 +305,12 @@ def _seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
 
 
 def _write_checkpoint(
-    plan: TrialPlan, position: Position, totals: torch.Tensor, clock: Clock, learner: Learner
+    plan: TrialPlan,
+    position: Position,
+    totals: torch.Tensor,
+    clock: Clock,
+    learner: Learner,
+    hooks: Hooks,
 ) -> None:
     """Write a checkpoint inside an epoch in place of the one before."""
     # a copy: the sum over the team is made in place, and each goes on with its own
@@ -298,10 +321,7 @@ def _write_checkpoint(
         position, totals=(loss, correct, rows), seconds=clock.elapsed(), waited=clock.waited
     )
     written = save_checkpoint(plan.folder, position, learner)
-    best = best_epoch(position.history, plan.metric) if position.history else 0
-    best_path = checkpoint_path(plan.folder, best)
-    last_path = checkpoint_path(plan.folder, position.epoch)
-    prune(plan.folder, [written, best_path, last_path])
+    prune(plan.folder, [written, *_kept(position, plan, hooks)])
 
 
 def _inputs(

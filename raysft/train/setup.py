@@ -83,6 +83,8 @@ class Setup:
     """Those that trials may have, as far as their batches go and can be known."""
     one_model: bool
     """Whether all trials train the same network."""
+    trials_copy: bool = False
+    """Whether trials may start from the checkpoints of others."""
 
     @property
     def classes(self) -> int:

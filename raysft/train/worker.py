@@ -6,6 +6,7 @@ import copy
 import datetime
 import sys
 import traceback
+from collections.abc import Sequence
 from concurrent import futures
 
 import ray
@@ -129,6 +130,7 @@ class Worker:
             self.queue.finish_trial(self.member, assignment.trial, host)
 
     def _plan(self, assignment: Assignment, network: Network) -> TrialPlan:
+        source = assignment.source
         return TrialPlan(
             assignment.train,
             assignment.seed,
@@ -138,6 +140,7 @@ class Worker:
             storage_path(assignment.folder) / "checkpoints",
             network.head,
             self.setup.resources.most_workers,
+            None if source is None else (storage_path(source.folder) / "checkpoints", source.epoch),
         )
 
     def _hooks(self, trial: str) -> Hooks:
@@ -156,7 +159,10 @@ class Worker:
             position = TrialProgress(trial, step, steps, seconds, clock.waited, gpu)
             self.queue.report_progress(self.team.rank, position)
 
-        return Hooks(report, progress, preemption_announced)
+        def pinned() -> Sequence[int]:
+            return self.queue.pinned_epochs(trial) if self.setup.trials_copy else ()
+
+        return Hooks(report, progress, preemption_announced, pinned)
 
     def _score(self, assignment: Assignment) -> None:
         network = self.kept.network(assignment.model, assignment.seed)

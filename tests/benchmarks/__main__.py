@@ -22,6 +22,7 @@ NAMES = (
     "overhead",
     "search",
     "asha",
+    "schedulers",
     "streaming",
     "rows",
     "predict",

@@ -1,4 +1,4 @@
-"""What stopping trials early saves: a search of 16 by ASHA beside the same 16 trained to the end.
+"""What stopping trials early saves: a search of 16 by halving beside the same 16 trained to the end.
 
 Real images: scikit-learn's handwritten digits, 1,347 for training. Equal within seed noise means:
 the difference of the best validation accuracies, in the mean over the rounds (each with a seed of
@@ -19,7 +19,7 @@ from typing import Any
 from tests.benchmarks.children import RAYSFT, job, run
 from tests.benchmarks.compare import Figure, document, take_turns
 
-FULL, ASHA = "to the end", "ASHA"
+FULL, HALVING = "to the end", "halving"
 TRIALS, EPOCHS = 16, 32
 
 
@@ -28,17 +28,19 @@ def measure(rounds: int = 5) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         timings = take_turns(
-            {FULL: _search(scratch, "none"), ASHA: _search(scratch, "asha")}, rounds, warm_up=False
+            {FULL: _search(scratch, "none"), HALVING: _search(scratch, "halving")},
+            rounds,
+            warm_up=False,
         )
-    full, asha = timings
+    full, halving = timings
     noise = statistics.stdev(full.values) / len(full.values) ** 0.5
-    lost = statistics.mean(full.values) - statistics.mean(asha.values)
+    lost = statistics.mean(full.values) - statistics.mean(halving.values)
     return document(
         f"{TRIALS} trials of {EPOCHS} epochs",
         timings,
         [
-            Figure("seconds, ASHA to all trained to the end", asha.median / full.median, 0.4),
-            Figure("best validation accuracy, to the end less ASHA", lost, 2 * noise),
+            Figure("seconds, halving to all trained to the end", halving.median / full.median, 0.4),
+            Figure("best validation accuracy, to the end less halving", lost, 2 * noise),
         ],
         "best validation accuracy",
     )

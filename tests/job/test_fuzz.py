@@ -94,6 +94,7 @@ VALUES = st.one_of(
             "imagefolder",
             "none",
             "asha",
+            "pbt",
             "tpe",
             "backbone",
             "1e-3",
@@ -138,7 +139,7 @@ def check_loaded(load: Callable[[], Job]) -> None:
         check_lines(error)
         return
     assert load_text(dump_job(job), "again") == job
-    if job.search is not None and job.search.trials <= 100 and job.search.algorithm == "random":
+    if job.search is not None and job.search.trials <= 100 and job.search.algorithm.is_planned:
         assert configurations(job)
 
 

@@ -8,7 +8,8 @@ import yaml
 
 from raysft.errors import JobError, JobErrors
 from raysft.job import Job, dump_job, load_job
-from raysft.job.describe import fields
+from raysft.job.describe import fields, json_schema
+from raysft.job.load import load_text
 from raysft.job.recipe import Train
 from raysft.job.space import trial_settings
 from raysft.job.spec import Model
@@ -200,6 +201,19 @@ def test_searched_momentum_is_checked_with_own_optimizer(write):
     )
 
 
+def test_algorithm_is_a_name_or_a_section_with_arguments(write):
+    plain = load_job(write("search: {algorithm: tpe}\n"))
+    assert (plain.search.algorithm.name, plain.search.algorithm.arguments) == ("tpe", {})
+    assert "algorithm: tpe\n" in dump_job(plain)  # as every version has written it
+    given = load_job(write("search: {algorithm: {name: tpe, n_startup_trials: 5}}\n"))
+    assert given.search.algorithm.arguments == {"n_startup_trials": 5}
+    for job in (plain, given):
+        assert load_text(dump_job(job), "again") == job
+    forms = json_schema()["$defs"]["Algorithm"]["anyOf"]
+    assert "tpe" in forms[0]["enum"]
+    assert "n_startup_trials" in forms[1]["properties"]
+
+
 def test_override_reaches_into_the_search_space(write):
     job = load_job(
         write("search: {trials: 3}\n"), ["search.space.train.batch_size={choice: [8, 16]}"]
@@ -387,6 +401,30 @@ def test_wrong_optimizer_argument_lists_the_known(write, optimizer, expected):
         (
             "search: {algorithm: tpe, space: {train.batch_size: {grid: [8, 16]}}}",
             "does not try a grid in full",
+        ),
+        (
+            "search: {algorithm: grid, space: {train.batch_size: {choice: [8, 16]}}}",
+            "grid tries every combination and draws nothing",
+        ),
+        ("search: {algorithm: grid}", "grid tries every combination and draws nothing"),
+        ("search: {algorithm: bayesopt}", "bayesopt proposes continuous numbers alone"),
+        ("search: {algorithm: bohb}", "bohb is search.algorithm and search.scheduler.name"),
+        ("search: {algorithm: tpo}", "search.algorithm: got 'tpo', must be "),
+        (
+            "search: {algorithm: {name: tpe, n_startup_trails: 3}}",
+            "search.algorithm: tpe has no argument n_startup_trails; did you mean n_startup_trials?",
+        ),
+        (
+            "search: {algorithm: {name: tpe, n_startup_trials: few}}",
+            "n_startup_trials of tpe is 'few', must be a whole number",
+        ),
+        (
+            "search: {algorithm: {name: tpe, n_startup_trials: true}}",
+            "n_startup_trials of tpe is True, must be a whole number",
+        ),
+        (
+            "search: {algorithm: {name: random, seed: 3}}",
+            "search.algorithm: random takes no arguments, got seed",
         ),
         (
             "train: {epochs: 2}\nsearch: {space: {train.schedule: [{name: cosine, warmup_epochs: "

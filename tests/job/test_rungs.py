@@ -1,7 +1,7 @@
 """How far trials train by successive halving, and how many of them."""
 
 from raysft.job.rungs import plan_stages, rung_epochs, rung_sizes
-from raysft.job.spec import Scheduler
+from raysft.job.scheduler import Scheduler
 
 
 def test_rungs_lie_a_factor_apart():

@@ -117,6 +117,7 @@ def make_run(
     repeats: Sequence[TrialRecord] = (),
     rows: int = 24,
     val_rows: Sequence[int] = (2, 2),
+    search: dict[str, Any] | None = None,
     **data: Any,
 ) -> Run:
     """A run that is done, named r, on a data set of its own in ROOT/D; one without any epoch has
@@ -124,7 +125,7 @@ def make_run(
     """
     manifest = make_data(root / "D", classes, rows, **data)
     records = some_records() if records is None else records
-    searched: dict[str, Any] = {"search": SEARCH} if len(records) > 1 else {}
+    searched: dict[str, Any] = {"search": search or SEARCH} if len(records) > 1 else {}
     job = Job.model_validate(
         {
             "name": "made",

@@ -210,7 +210,7 @@ def test_every_number_is_that_of_the_run():
         "48 images a step, over 2 workers",
         "flip, crop padding 2",
         "label smoothing 0.1",
-        "3 trials, random, asha could end them early (1 finished, 2 stopped)",
+        "3 trials, random, halving could end them early (1 finished, 2 stopped)",
         "picked trial t2",
         "over 3 seeds its `val_macro_f1` is 0.9500 ± 0.0123",
         "the fewest training images: cow (80), bee (420).",
@@ -245,7 +245,7 @@ def test_what_is_not_known_is_left_out():
         "fewest",
         " nan",
         "None",
-        "asha",
+        "halving",
         "seeds",
     ):
         assert absent not in prose, absent

@@ -379,6 +379,28 @@ def test_job_without_search_has_no_search_charts(tmp_path):
     assert not {"rates", "progress"} & page.charts.keys()
 
 
+def test_population_shows_who_went_on_from_whom(tmp_path):
+    def with_rates(count, best, rate):
+        return [{**epoch, "learning_rate": rate} for epoch in epochs(count, best)]
+
+    weak = TrialRecord("t0", config("sgd", 0.5), "finished", with_rates(2, 0.1, 0.5), 0.0, 3.0)
+    strong = with_rates(3, 0.9, 0.01)
+    weak.take_over("t1", config("sgd", 0.012), strong[:2])
+    weak.add({**strong[2], "learning_rate": 0.012})
+    best = TrialRecord("t1", config("sgd", 0.01), "finished", strong, 0.0, 4.5)
+    search = {"trials": 2, "scheduler": "pbt", "space": {"optimizer": ["sgd"]}}
+    run = make_run(tmp_path, records=[best, weak], search=search)
+    page = report_of(run)
+    assert page.tables["search"][0][1:] == [
+        ["t0", "t1", "2", "2", "sgd lr=0.012", "sgd lr=0.5"],
+    ]
+    drawn = [v for v in page.parts["datasets"]["epochs"] if v["trial"] == "t0"]
+    assert [v["learning_rate"] for v in drawn] == [0.01, 0.01, 0.012]
+    assert [v.get("from") for v in drawn] == [None, "t1", None]
+    assert page.charts["curve-rate"]["encoding"]["y"]["field"] == "learning_rate"
+    assert read_json(run.folder / "results.json")["trials"][1]["came_from"][0]["trial"] == "t1"
+
+
 @pytest.mark.slow
 def test_search_without_learning_rates_omits_their_chart(tmp_path):
     records = [

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -22,6 +24,7 @@ from tests.run.runs import (
     TWO_TEAMS,
     TWO_WORKERS,
     TWO_WORKERS_THEN_ONE,
+    Recorder,
     losses,
 )
 from tests.tiny import tiny, wider
@@ -253,7 +256,7 @@ def test_search_stops_weak_trials_and_scores_the_best(go, images):
 @TWO_TEAMS
 def test_paused_trials_train_as_if_never_paused(go):
     space = {"optimizer": [{"name": "adam", "lr": {"grid": [1e-8, 0.03, 1e-7, 0.02]}}]}
-    halving = {"name": "asha", "grace_epochs": 1, "reduction_factor": 2}
+    halving = {"name": "halving", "grace_epochs": 1, "reduction_factor": 2}
     search, train = {"space": space, "metric": "val_loss"}, {"epochs": 4}
     results, listener, paused = go(search=search | {"scheduler": halving}, train=train)
     _, _, whole = go(search=search | {"scheduler": {"name": "none"}}, train=train)
@@ -264,6 +267,37 @@ def test_paused_trials_train_as_if_never_paused(go):
     assert not [note for note in listener.notes if "died" in note]
     seconds = {t["trial"]: t["seconds"] for t in results["trials"]}
     assert all(0 < s < 60 for s in seconds.values())
+
+
+class EndsStandIn(Recorder):
+    """Kills a process in which Tune follows a trial, once one has trained an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed = False
+
+    def epochs(self, done, total, records) -> None:
+        if self.killed or not any(record.history for record in records):
+            return
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if not self.killed and process.name().startswith("ray::StandIn"):
+                    process.kill()
+                    self.killed = True
+
+
+@TWO_TEAMS
+def test_search_outlives_a_dead_stand_in(go):
+    space = {"optimizer": [{"name": "adam", "lr": {"grid": [0.03, 0.02]}}]}
+    search = {"space": space, "scheduler": {"name": "none"}}
+    results, listener, run = go(EndsStandIn(), search=search, train={"epochs": 8})
+    assert listener.killed
+    assert [t["status"] for t in results["trials"]] == ["finished", "finished"]
+    for trial in ("t0", "t1"):
+        history = read_json(run.trial_folder(trial) / "trial.json")["history"]
+        assert [epoch["epoch"] for epoch in history] == list(range(1, 9))
+    left = {path.name for path in run.folder.rglob("*")}
+    assert not [name for name in left if "tune" in name or name.endswith(".pkl")]
 
 
 @TWO_TEAMS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from raysft.train.queue.assignment import Assignment, Member
+from raysft.records.documents import EpochMetrics
+from raysft.train.queue.assignment import Assignment, Member, Source
 from raysft.train.queue.client import LocalLink, QueueClient
 from raysft.train.queue.policy import Failure
 
@@ -23,6 +24,8 @@ class LocalTeams:
         self.trained: dict[str, int] = dict.fromkeys(losses, 0)
         """Epochs of each trial that were trained."""
         self.accumulate: dict[str, int] = {}
+        self.sources: list[Source] = []
+        """The checkpoints of others that trials went on from."""
         members = [Member(0, team, 0, 1, incarnation=1) for team in range(teams)]
         self.threads = [
             threading.Thread(target=self._work, args=(member,), daemon=True) for member in members
@@ -56,6 +59,8 @@ class LocalTeams:
         self.accumulate[trial] = assignment.train.accumulate
         losses = self.losses[trial]
         go_on = True
+        if assignment.source is not None:
+            self._copy(trial, assignment.source)
         while go_on and self.trained[trial] < len(losses):
             loss = losses[self.trained[trial]]
             if isinstance(loss, Exception):
@@ -63,6 +68,17 @@ class LocalTeams:
                 raise loss
             self.trained[trial] += 1
             epoch = self.trained[trial]
-            metrics = {"epoch": epoch, "val_loss": loss, "val_accuracy": 1 / (1 + loss)}
+            metrics = _metrics(epoch, loss)
             go_on = self.queue.report_epoch(trial, [metrics], epoch == len(losses))
         self.queue.finish_trial(member, trial, "here")
+
+    def _copy(self, trial: str, source: Source) -> None:
+        self.sources.append(source)
+        self.trained[trial] = source.epoch
+        copied = enumerate(self.losses[source.trial][: source.epoch], 1)
+        history = [_metrics(epoch, loss) for epoch, loss in copied]
+        self.queue.report_epoch(trial, history, last=False)
+
+
+def _metrics(epoch: int, loss: float) -> EpochMetrics:
+    return {"epoch": epoch, "val_loss": loss, "val_accuracy": 1 / (1 + loss)}

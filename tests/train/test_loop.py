@@ -15,9 +15,9 @@ from raysft.data.preparation import Preparation
 from raysft.errors import DivergedError
 from raysft.job.optimizers import NAMES
 from raysft.job.recipe import Train
-from raysft.train.checkpoint import newest_valid
+from raysft.train.checkpoint import best_epoch, newest_valid, read_state
 from raysft.train.checkpoint_schedule import CheckpointSchedule
-from raysft.train.loop import Hooks, Splits, TrialPlan, best_epoch, run_trial
+from raysft.train.loop import Hooks, Splits, TrialPlan, run_trial
 from raysft.train.team import Team
 from tests.tiny import tiny
 
@@ -38,11 +38,18 @@ HOW = Preparation((0.5,) * 3, (0.25,) * 3)
 
 
 def trial(
-    folder: Path, epochs: int = 4, stop_after: int | None = None, net=None, **knobs
+    folder: Path,
+    epochs: int = 4,
+    stop_after: int | None = None,
+    net=None,
+    source=None,
+    pinned=(),
+    **knobs,
 ) -> list[dict]:
     knobs = {"optimizer": {"name": "adam", "lr": 0.01}} | knobs
     train = Train.model_validate({"epochs": epochs, "batch_size": 8} | knobs)
-    recipe = TrialPlan(train, 0, HOW, (17, 17, 16), "val_accuracy", folder / "t0/checkpoints", "4")
+    own = folder / "t0/checkpoints"
+    recipe = TrialPlan(train, 0, HOW, (17, 17, 16), "val_accuracy", own, "4", source=source)
     torch.manual_seed(0)
     seen = []
 
@@ -56,7 +63,7 @@ def trial(
         net or tiny(3),
         Splits(TRAIN, VAL),
         Team(0, 1, torch.device("cpu")),
-        Hooks(report, lambda *a: None),
+        Hooks(report, lambda *a: None, pinned=lambda: pinned),
     )
     return seen
 
@@ -114,6 +121,33 @@ def test_only_best_and_last_checkpoint_are_kept(tmp_path):
     history = trial(tmp_path, epochs=5)
     left = sorted(int(p.name[-4:]) for p in (tmp_path / "t0/checkpoints").iterdir())
     assert left == sorted({best_epoch(history, "val_accuracy"), 5})
+
+
+def kept(folder: Path) -> set[int]:
+    return {int(path.name[-4:]) for path in (folder / "t0/checkpoints").iterdir()}
+
+
+def test_checkpoint_that_others_start_from_is_kept_with_its_best(tmp_path):
+    history = trial(tmp_path, epochs=6, pinned=(3,))
+    best = {best_epoch(history[:3], "val_accuracy"), best_epoch(history, "val_accuracy")}
+    assert kept(tmp_path) == best | {3, 6}
+
+
+def test_trial_continues_another_one_with_its_own_values(tmp_path):
+    sgd = {"name": "sgd", "lr": 0.05, "weight_decay": 0.01, "momentum": 0.5}
+    first = trial(tmp_path / "a", stop_after=2, optimizer=sgd)
+    trial(tmp_path / "b", stop_after=3, optimizer=sgd | {"lr": 1e-9})  # which is given up
+    own = sgd | {"lr": 0.02, "weight_decay": 0.001, "momentum": 0.9}
+    source = (tmp_path / "a/t0/checkpoints", 2)
+    seen = trial(tmp_path / "b", optimizer=own, source=source, stop_after=3)
+    assert values(seen[:1]) == values(first[1:])
+    assert [m["epoch"] for m in seen] == [2, 3]
+    assert kept(tmp_path / "b") >= {3, best_epoch(first + seen[1:], "val_accuracy")}
+    state = read_state(tmp_path / "b/t0/checkpoints/epoch-0003")
+    options = state["param_groups"][0]
+    assert (options["momentum"], options["weight_decay"]) == (0.9, 0.001)
+    assert seen[1]["learning_rate"] < first[1]["learning_rate"]
+    assert [m["epoch"] for m in state["standing"]["history"]] == [1, 2, 3]
 
 
 class Dying(torch.nn.Sequential):

@@ -20,6 +20,16 @@ HandedSplit: TypeAlias = "SplitSource | ray.ObjectRef[Rows]"
 
 
 @dataclass(frozen=True)
+class Source:
+    """A checkpoint of another trial, from which a trial goes on."""
+
+    trial: str
+    folder: str
+    """Of that trial."""
+    epoch: int
+
+
+@dataclass(frozen=True)
 class Assignment:
     """Train a trial, or score one checkpoint on the test split."""
 
@@ -35,6 +45,8 @@ class Assignment:
     """Whether it ends with the search, which a repeat of its best trial and a score outlive."""
     halved: bool = False
     """Whether its micro-batch was halved because memory was short."""
+    source: Source | None = None
+    """What it starts from instead of its own last checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from raysft.errors import RaysftError, TrialError
 from raysft.job.values import Config
 from raysft.ray_calls import first_result
 from raysft.records.documents import EpochMetrics, LoadedWeights
-from raysft.train.queue.assignment import Assignment, HandedSplit, Member, Turn
+from raysft.train.queue.assignment import Assignment, HandedSplit, Member, Source, Turn
 from raysft.train.queue.events import (
     CheckpointScored,
     Event,
@@ -83,9 +83,9 @@ class QueueClient:
         """A slot will not come back."""
         self._call(TrialQueue.remove_slot, slot)
 
-    def finish_search(self) -> None:
+    def finish_search(self, reason: str = "") -> None:
         """Stop trials after their epoch."""
-        self._call(TrialQueue.finish_search)
+        self._call(TrialQueue.finish_search, reason)
 
     def close(self) -> None:
         """Send the teams home; does not wait, as the queue may be gone with its machine."""
@@ -113,9 +113,33 @@ class QueueClient:
         """Have a trial leave its team after the epoch it has reported."""
         self._call(TrialQueue.pause, trial)
 
+    def skip(self, trial: str, config: Config) -> None:
+        """A trial that the search has ended without."""
+        self._call(TrialQueue.skip, trial, config)
+
     def resume(self, trial: str) -> None:
         """Give a paused trial to the next free team."""
         self._call(TrialQueue.resume, trial)
+
+    def restart(self, assignment: Assignment) -> None:
+        """Give a paused trial to the next free team, with another trial's checkpoint."""
+        self._call(TrialQueue.restart, assignment)
+
+    def next_event(self, trial: str, reader: str) -> TrialEvent:
+        """Wait for the next event of a trial, which trains on until then."""
+        return self._call(TrialQueue.next_event, trial, reader)
+
+    def claim(self, trial: str, source: Source) -> None:
+        """A paused trial will start from the checkpoint of another one."""
+        self._call(TrialQueue.claim, trial, source)
+
+    def pin(self, trial: str, epoch: int) -> None:
+        """Keep the checkpoint of an epoch for other trials."""
+        self._call(TrialQueue.pin, trial, epoch)
+
+    def give_up(self, trial: str, error: str) -> None:
+        """End a trial that nobody decides on any more."""
+        self._call(TrialQueue.give_up, trial, error)
 
     def stop(self, trial: str) -> None:
         """End a trial before its last epoch."""
@@ -158,6 +182,10 @@ class QueueClient:
     def report_epoch(self, trial: str, epochs: Sequence[EpochMetrics], last: bool) -> bool:
         """Metrics of an epoch; returns whether to train on."""
         return self._call(TrialQueue.report_epoch, trial, epochs, last)
+
+    def pinned_epochs(self, trial: str) -> Sequence[int]:
+        """The epochs whose checkpoints must not be removed."""
+        return self._call(TrialQueue.pinned_epochs, trial)
 
     def finish_trial(self, member: Member, trial: str, host: str) -> None:
         """A team is done with its trial."""

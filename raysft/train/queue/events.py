@@ -91,6 +91,17 @@ class BatchHalved(TrialEvent):
 
 
 @dataclass(frozen=True)
+class TrialCopied(TrialEvent):
+    """It goes on from another trial's checkpoint with a configuration of its own."""
+
+    kind = "copied"
+    source: str
+    config: Config
+    history: Sequence[EpochMetrics]
+    """All epochs that the checkpoint has behind it, whoever trained them."""
+
+
+@dataclass(frozen=True)
 class TrialPaused(TrialEvent):
     """It has left its team, and waits to be resumed or stopped."""
 
@@ -120,6 +131,14 @@ class CheckpointScored(TrialEvent):
 
 
 # --- to a worker, a team or the run ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SearchFinished(Event):
+    """No further trial is begun, and those in training end after their epoch."""
+
+    kind = "search finished"
+    reason: str
 
 
 @dataclass(frozen=True)

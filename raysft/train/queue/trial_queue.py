@@ -11,7 +11,7 @@ from raysft.job.recipe import Train
 from raysft.job.spec import Model
 from raysft.job.values import Config
 from raysft.records.documents import EpochMetrics, LoadedWeights
-from raysft.train.queue.assignment import Assignment, HandedSplit, Member, Turn
+from raysft.train.queue.assignment import Assignment, HandedSplit, Member, Source, Turn
 from raysft.train.queue.event_log import EventLog
 from raysft.train.queue.events import (
     BatchHalved,
@@ -20,7 +20,9 @@ from raysft.train.queue.events import (
     Event,
     NetworkBuilt,
     RunRefused,
+    SearchFinished,
     TeamRestarted,
+    TrialCopied,
     TrialEnded,
     TrialEvent,
     TrialPaused,
@@ -90,9 +92,13 @@ class TrialQueue:
                 team.running = None
                 await self._retry(trial)
 
-    async def finish_search(self) -> None:
+    async def finish_search(self, reason: str = "") -> None:
         """Stop trials in training after their epoch, and those that the search still proposes."""
+        if self._search_finished:
+            return
         self._search_finished = True
+        if reason:
+            await self._log_event(SearchFinished(reason))
         for trial, state in list(self._trials.items()):
             if state.assignment.of_search:
                 await self.stop(trial)
@@ -126,15 +132,29 @@ class TrialQueue:
         await self._log_event(TrialProposed(trial, config))
         await self._end(state, End("failed", error, ""))
 
-    async def next_event(self, trial: str) -> TrialEvent:
-        """The next epoch, or the end, of a trial. To ask is to let it train on."""
+    async def skip(self, trial: str, config: Config) -> None:
+        """A trial that the search has ended without."""
+        state = TrialState(Assignment("train", trial, "", Model(), Train(), 0, config))
+        self._trials[trial] = state
+        await self._end(state, End("stopped"))
+
+    async def next_event(self, trial: str, reader: str = "") -> TrialEvent:
+        """The next epoch, or the end, of a trial. To ask is to let it train on.
+
+        Another `reader` than before is answered first what that one was answered last: it may have
+        died with it.
+        """
         state = self._trials[trial]
+        state.read_by(reader)
         if not state.unread:
             state.decide(go_on=True)
         while not state.unread:
             state.has_unread.clear()
             await state.has_unread.wait()
-        return state.unread.popleft()
+            if state.reader != reader:
+                raise RuntimeError(f"{trial} is followed by somebody else now")
+        state.delivered = state.unread.popleft()
+        return state.delivered
 
     async def pause(self, trial: str) -> None:
         """Have a trial leave its team after the epoch it has reported; an event says so."""
@@ -149,12 +169,26 @@ class TrialQueue:
     async def resume(self, trial: str) -> None:
         """Give a paused trial to the next free team; one that was stopped meanwhile stays so."""
         state = self._trials[trial]
-        if state.phase is not Phase.PAUSED:
-            return
-        state.enter(Phase.QUEUED)
-        # The team reports the epoch of its checkpoint again, and must not be told to pause again.
-        state.decision = None
-        await self._append(state.assignment)
+        await self._resume(state, state.assignment)
+
+    async def restart(self, assignment: Assignment) -> None:
+        """As `resume`, from the checkpoint of another trial and with other values."""
+        await self._resume(self._trials[assignment.trial], assignment)
+
+    async def claim(self, trial: str, source: Source) -> None:
+        """A paused trial will start from the checkpoint of another one."""
+        self._trials[trial].claimed = source
+
+    async def pin(self, trial: str, epoch: int) -> None:
+        """Keep the checkpoint of an epoch instead of the one pinned before."""
+        self._trials[trial].pinned = epoch
+
+    async def give_up(self, trial: str, error: str) -> None:
+        """End a trial that nobody decides on any more."""
+        state = self._trials.get(trial)
+        if state is not None:
+            state.decide(go_on=False)
+            await self._end(state, End("failed", error, ""))
 
     async def stop(self, trial: str) -> None:
         """End a trial before its last epoch; one without a team never gets one."""
@@ -237,6 +271,11 @@ class TrialQueue:
         if state.phase is Phase.ENDED:
             return False
         metrics = epochs[-1]
+        source = state.note_copied()
+        if source is not None:
+            state.epochs = source.epoch
+            copied = TrialCopied(trial, source.trial, state.assignment.config, epochs)
+            await self._log_event(copied)
         if state.note_epoch(metrics, last):
             await_search = state.assignment.of_search and not last  # nobody decides on a repeat
             state.decision = asyncio.get_running_loop().create_future() if await_search else None
@@ -244,6 +283,16 @@ class TrialQueue:
         if last or state.phase is Phase.STOPPING:
             return False
         return True if state.decision is None else await asyncio.shield(state.decision)
+
+    async def pinned_epochs(self, trial: str) -> Sequence[int]:
+        """The epochs whose checkpoints a team must not remove, for trials that start from them."""
+        own = self._trials[trial].pinned
+        epochs = set() if own is None else {own}
+        for state in self._trials.values():
+            for source in state.sources():
+                if source.trial == trial:
+                    epochs.add(source.epoch)
+        return sorted(epochs)
 
     async def finish_trial(self, member: Member, trial: str, host: str) -> None:
         """A team is done with its trial: it has trained to its end, or was told to leave it."""
@@ -394,6 +443,21 @@ class TrialQueue:
     async def _pause(self, state: TrialState) -> None:
         state.enter(Phase.PAUSED)
         await self._publish(state, TrialPaused(state.assignment.trial))
+        following, state.following = state.following, None
+        if following is not None:
+            await self._resume(state, following)
+
+    async def _resume(self, state: TrialState, assignment: Assignment) -> None:
+        if state.phase is Phase.PAUSING:  # its team has not left it yet
+            state.following = assignment
+        if state.phase is not Phase.PAUSED:
+            return
+        state.enter(Phase.QUEUED)
+        state.assignment = assignment
+        state.forget_events()
+        # The team reports the epoch of its checkpoint again, and must not be told to pause again.
+        state.decision = None
+        await self._append(assignment)
 
     async def _end(self, state: TrialState, end: End) -> None:
         trial = state.assignment.trial

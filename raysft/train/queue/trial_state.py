@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from raysft.records.documents import EpochMetrics
-from raysft.train.queue.assignment import Assignment
+from raysft.train.queue.assignment import Assignment, Source
 from raysft.train.queue.events import TrialEvent
 
 
@@ -53,6 +53,16 @@ class TrialState:
     unread: deque[TrialEvent] = field(default_factory=deque)
     """Events that the search has not read yet."""
     has_unread: asyncio.Event = field(default_factory=asyncio.Event)
+    reader: str = ""
+    """Who asked for its events last."""
+    delivered: TrialEvent | None = None
+    """What that one was answered last."""
+    following: Assignment | None = None
+    """What it goes on with at once when it has left its team."""
+    claimed: Source | None = None
+    """The checkpoint of another trial that it will start from."""
+    pinned: int | None = None
+    """The last epoch whose checkpoint other trials may start from."""
     decision: asyncio.Future[bool] | None = None
     """Whether to train on after the epoch just reported; None where nobody is asked."""
 
@@ -64,6 +74,20 @@ class TrialState:
                 f"trial {trial} cannot go from {self.phase.name} to {phase.name} in the queue"
             )
         self.phase = phase
+
+    def read_by(self, reader: str) -> None:
+        """Somebody asks for its events: one that is new has not heard what was answered last."""
+        if reader == self.reader:
+            return
+        self.reader = reader
+        if self.delivered is not None:
+            self.unread.appendleft(self.delivered)
+        self.has_unread.set()  # who asked before need not wait any more
+
+    def forget_events(self) -> None:
+        """What was to be told of the time before a pause is of no use after it."""
+        self.unread.clear()
+        self.delivered = None
 
     def decide(self, go_on: bool) -> None:
         """Answer the team that waits after an epoch, if one does."""
@@ -90,6 +114,22 @@ class TrialState:
         self.most_steps = 0
         self.assignment = replace(self.assignment, attempt=0)
         return True
+
+    def sources(self) -> list[Source]:
+        """The checkpoints of other trials that it is still to start from."""
+        following = self.following.source if self.following else None
+        sources = [self.claimed, following, self.assignment.source]
+        return [source for source in sources if source is not None]
+
+    def note_copied(self) -> Source | None:
+        """Its team has reported an epoch: where it came from, the first time."""
+        source = self.assignment.source
+        # A team that takes the trial from now on finds the checkpoint in the trial's own folder.
+        self.assignment = replace(self.assignment, source=None)
+        if source is not None:
+            self.claimed = None
+            self.pinned = None
+        return source
 
 
 def describe_step(seen: tuple[int, int] | None) -> str:

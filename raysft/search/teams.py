@@ -1,0 +1,131 @@
+"""Tells the trial queue what Tune does with its trials: this is how they come to teams and leave
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from raysft.errors import UserError
+from raysft.job.values import Config
+from raysft.search.in_process import InProcess
+from raysft.search.standin import read_checkpoint
+from raysft.train.queue.assignment import Assignment, Source
+from raysft.train.queue.client import QueueClient
+
+MakeAssignment = Callable[[int, Config], Assignment]
+
+
+class Teams(InProcess, Callback):
+    """`names`: of all trials by their numbers; `make_assignment` raises ValueError or UserError for
+    a configuration that no trial can have.
+    """
+
+    def __init__(
+        self, queue: QueueClient, names: Sequence[str], make_assignment: MakeAssignment
+    ) -> None:
+        self.queue = queue
+        self.names = names
+        self.make_assignment = make_assignment
+        self.folders: dict[str, str] = {}
+        """Of the trials that were handed to the teams."""
+        self.paused: set[str] = set()
+        self.checkpoints: dict[str, str] = {}
+        """The checkpoint that each paused trial had when it was looked at last."""
+        self.busy = 0
+        """Trials that have a team or wait for one."""
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
+        """Count, as the searcher is asked next."""
+        statuses = [trial.status for trial in trials]
+        self.busy = statuses.count(Trial.PENDING) + statuses.count(Trial.RUNNING)
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """A stand-in has taken a trial: hand it to the teams, unless one has it already."""
+        name = self._name(trial)
+        if name not in self.folders:
+            self._put(trial)
+            return
+        # Not paused: its stand-in has died, and another one follows what its team does.
+        if name not in self.paused:
+            return
+        self.paused.discard(name)
+        source = self._source(trial)
+        if source is None:
+            self.queue.resume(name)
+            return
+        assignment = self._assignment(trial)
+        if isinstance(assignment, str):
+            self.queue.give_up(name, assignment)
+        else:
+            self.queue.restart(replace(assignment, source=source))
+
+    def _put(self, trial: Trial) -> None:
+        name = self._name(trial)
+        assignment = self._assignment(trial)
+        if isinstance(assignment, str):
+            self.folders[name] = ""
+            self.queue.reject(name, trial.config["config"], assignment)
+        else:
+            self.folders[name] = assignment.folder
+            self.queue.put(assignment)
+
+    def _assignment(self, trial: Trial) -> Assignment | str:
+        """What a team is to do, or why no team can."""
+        try:
+            return self.make_assignment(trial.config["number"], trial.config["config"])
+        except (ValueError, UserError) as error:
+            # Each value may be right, and all of them together not: that trial has failed.
+            return " ".join(str(error).split())
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
+        """Have the trials that Tune has paused leave their teams."""
+        for trial in trials:
+            if trial.status == Trial.PAUSED:
+                self._pause(trial)
+
+    def _pause(self, trial: Trial) -> None:
+        name = self._name(trial)
+        if name not in self.paused:
+            self.paused.add(name)
+            self.queue.pause(name)
+        checkpoint = trial.checkpoint
+        if checkpoint is None or self.checkpoints.get(name) == checkpoint.path:
+            return
+        self.checkpoints[name] = checkpoint.path
+        source = self._source(trial)
+        if source is not None:
+            self.queue.claim(name, source)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Tune has ended a trial, or it has trained to its end."""
+        self.queue.stop(self._name(trial))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """Too many stand-ins of a trial have died."""
+        self.queue.give_up(self._name(trial), "the process that followed it for the search died")
+
+    def _name(self, trial: Trial) -> str:
+        number: int = trial.config["number"]
+        return self.names[number]
+
+    def _source(self, trial: Trial) -> Source | None:
+        """The checkpoint of another trial that Tune starts a trial from; None for its own."""
+        checkpoint = trial.checkpoint
+        if checkpoint is None:
+            return None
+        stands_for = read_checkpoint(checkpoint.path)
+        other = stands_for["trial"]
+        if other == self._name(trial):
+            return None
+        return Source(other, self.folders[other], stands_for["epoch"])
