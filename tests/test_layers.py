@@ -72,3 +72,29 @@ def test_no_two_modules_need_each_other():
         TopologicalSorter(modules()).prepare()
     except CycleError as error:
         raise AssertionError(" needs ".join(error.args[1])) from None
+
+
+def imported_at_once(module: str) -> set[str]:
+    """What importing a module imports, of raysft and of others."""
+    path = ROOT.parent / Path(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    found: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def test_a_job_without_search_imports_no_tune():
+    known, seen = modules(), set()
+    waiting = ["raysft.run.driver", "raysft.train.worker", "raysft.train.queue.trial_queue"]
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        found = imported_at_once(module)
+        assert not [name for name in found if f"{name}.".startswith("ray.tune.")], module
+        waiting += [name for name in found if name in known and name not in seen]
+    assert "raysft.run.search_thread" in seen
