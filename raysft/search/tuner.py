@@ -82,7 +82,7 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
     callback = Teams(queue, trials.names, trials.make_assignment)
     place.scratch.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(prefix="tune-", dir=place.scratch)
-    with _settings(place.teams), scratch as folder:
+    with _settings(_most_pending(job.search, trials, place.teams)), scratch as folder:
         trainable = tune.with_parameters(
             StandIn,
             queue=queue,
@@ -170,11 +170,20 @@ def _folder_name(trial: Trial) -> str:
     return name
 
 
-@contextmanager
-def _settings(teams: int) -> Iterator[None]:
-    """Tune's settings, which it takes from the environment."""
+def _most_pending(search: Search, trials: Trials, teams: int) -> int:
+    """How many trials may wait for a stand-in."""
+    # A bracket of HyperBand takes in whoever comes while it has a place: were trials proposed as
+    # others end, the first bracket, in which all train to the end, would take in most of them.
+    if search.scheduler.name == "hyperband":
+        return len(trials.numbers)
     # As many stand-ins start at once as there are teams; one after the other is Tune's way.
-    wanted = SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(teams)}
+    return teams
+
+
+@contextmanager
+def _settings(pending: int) -> Iterator[None]:
+    """Tune's settings, which it takes from the environment."""
+    wanted = SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(pending)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     # It misses files in the end that it was told not to write.

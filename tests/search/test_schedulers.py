@@ -291,6 +291,17 @@ def test_every_trial_ends_and_the_best_one_trains_longest(name, teams):
         assert search.epochs_trained < 12 * 8
 
 
+def test_hyperband_needs_all_trials_at_once():
+    """Why the Tuner proposes all of them (`raysft.search.tuner`)."""
+    trained = {}
+    for at_once in (True, False):
+        scheduler = made(trials=12, length=8, name="hyperband")
+        quality = growing(range(1, 13))
+        search = Controller(scheduler, quality, 12, 8, paced=False, at_once=at_once).run()
+        trained[at_once] = search.epochs_trained
+    assert trained[True] < trained[False] == 12 * 8
+
+
 def test_none_trains_every_trial_to_its_end():
     search = Controller(made(name="none"), lambda n, epoch, _: n, 4, 8, 2).run()
     assert set(search.ended.values()) == {"finished"}
