@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
-from ray.tune.schedulers.pb2 import PB2
 
 from raysft.errors import UserError
 from raysft.job.metrics import metric_mode
@@ -133,6 +132,9 @@ def _pbt(search: Search, epochs: int) -> PopulationBasedTraining:
 
 
 def _pb2(search: Search, epochs: int) -> PopulationBasedTraining:
+    # Only here: it imports scikit-learn, which takes a second of every search.
+    from ray.tune.schedulers.pb2 import PB2
+
     def bound(config: Proposed) -> Proposed:
         # It computes in float32, whose nearest number may lie outside.
         return {**config, "config": keep_bounds(search.space, config["config"])}
