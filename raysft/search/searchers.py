@@ -103,7 +103,10 @@ class Proposing(Planned):
                 learned.append(trial)
         points += self._known_points()
         # A resumed run must not draw the same once more.
-        asked = Asked(job, self.parameters, job.seed + len(past), points)
+        first = len(job.search.start_with)
+        begun = [number for number in self.waiting if number in configs and number >= first]
+        seed = job.seed + len(past) + len(begun)
+        asked = Asked(job, self.parameters, seed, points)
         self.inner = make_algorithm(self.name, asked)
         for number, (_, status, history) in enumerate(learned):
             self._replay(f"past-{number}", status, history)

@@ -273,6 +273,15 @@ def test_earlier_trials_are_suggested_and_told_again(record):
     assert inner.searcher.suggest("a")["config"]["optimizer"]["lr"] == 0.2
 
 
+def test_a_run_that_was_cut_off_in_its_first_trials_draws_others():
+    first = make(job(), 4)
+    begun = {number: first.suggest(str(number))["config"] for number in range(2)}
+    resumed = make(job(), 4, configs=begun)
+    again = [resumed.suggest(str(number))["config"] for number in range(4)]
+    assert again[:2] == list(begun.values())
+    assert not any(config in again[:2] for config in again[2:])
+
+
 def test_it_waits_while_results_may_come_and_no_longer(record, caplog):
     inner = record(suggestions=[point(0.1)])
     inner.searcher.suggest("a")
