@@ -79,7 +79,7 @@ ALGORITHMS: dict[str, AlgorithmInfo] = {
         {"optimizer": "text", "optimizer_kwargs": "section"}, ("nevergrad",), "'raysft[nevergrad]'"
     ),
     # Its newest version wants a numpy older than raysft's, so there is no extra.
-    "hebo": AlgorithmInfo({"max_concurrent": "whole"}, ("hebo",), "HEBO"),
+    "hebo": AlgorithmInfo({"max_concurrent": "whole"}, ("hebo",), "--no-deps HEBO"),
     "bayesopt": AlgorithmInfo(
         {
             "utility_kwargs": "section",
