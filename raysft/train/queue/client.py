@@ -53,9 +53,6 @@ class Link(Protocol):
     def start(self, method: Method[P, T], *args: P.args, **named: P.kwargs) -> Reply[T]:
         """Make a call without waiting for its answer."""
 
-    def first(self, replies: Sequence[Reply[T]]) -> Reply[T]:
-        """Wait for any one of several calls to be answered."""
-
     def first_answer(self, reply: Reply[T]) -> T:
         """The answer to the first call; raises RunError where the queue does not start."""
 
@@ -100,14 +97,6 @@ class QueueClient:
     def reject(self, trial: str, config: Config, error: str) -> None:
         """A configuration that no trial can have."""
         self._call(TrialQueue.reject, trial, config, error)
-
-    def request_event(self, trial: str) -> Reply[TrialEvent]:
-        """Ask for the next event of a trial, which lets it train on."""
-        return self._link.start(TrialQueue.next_event, trial)
-
-    def first(self, replies: Sequence[Reply[TrialEvent]]) -> Reply[TrialEvent]:
-        """Wait for the next event of any of several trials."""
-        return self._link.first(replies)
 
     def pause(self, trial: str) -> None:
         """Have a trial leave its team after the epoch it has reported."""
@@ -236,14 +225,6 @@ class RayLink(Link):
         """Call the actor."""
         return RayReply(getattr(self.actor, method.__name__).remote(*args, **named))
 
-    def first(self, replies: Sequence[Reply[T]]) -> Reply[T]:
-        """Wait for one of several answers of the actor."""
-        replies_by_reference = {
-            reply.reference: reply for reply in replies if isinstance(reply, RayReply)
-        }
-        done, _ = ray.wait(list(replies_by_reference), num_returns=1)
-        return replies_by_reference[done[0]]
-
     def first_answer(self, reply: Reply[T]) -> T:
         """The actor's first answer: Ray may not be able to start its process."""
         assert isinstance(reply, RayReply)
@@ -275,12 +256,6 @@ class LocalLink(Link):
     def start(self, method: Method[P, T], *args: P.args, **named: P.kwargs) -> Reply[T]:
         """Call the queue on its event loop."""
         return asyncio.run_coroutine_threadsafe(method(self._queue, *args, **named), self._loop)
-
-    def first(self, replies: Sequence[Reply[T]]) -> Reply[T]:
-        """Wait for one of several answers."""
-        waiting = [reply for reply in replies if isinstance(reply, futures.Future)]
-        done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
-        return done.pop()
 
     def first_answer(self, reply: Reply[T]) -> T:
         """The thread's first answer, which it always gives."""
