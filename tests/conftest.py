@@ -31,7 +31,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests of properties take their number of examples from here: --hypothesis-profile fast
-# Without a deadline: they share the machine with the tests with a Ray.
+# Without a deadline: a machine may be busy with something else.
 settings.register_profile("usual", deadline=None, max_examples=50)
 settings.load_profile("usual")
 settings.register_profile("fast", deadline=None, max_examples=10)
