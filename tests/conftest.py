@@ -50,10 +50,13 @@ def pytest_unconfigure(config):
     """End without the libraries' own farewells: with threads of Ray and Arrow still there, some
     crash in them.
     """
-    if _STATUS in config.stash and not hasattr(config, "workerinput"):  # pytest-xdist's: it reports
+    status = config.stash.get(_STATUS, pytest.ExitCode.USAGE_ERROR)
+    if status == pytest.ExitCode.USAGE_ERROR:  # which is said only after this
+        return
+    if not hasattr(config, "workerinput"):  # pytest-xdist's: it reports
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(config.stash[_STATUS])
+        os._exit(status)
 
 
 # --- Ray, and the order of the tests -------------------------------------------------------------
