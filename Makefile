@@ -8,11 +8,16 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)  ## install what is needed, then run the quickstart
 	$(BIN)/raysft submit jobs/quickstart.yaml
 
+# Tests that start no Ray share two processes; the others have the machine to themselves: side by side
+# both are slower than one after the other.
+PURE := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(STAMP)  ## install what is needed, then run all tests
-	$(BIN)/python -m tests
+	$(PURE) -m "not ray" --durations=20
+	$(BIN)/python -m pytest -m "ray and not long" --durations=40
 
 test-fast: $(STAMP)  ## the tests that answer within a minute
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not slow" --hypothesis-profile fast
+	$(PURE) -m "not ray and not slow" --hypothesis-profile fast
 
 check: $(STAMP)  ## linter and type checker
 	$(BIN)/ruff format --check raysft tests
@@ -25,8 +30,9 @@ multihost: $(STAMP)  ## a real cluster of three hosts in network namespaces; nee
 		{ apt-get update -q && apt-get install -qy iproute2 nftables openssh-server openssh-client rsync; }
 	$(BIN)/python -m pytest tests/multihost
 
-faults: $(STAMP)  ## a search killed at twenty random moments in all of its parts, nodes that come and go
-	RAYSFT_FAULTS=20 $(BIN)/python -m pytest tests/faults tests/run/test_nodes.py
+CASES ?= 20
+faults: $(STAMP)  ## a search killed at twenty random moments (or CASES=…) in all of its parts, nodes that come and go
+	RAYSFT_FAULTS=$(CASES) $(BIN)/python -m pytest tests/faults tests/run/test_nodes.py
 
 bench: $(STAMP)  ## benchmarks, all or BENCH=name
 	$(BIN)/python -m tests.benchmarks $(BENCH)

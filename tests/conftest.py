@@ -31,7 +31,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests of properties take their number of examples from here: --hypothesis-profile fast
-# Without a deadline: they share the machine with the tests with a Ray.
+# Without a deadline: a machine may be busy with something else.
 settings.register_profile("usual", deadline=None, max_examples=50)
 settings.load_profile("usual")
 settings.register_profile("fast", deadline=None, max_examples=10)
@@ -50,10 +50,13 @@ def pytest_unconfigure(config):
     """End without the libraries' own farewells: with threads of Ray and Arrow still there, some
     crash in them.
     """
-    if _STATUS in config.stash and not hasattr(config, "workerinput"):  # pytest-xdist's: it reports
+    status = config.stash.get(_STATUS, pytest.ExitCode.USAGE_ERROR)
+    if status == pytest.ExitCode.USAGE_ERROR:  # which is said only after this
+        return
+    if not hasattr(config, "workerinput"):  # pytest-xdist's: it reports
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(config.stash[_STATUS])
+        os._exit(status)
 
 
 # --- Ray, and the order of the tests -------------------------------------------------------------
