@@ -31,8 +31,9 @@ multihost: $(STAMP)  ## a real cluster of three hosts in network namespaces; nee
 	$(BIN)/python -m pytest tests/multihost
 
 CASES ?= 20
-faults: $(STAMP)  ## a search killed at twenty random moments (or CASES=…) in all of its parts, nodes that come and go
-	RAYSFT_FAULTS=$(CASES) $(BIN)/python -m pytest tests/faults tests/run/test_nodes.py
+faults: $(STAMP)  ## a search killed at twenty random moments (or CASES=…); what is killed, hangs, has no disk; nodes that come and go
+	RAYSFT_FAULTS=$(CASES) $(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -m long --ignore=tests/multihost --durations=20
 
 bench: $(STAMP)  ## benchmarks, all or BENCH=name
 	$(BIN)/python -m tests.benchmarks $(BENCH)

@@ -209,35 +209,30 @@ def test_run_is_followed_to_end_and_listed(cluster, call, job, tmp_path, proxy):
         (tmp_path / "storage/datasets").glob("imagefolder-*/dataset.json")
     )  # where all nodes can read it
 
-    results = json.loads(call("results", "first", "--address", cluster, "--json").stdout)
-    assert results == read_json(tmp_path / "storage/first/results.json")
-    rows = json.loads(call("list", "--json", RAY_ADDRESS=cluster).stdout)
-    assert [row["status"] for row in rows if row["run"] == "first"] == ["done"]
-    status = json.loads(call("status", "first", "--address", cluster, "--json").stdout)
-    assert [trial["status"] for trial in status["trials"]] == ["finished"] * 2
-    assert "raysft: results" in call("logs", "first", "--address", cluster).stdout
-    again = call("submit", job, "--address", cluster, "--name", "first")
-    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-
-    words = (
-        "predict",
-        tmp_path / "storage/first",
-        tmp_path / "images",
-        "--json",
-        "--trust-code",
-        "--address",
-        cluster,
-        "--out",
-    )
+    there, model, images = ("--address", cluster), tmp_path / "storage/first", tmp_path / "images"
+    predict = ("predict", model, images, "--json", "--trust-code", *there, "--out")
     out, taken = tmp_path / "p.parquet", tmp_path / "taken.parquet"
     taken.touch()
-    with ThreadPoolExecutor(2) as pool:
-        done, refused = pool.map(lambda path: call(*words, path), (out, taken))
-    predicted = json.loads(done.stdout)
+    with ThreadPoolExecutor(7) as pool:  # each waits for Ray most of its time
+        done = pool.submit(call, *predict, out)
+        refused = pool.submit(call, *predict, taken)
+        again = pool.submit(call, "submit", job, *there, "--name", "first")
+        results = pool.submit(call, "results", "first", *there, "--json")
+        listed = pool.submit(call, "list", "--json", RAY_ADDRESS=cluster)
+        status = pool.submit(call, "status", "first", *there, "--json")
+        logs = pool.submit(call, "logs", "first", *there)
+    predicted = json.loads(done.result().stdout)
     assert (predicted["images"], predicted["errors"]) == (200, 0)
     assert len(pq.read_table(out)) == 200
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "already exists" in refused.stderr
+    for wrong, why in ((refused, "already exists"), (again, "is a run of this cluster already")):
+        assert (wrong.result().returncode, wrong.result().stderr.count("\n")) == (2, 1)
+        assert why in wrong.result().stderr
+    assert json.loads(results.result().stdout) == read_json(model / "results.json")
+    rows = json.loads(listed.result().stdout)
+    assert [row["status"] for row in rows if row["run"] == "first"] == ["done"]
+    trials = json.loads(status.result().stdout)["trials"]
+    assert [trial["status"] for trial in trials] == ["finished"] * 2
+    assert "raysft: results" in logs.result().stdout
 
 
 # --- a run whose client dies, watched, stopped and resumed ----------------------------------------
@@ -461,15 +456,19 @@ def test_detached_run_is_only_named(answers):
     assert (answers.detached.returncode, answers.detached.stdout) == (0, "left\n")
 
 
+def test_moved_images_are_asked_for(answers):
+    assert answers.moved.returncode == 2
+    hint = f"`raysft resume {answers.unknown.folder} --set data.path=PATH` says where it is"
+    assert hint in answers.moved.stderr
+
+
+@pytest.mark.long
 def test_run_unknown_to_cluster_resumes_from_folder(answers, cluster, home):
     def resume(*words: object) -> subprocess.CompletedProcess:
         return call_in(answers.folder, home, "resume", *words, "--address", cluster)
 
     folder = answers.unknown.folder
     assert "is not a run of" in resume("nobody").stderr
-    assert answers.moved.returncode == 2
-    hint = f"`raysft resume {folder} --set data.path=PATH` says where it is"
-    assert hint in answers.moved.stderr
     assert "ended before it began to train" in resume("unknown").stderr
     photos = f"data.path={answers.folder}/elsewhere/photos"
     done = resume(folder, "--workers", "1", "--set", photos)

@@ -117,6 +117,7 @@ def small_bitmaps(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_ray")
 def test_killed_prediction_resumes_with_each_image_once(model, tmp_path):
     photos = small_bitmaps(tmp_path / "photos", IMAGES)

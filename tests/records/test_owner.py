@@ -36,8 +36,11 @@ def run(tmp_path) -> Run:
 
 @pytest.fixture
 def stranger():
-    """A process that is none of raysft's business."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    """A process that is none of raysft's business.
+
+    Not a Python: where the repository is cloned as raysft, its path says so.
+    """
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     yield process
     process.kill()
     process.wait()

@@ -24,6 +24,7 @@ TWO_CPUS = [Node(2)]
 TWO_TEAMS = pytest.mark.teams(2, 1)
 TWO_WORKERS = pytest.mark.teams(1, 2)
 ONE_TEAM = pytest.mark.teams(1, 1)
+ONE_TEAM_THEN_ANOTHER = pytest.mark.teams(1, 1, goes_on_with=(1, 1))
 TWO_TEAMS_THEN_TWO_WORKERS = pytest.mark.teams(2, 1, goes_on_with=(1, 2))
 TWO_WORKERS_THEN_ONE = pytest.mark.teams(1, 2, goes_on_with=(1, 1))
 ONE_WORKER_THEN_TWO = pytest.mark.teams(1, 1, goes_on_with=(1, 2))

@@ -178,6 +178,7 @@ def test_torn_shard_is_refused_before_workers_start(go, tmp_path):
         go()
 
 
+@pytest.mark.long
 @TWO_WORKERS_THEN_ONE
 def test_full_disk_ends_the_run_which_can_resume(go, small_disk):
     (small_disk / "filler").write_bytes(b"0" * 248 * 4096)
@@ -197,22 +198,36 @@ def test_full_disk_ends_the_run_which_can_resume(go, small_disk):
     assert {epoch["images"] for epoch in history} == {48}
 
 
+# In numbers as exact as their comparison is.
+SAME = {"train": {"batch_size": 15, "epochs": 3, "precision": "fp32"}}
+
+
 @ONE_WORKER_THEN_TWO
-def test_losses_do_not_depend_on_workers_or_their_death(go, tmp_path, monkeypatch):
+def test_losses_do_not_depend_on_workers(go):
+    _, _, alone = go(**SAME)
+    _, _, again = go(**SAME)
+    assert losses(again) == losses(alone)
+    _, _, both = go(resources={"workers": 2}, **SAME)
+    assert_same_learning(alone, both)
+
+
+@pytest.mark.long
+@ONE_WORKER_THEN_TWO
+def test_losses_do_not_depend_on_death_of_workers(go, tmp_path, monkeypatch):
     (tmp_path / "crashing.py").write_text(CRASHING.format(marker=str(tmp_path / "crashed")))
     monkeypatch.chdir(tmp_path)
-    same = {
-        "train": {"batch_size": 15, "epochs": 3, "precision": "fp32"}
-    }  # as exact as this comparison is
-    _, _, alone = go(**same)
-    _, _, again = go(**same)
-    assert losses(again) == losses(alone)
+    _, _, alone = go(**SAME)
     results, listener, both = go(
-        model={"name": "crashing:network"}, resources={"workers": 2}, **same
+        model={"name": "crashing:network"}, resources={"workers": 2}, **SAME
     )
     assert (tmp_path / "crashed").exists()
     assert any("resuming from its last checkpoint" in note for note in listener.notes)
     assert [t["status"] for t in results["trials"]] == ["finished"]
+    assert_same_learning(alone, both)
+
+
+def assert_same_learning(alone: Run, both: Run) -> None:
+    """A run of one worker and one of two came to the same losses and predictions."""
     for one, two in zip(losses(alone), losses(both), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
     of_one, of_two = (pq.read_table(run.folder / PREDICTIONS).to_pydict() for run in (alone, both))
@@ -487,6 +502,7 @@ def test_tpe_starts_with_known_and_repeats_the_best(go):
     assert not list(run.folder.glob("trials/*seed*/checkpoints"))
 
 
+@pytest.mark.long
 @TWO_WORKERS
 def test_hanging_rank_is_named_and_workers_restart(go, tmp_path, monkeypatch):
     (tmp_path / "hanging.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))

@@ -7,7 +7,14 @@ import pytest
 
 from raysft.records.predictions import PREDICTIONS
 from raysft.run import slot_pool as module
-from tests.run.runs import ONE_TEAM, TWO_TEAMS_THEN_TWO_WORKERS, Recorder, Runner, losses
+from tests.run.runs import (
+    ONE_TEAM,
+    ONE_TEAM_THEN_ANOTHER,
+    TWO_TEAMS_THEN_TWO_WORKERS,
+    Recorder,
+    Runner,
+    losses,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -65,7 +72,7 @@ def predictions(run) -> dict:
     return pq.read_table(run.folder / PREDICTIONS).to_pydict()
 
 
-@ONE_TEAM
+@ONE_TEAM_THEN_ANOTHER
 def test_pooled_run_equals_one_on_new_workers(go: Runner, tmp_path, monkeypatch):
     pids = [write_module(tmp_path / factory, factory) for factory in ("wider", "tiny")]
     _, _, first = go()
@@ -73,15 +80,16 @@ def test_pooled_run_equals_one_on_new_workers(go: Runner, tmp_path, monkeypatch)
         monkeypatch.chdir(tmp_path / factory)
         _, _, careless = go(model={"name": "own:network"}, seed=7)
     _, _, last = go()
+    _, _, tiny = go(seed=7)
     go.pool.close()
     _, _, new = go()
     assert losses(first) == losses(last) == losses(new)
     assert predictions(first) == predictions(last) == predictions(new)
     assert pids[0].read_text() == pids[1].read_text()  # both built in the same process
-    _, _, tiny = go(seed=7)
     assert losses(careless) == losses(tiny)
 
 
+@pytest.mark.long
 @TWO_TEAMS_THEN_TWO_WORKERS
 def test_another_shape_starts_other_workers(go: Runner, tmp_path, monkeypatch):
     pids = write_module(tmp_path / "own", "tiny")
@@ -96,6 +104,7 @@ def test_another_shape_starts_other_workers(go: Runner, tmp_path, monkeypatch):
     assert not of_team & of_teams
 
 
+@pytest.mark.long
 @ONE_TEAM
 def test_worker_that_does_not_come_back_is_replaced(go: Runner, tmp_path, monkeypatch):
     (tmp_path / "stuck.py").write_text(STUCK)
