@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import SearchGenerator
+from ray.tune.search import Searcher, SearchGenerator
 
 Quality = Callable[[int, int, dict], float]
 """Of (number, epoch, configuration) the accuracy."""
@@ -30,8 +30,8 @@ def trial_of(number, config=None):
     return Trial("", stub=True, config={"number": number, "config": config or {}})
 
 
-class Searcher:
-    """What BOHB tells its searcher by way of the controller."""
+class Told(Searcher):
+    """Takes what BOHB tells its searcher by way of the controller."""
 
     def on_pause(self, trial_id):
         pass
@@ -44,7 +44,7 @@ class Proposals(SearchGenerator):
     """A search by a searcher, which every search of raysft is."""
 
     def __init__(self, new=()):
-        self.searcher, self.new = Searcher(), new
+        self.searcher, self.new = Told(), new
 
     def is_finished(self):
         return not self.new

@@ -21,6 +21,13 @@ from raysft.train.queue.assignment import Assignment
 from tests.train.local_teams import LocalTeams
 
 
+@dataclass(frozen=True)
+class Saved:
+    """Where a checkpoint of Tune lies."""
+
+    path: str
+
+
 @dataclass(eq=False)
 class Tried:
     """Of a trial of Tune what schedulers and callbacks look at."""
@@ -28,7 +35,7 @@ class Tried:
     config: dict
     trial_id: str
     status: str = Trial.PENDING
-    checkpoint: Path | None = None
+    checkpoint: Saved | None = None
     stand_in: StandIn | None = None
 
 
@@ -162,10 +169,3 @@ class LocalTune:
         return self.trials
 
     get_live_trials = get_trials
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Where a checkpoint of Tune lies."""
-
-    path: str

@@ -102,7 +102,7 @@ def test_the_same_seed_proposes_the_same(algorithm):
     assert run(make(job(algorithm), 8)) == run(make(job(algorithm), 8))
 
 
-KNOWN = [
+KNOWN: list[Config] = [
     {"optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9}},
     {"train.ema": 0.5, "optimizer": {"name": "sgd", "lr": 10.0}},  # outside the space
     {"optimizer": {"name": "sgd", "lr": 0.2, "momentum": 0.9}, "train.label_smoothing": 0.25},

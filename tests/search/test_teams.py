@@ -128,7 +128,9 @@ def test_dead_stand_in_loses_no_epoch(tmp_path, heard):
 class CopyAtTwo(FIFOScheduler):
     """The second trial goes on from the first one's checkpoint after its second epoch."""
 
-    def on_trial_result(self, tune: LocalTune, trial: Tried, result: dict) -> str:
+    def on_trial_result(  # type: ignore[override]
+        self, tune: LocalTune, trial: Tried, result: dict
+    ) -> str:
         number = trial.config["number"]
         if number == 0 and result["epoch"] == 2:
             self.checkpoint = tune.save(trial)
