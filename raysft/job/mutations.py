@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import JsonValue
 
 from raysft.job.optimizers import OPTIMIZERS
-from raysft.job.ranges import Interval, Range, parse_range
+from raysft.job.ranges import Interval, Listed, Range, parse_range
 from raysft.job.rungs import perturbation_interval
 from raysft.job.space import SpaceProblem, count_trials, with_usual_ranges
 from raysft.job.spec import Job, Search
@@ -86,6 +86,9 @@ def _range_problem(key: str, given: Range, scheduler: str) -> str | None:
             f"cannot change while a trial trains, which {scheduler} wants; give it one value, or "
             "search it with another scheduler"
         )
+    # Without decay an optimizer has its parameters in other groups, and so has its checkpoint.
+    if key.endswith("weight_decay") and isinstance(given, Listed) and 0 in given.values:
+        return "0 cannot change while a trial trains: it has no decay; give a small number instead"
     if scheduler == "pb2" and not isinstance(given, Interval):
         return "pb2 chooses numbers between two ends; give {uniform: [a, b]}, or take pbt"
     return None

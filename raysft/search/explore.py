@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import JsonValue
-from ray import tune
 
-from raysft.job.ranges import Interval, IntervalKind, Listed, Range, parse_range
+from raysft.job.ranges import Interval, Listed, Range, parse_range
 from raysft.job.space import with_usual_ranges
 from raysft.job.values import Config, Space
-
-_DOMAINS: dict[IntervalKind, Callable[[float, float], tune.search.sample.Domain]] = {
-    "uniform": tune.uniform,
-    "loguniform": tune.loguniform,
-    # Tune leaves the upper end out.
-    "int": lambda low, high: tune.randint(int(low), int(high) + 1),
-}
-
+from raysft.search.space import draw
 
 @dataclass(frozen=True)
 class Explorer:
@@ -100,14 +92,6 @@ def _alternative_of(options: Sequence[JsonValue], section: Config) -> dict[str, 
         if all(section.get(name) == value for name, value in constants.items()):
             return ranges
     return {}
-
-
-def draw(given: Range, rng: np.random.RandomState) -> JsonValue:
-    """A value of a range."""
-    if isinstance(given, Listed):
-        return given.values[rng.randint(len(given.values))]
-    drawn = _DOMAINS[given.kind](given.low, given.high).sample(random_state=rng)
-    return bounded(given, float(drawn))
 
 
 def bounded(given: Interval, value: float) -> int | float:

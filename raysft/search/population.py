@@ -108,18 +108,20 @@ class _Idle:
         return lambda *arguments, **named: None
 
 
-def make_population(search: Search, epochs: int, known: EarlierTrials) -> Population:
+def make_population(
+    search: Search, epochs: int, seed: int, known: EarlierTrials
+) -> Population:
     """PBT or PB2 with the arguments of the job, and the ranges of its space to change."""
     given = search.scheduler
-    made = _pb2(search, epochs) if given.name == "pb2" else _pbt(search, epochs)
+    made = _pb2(search, epochs) if given.name == "pb2" else _pbt(search, epochs, seed)
     return Population(made, known, synch=given.in_step)
 
 
-def _pbt(search: Search, epochs: int) -> PopulationBasedTraining:
+def _pbt(search: Search, epochs: int, seed: int) -> PopulationBasedTraining:
     given = search.scheduler
     resample = RESAMPLE if given.resample_probability is None else given.resample_probability
     factors = given.perturbation_factors or FACTORS
-    explorer = Explorer(search.space, factors, resample, np.random.RandomState(0))
+    explorer = Explorer(search.space, factors, resample, np.random.RandomState(seed))
 
     def explore(config: Proposed) -> Proposed:
         return {**config, "config": explorer.explore(config["config"])}

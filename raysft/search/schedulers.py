@@ -18,6 +18,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from raysft.job import Job
 from raysft.job.metrics import metric_mode
 from raysft.job.rungs import first_rung, rung_epochs, rung_sizes
 from raysft.job.spec import Search
@@ -34,17 +35,17 @@ LEAST_SAMPLES = 3  # Tune's own default
 _NOBODY = cast("TuneController", None)  # where Tune's own code does not look at its controller
 
 
-def make_scheduler(
-    search: Search, trials: int, epochs: int, teams: int, known: EarlierTrials
-) -> TrialScheduler:
+def make_scheduler(job: Job, trials: int, teams: int, known: EarlierTrials) -> TrialScheduler:
     """What decides on the trials of a job; known: those of an earlier part of its run."""
+    assert job.search is not None
+    search, epochs = job.search, job.train.epochs
     given = search.scheduler
     if given.name == "halving":
         rungs = rung_epochs(given, epochs)
         places = rung_sizes(given, trials, len(rungs), teams)
         return Halving(rungs, places, search.metric, known)
     if given.changes_trials:
-        return make_population(search, epochs, known)
+        return make_population(search, epochs, job.seed, known)
     return _OF_TUNE[given.name](search, epochs, known)
 
 

@@ -6,7 +6,6 @@ earlier part of the run, the best epoch of a trial in place of its last, trials 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -21,15 +20,13 @@ from raysft.search.earlier import Past
 from raysft.search.parameters import Parameters, Point
 from raysft.search.results import Result, Suggestion
 
-log = logging.getLogger(__name__)
-
 # Tune asks again and again. A searcher that waits for no trial any more will wait for ever.
 MOST_REFUSALS = 1000
 
 
 def make_searcher(
     job: Job, numbers: Sequence[int], configs: Mapping[int, Config], past: Sequence[Past]
-) -> Searcher:
+) -> Planned:
     """What proposes the trials of `numbers`; those in `configs` have their configuration already.
 
     `past`: the trials that ended in an earlier part of this run. Raises UserError without the
@@ -48,6 +45,8 @@ class Planned(Searcher):
         super().__init__(metric=goal, mode=metric_mode(goal))
         self.waiting = list(numbers)
         self.configs = configs
+        self.exhausted = ""
+        """Why it proposes nothing more while trials are left, for a person."""
 
     def suggest(self, trial_id: str) -> Suggestion | str:  # type: ignore[override]
         """The next configuration; Searcher.FINISHED when there are no more."""
@@ -222,11 +221,9 @@ class Proposing(Planned):
         if answer is None and self.refusals <= MOST_REFUSALS:
             return None
         # The run goes on with the trials that it has; those that are left are stopped.
-        log.warning(
-            "search.algorithm: %s suggests nothing more, %d trials are left: widen search.space or "
-            "lower search.trials",
-            self.name,
-            len(self.waiting),
+        self.exhausted = (
+            f"search.algorithm: {self.name} suggests nothing more, {len(self.waiting)} trials are "
+            "left: widen search.space or lower search.trials"
         )
         return Searcher.FINISHED
 

@@ -38,7 +38,7 @@ def configurations(job: Job) -> list[Config]:
     turns: list[int] = []
     while len(turns) < count:
         turns += rng.permutation(len(cases)).tolist()
-    drawn = [fill(cases[turn], lambda name, given: _draw(given, rng)) for turn in turns[:count]]
+    drawn = [fill(cases[turn], lambda name, given: draw(given, rng)) for turn in turns[:count]]
     return known + drawn
 
 
@@ -76,25 +76,25 @@ def check_configurations(job: Job) -> None:
             )
 
 
-def fill(case: Config, draw: Draw) -> Config:
-    """`case` with every range replaced by what `draw(name, range)` says; each name comes once."""
+def fill(case: Config, choose: Draw) -> Config:
+    """`case` with every range replaced by what `choose(name, range)` says; each name comes once."""
     filled: Config = {}
     for key, value in case.items():
         if isinstance(value, dict) and not is_range(value):
             section: Config = {}
             for name, inner in value.items():
-                section[name] = _fill_value(f"{key}.{name}", inner, draw)
+                section[name] = _fill_value(f"{key}.{name}", inner, choose)
             filled[key] = section
         else:
-            filled[key] = _fill_value(key, value, draw)
+            filled[key] = _fill_value(key, value, choose)
     return filled
 
 
-def _fill_value(name: str, value: JsonValue, draw: Draw) -> JsonValue:
+def _fill_value(name: str, value: JsonValue, choose: Draw) -> JsonValue:
     given = parse_range(value)
     if given is None:
         return value
-    return draw(name, given)
+    return choose(name, given)
 
 
 def as_section(option: JsonValue) -> Config:
@@ -135,7 +135,12 @@ def _expand(values: Config) -> list[Config]:
     return expanded
 
 
-def _draw(given: Range, rng: np.random.RandomState) -> JsonValue:
+def draw(given: Range, rng: np.random.RandomState) -> JsonValue:
+    """A value of a range.
+
+    Not Tune's domains: their loguniform computes to base 10, and so would change the last digits of
+    what a seed has meant since there are jobs.
+    """
     if isinstance(given, Listed):
         number = rng.randint(len(given.values))
         return given.values[number]

@@ -61,12 +61,14 @@ class AfterFailures(InProcess, Stopper):
     def __call__(self, trial_id: str, result: Result) -> bool:
         """Look at how a trial has ended."""
         if result.get(STATUS) == "failed":
-            self.failed += 1
-            if self.failed > self.most:
-                self._refuse(str(result[TRIAL]), str(result[ERROR]))
+            self.count(str(result[TRIAL]), str(result[ERROR]))
         return False
 
-    def _refuse(self, trial: str, error: str) -> None:
+    def count(self, trial: str, error: str) -> None:
+        """Count a trial that has failed."""
+        self.failed += 1
+        if self.failed <= self.most:
+            return
         self.is_refused = True
         what = f"{self.failed} trials have failed, more than search.max_failures {self.most}"
         self.queue.refuse_run(RunError("search", f"{what}; {trial}: {error}", self.file_of(trial)))

@@ -14,6 +14,7 @@ from raysft.errors import UserError
 from raysft.job.values import Config
 from raysft.search.in_process import InProcess
 from raysft.search.standin import read_checkpoint
+from raysft.search.stoppers import AfterFailures
 from raysft.train.queue.assignment import Assignment, Source
 from raysft.train.queue.client import QueueClient
 
@@ -26,11 +27,16 @@ class Teams(InProcess, Callback):
     """
 
     def __init__(
-        self, queue: QueueClient, names: Sequence[str], make_assignment: MakeAssignment
+        self,
+        queue: QueueClient,
+        names: Sequence[str],
+        make_assignment: MakeAssignment,
+        failures: AfterFailures | None = None,
     ) -> None:
         self.queue = queue
         self.names = names
         self.make_assignment = make_assignment
+        self.failures = failures
         self.folders: dict[str, str] = {}
         """Of the trials that were handed to the teams."""
         self.paused: set[str] = set()
@@ -113,7 +119,11 @@ class Teams(InProcess, Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
         """Too many stand-ins of a trial have died."""
-        self.queue.give_up(self._name(trial), "the process that followed it for the search died")
+        name, why = self._name(trial), "the process that followed it for the search died"
+        self.queue.give_up(name, why)
+        # Tune asks no stopper about a trial that ends so.
+        if self.failures is not None:
+            self.failures.count(name, why)
 
     def _name(self, trial: Trial) -> str:
         number: int = trial.config["number"]

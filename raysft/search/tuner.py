@@ -16,6 +16,7 @@ import ray
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
 from ray.tune.stopper import CombinedStopper, Stopper
 
 from raysft.errors import RunError
@@ -79,7 +80,10 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
     """Run the trials that have not ended, one a team at a time, until the last one has ended."""
     assert job.search is not None
     queue = place.queue
-    callback = Teams(queue, trials.names, trials.make_assignment)
+    stoppers = _stoppers(job.search, trials, place)
+    failures = next((one for one in stoppers if isinstance(one, AfterFailures)), None)
+    callback = Teams(queue, trials.names, trials.make_assignment, failures)
+    searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
     place.scratch.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(prefix="tune-", dir=place.scratch)
     with _settings(_most_pending(job.search, trials, place.teams)), scratch as folder:
@@ -92,16 +96,18 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
         share = {"CPU": 0, _free_resource(): 1 / place.teams}
         tune.Tuner(
             tune.with_resources(trainable, PlacementGroupFactory([share])),
-            tune_config=_tune_config(job, job.search, trials, place.teams, callback),
+            tune_config=_tune_config(job, searcher, trials, place.teams, callback),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
                 callbacks=[callback],
-                stop=_stopper(job.search, trials, place),
+                stop=CombinedStopper(*stoppers),
                 failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
                 verbose=0,
             ),
         ).fit()
+    if searcher.exhausted:
+        queue.finish_search(searcher.exhausted)
     for number in trials.numbers:
         name = trials.names[number]
         if name not in callback.folders:  # the search has ended before
@@ -109,13 +115,12 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
 
 
 def _tune_config(
-    job: Job, search: Search, trials: Trials, teams: int, callback: Teams
+    job: Job, searcher: Searcher, trials: Trials, teams: int, callback: Teams
 ) -> tune.TuneConfig:
     """What proposes the trials, and what decides on them."""
-    count, epochs = len(trials.names), job.train.epochs
-    searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
-    scheduler = make_scheduler(search, count, epochs, teams, trials.known)
-    paced = not _needs_all(search)
+    assert job.search is not None
+    scheduler = make_scheduler(job, len(trials.names), teams, trials.known)
+    paced = not _needs_all(job.search)
     return tune.TuneConfig(
         search_alg=Paced(searcher, callback, teams if paced else None),
         scheduler=scheduler,
@@ -125,7 +130,7 @@ def _tune_config(
     )
 
 
-def _stopper(search: Search, trials: Trials, place: Place) -> Stopper:
+def _stoppers(search: Search, trials: Trials, place: Place) -> list[Stopper]:
     queue = place.queue
     stoppers: list[Stopper] = [WithRun(place.is_over)]
     if search.target is not None:
@@ -133,7 +138,7 @@ def _stopper(search: Search, trials: Trials, place: Place) -> Stopper:
     if search.max_failures is not None:
         most = search.max_failures
         stoppers.append(AfterFailures(most, trials.failed, trials.file_of, queue))
-    return CombinedStopper(*stoppers)
+    return stoppers
 
 
 def _needs_all(search: Search) -> bool:

@@ -145,6 +145,10 @@ def test_population_changes_no_key_of_a_whole_trial(space, key):
             "search.space.optimizer: pb2 needs the same",
         ),
         (
+            population("{train.optimizer.weight_decay: {choice: [0, 0.1]}}"),
+            "search.space.train.optimizer.weight_decay: 0 cannot change while a trial trains",
+        ),
+        (
             population("{train.label_smoothing: {choice: [0, 0.1]}}", "pb2"),
             "search.space.train.label_smoothing: pb2 chooses numbers",
         ),

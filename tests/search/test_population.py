@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ray.tune.experiment import Trial
 
-from raysft.job.spec import Search
+from raysft.job import Job
 from raysft.search.earlier import EarlierTrials
 from raysft.search.explore import Explorer, keep_bounds
 from raysft.search.schedulers import make_scheduler
@@ -21,7 +21,8 @@ RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0]
 
 def made(known=EarlierTrials(), length=12, space=SPACE, **scheduler):
     given = {"trials": 8, "space": space, "scheduler": {"name": "pbt", "synch": False} | scheduler}
-    return make_scheduler(Search.model_validate(given), 8, length, 2, known)
+    job = Job.model_validate({"search": given, "train": {"epochs": length}})
+    return make_scheduler(job, 8, 2, known)
 
 
 def best_at_a_hundredth(number, epoch, config):

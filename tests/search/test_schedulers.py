@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers.pb2 import PB2
 
 from raysft.job.scheduler import ARGUMENTS
-from raysft.job.spec import Search
+from raysft.job import Job
 from raysft.search.earlier import EarlierTrials
 from raysft.search.halving import Halving
 from raysft.search.schedulers import make_scheduler
@@ -22,7 +22,8 @@ def made(known=EarlierTrials(), trials=4, length=8, teams=1, space=None, **sched
         search["algorithm"] = "bohb"
     if space is not None:
         search["space"] = space
-    return make_scheduler(Search.model_validate(search), trials, length, teams, known)
+    job = Job.model_validate({"search": search, "train": {"epochs": length}})
+    return make_scheduler(job, trials, teams, known)
 
 
 def halving(trials=9, length=9, grace=1, factor=3, teams=1, known=EarlierTrials()):

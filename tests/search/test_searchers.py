@@ -282,7 +282,7 @@ def test_a_run_that_was_cut_off_in_its_first_trials_draws_others():
     assert not any(config in again[:2] for config in again[2:])
 
 
-def test_it_waits_while_results_may_come_and_no_longer(record, caplog):
+def test_it_waits_while_results_may_come_and_no_longer(record):
     inner = record(suggestions=[point(0.1)])
     inner.searcher.suggest("a")
     for _ in range(2 * MOST_REFUSALS):
@@ -290,16 +290,16 @@ def test_it_waits_while_results_may_come_and_no_longer(record, caplog):
     inner.searcher.on_trial_complete("a", epoch(0.5))
     for _ in range(MOST_REFUSALS):
         assert inner.searcher.suggest("b") is None
-    assert not caplog.records
+    assert not inner.searcher.exhausted
     assert inner.searcher.suggest("b") == Searcher.FINISHED
-    assert "tpe suggests nothing more, 2 trials are left" in caplog.text
+    assert "tpe suggests nothing more, 2 trials are left" in inner.searcher.exhausted
 
 
-def test_a_searcher_that_has_enough_ends_the_search(record, caplog):
+def test_a_searcher_that_has_enough_ends_the_search(record):
     inner = record(suggestions=[point(0.1), Searcher.FINISHED])
     assert inner.searcher.suggest("a")["number"] == 0
     assert inner.searcher.suggest("b") == Searcher.FINISHED
-    assert "tpe suggests nothing more, 2 trials are left" in caplog.text
+    assert "tpe suggests nothing more, 2 trials are left" in inner.searcher.exhausted
 
 
 # --- parameters --------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raysft.job.spec import Search
+from raysft.job import Job
 from raysft.search.earlier import EarlierTrials
 from raysft.search.schedulers import make_scheduler
 from raysft.search.stoppers import AfterFailures, AtTarget
+from raysft.search.teams import Teams
 from raysft.train.queue.client import QueueClient
 from raysft.train.queue.events import (
     BatchHalved,
@@ -51,9 +52,10 @@ def test_all_trials_of_plain_search_finish(tmp_path):
 def test_halving_pauses_all_trials_and_resumes_the_best(tmp_path):
     losses = {f"t{number}": [1.0 + number] * 9 for number in range(9)}
     given = {"name": "halving", "grace_epochs": 1, "reduction_factor": 3}
-    search = Search.model_validate({"metric": "val_loss", "scheduler": given})
+    search = {"metric": "val_loss", "scheduler": given}
+    job = Job.model_validate({"search": search, "train": {"epochs": 9}})
     with LocalTeams(losses, teams=2) as teams:
-        scheduler = make_scheduler(search, 9, 9, 2, EarlierTrials())
+        scheduler = make_scheduler(job, 9, 2, EarlierTrials())
         LocalTune(teams, tmp_path, scheduler).run()
         events = wait_for_ends(teams.queue, losses)
     finished = {trial for trial, status in statuses(events).items() if status == "finished"}
@@ -193,3 +195,16 @@ def test_too_many_failures_refuse_the_run(tmp_path):
     assert str(refused.error) == (
         "search: 3 trials have failed, more than search.max_failures 2; t1: boom; see t1"
     )
+
+
+def test_trial_whose_stand_ins_die_counts_as_failure(tmp_path):
+    with LocalTeams({"t0": [0.5]}, teams=1) as teams:
+        failures = AfterFailures(0, 0, "see {}".format, teams.queue)
+        callback = Teams(teams.queue, ["t0"], LocalTune(teams, tmp_path).make_assignment, failures)
+        trial = Tried({"number": 0, "config": {}}, "id")
+        callback.on_trial_start(0, [trial], trial)
+        callback.on_trial_error(0, [trial], trial)
+        events = teams.queue.events(0, 5)
+    assert failures.stop_all()
+    (refused,) = (e for e in events if isinstance(e, RunRefused))
+    assert "t0: the process that followed it for the search died" in str(refused.error)
