@@ -72,6 +72,7 @@ def predictions(run) -> dict:
     return pq.read_table(run.folder / PREDICTIONS).to_pydict()
 
 
+@pytest.mark.long
 @ONE_TEAM_THEN_ANOTHER
 def test_pooled_run_equals_one_on_new_workers(go: Runner, tmp_path, monkeypatch):
     pids = [write_module(tmp_path / factory, factory) for factory in ("wider", "tiny")]
