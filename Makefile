@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)  ## install what is needed, then run the quickstart
 	$(BIN)/raysft submit jobs/quickstart.yaml
 
+# Hundreds of processes import raysft and its tests: they are compiled once, wherever Python is told to keep nothing.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Tests that start no Ray share two processes; the others have the machine to themselves: side by side
 # both are slower than one after the other.
 PURE := $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -195,7 +195,68 @@ def proxy(cluster):
     found.close()
 
 
-def test_run_is_followed_to_end_and_listed(cluster, call, job, tmp_path, proxy):
+# --- asked for at the same time, and beside the first run: each waits for Ray most of its time -----
+
+WRONG = {
+    "storage=/proc/none": "storage: /proc/none: cannot be used from node",
+    "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a "
+    "cluster's job has not",
+}
+
+
+@dataclass
+class Answers:
+    folder: Path
+    wrong: dict[str, subprocess.CompletedProcess]
+    """What was said to each wrong override."""
+    planned: subprocess.CompletedProcess
+    """The answer to `plan --measure` of a job in the folder `measured`."""
+    detached: subprocess.CompletedProcess
+    """What `submit --detach` said of a run `left`."""
+    unknown: Run
+    """A run of this machine, which the cluster does not know, and whose images were moved."""
+    moved: subprocess.CompletedProcess
+    """The answer to `resume` of its folder, without a word of the images."""
+
+
+@pytest.fixture(scope="module")
+def asked(cluster, home, tmp_path_factory) -> "Iterator[Future[Answers]]":
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(ask, cluster, home, tmp_path_factory.mktemp("answers"))
+
+
+@pytest.fixture(scope="module")
+def answers(asked) -> Answers:
+    return asked.result()
+
+
+def ask(cluster: str, home: Path, folder: Path) -> Answers:
+    for name in ("wrong", "measured", "elsewhere"):  # apart: a run looks for moved data nearby
+        (folder / name).mkdir()
+
+    def call(*words: object) -> "Future[subprocess.CompletedProcess]":
+        return pool.submit(call_in, folder, home, *words, "--address", cluster)
+
+    job = make_job(folder / "wrong")
+    elsewhere = make_job(folder / "elsewhere")
+    unknown = Run.create(load_job(elsewhere, ["search.trials=1", "train.epochs=1"]), "unknown")
+    unknown.save(status="stopped")
+    (folder / "elsewhere/images").rename(folder / "elsewhere/photos")
+    with ThreadPoolExecutor(5) as pool:
+        wrong = {
+            override: call("submit", job, "--name", f"wrong-{number}", "--set", override)
+            for number, override in enumerate(WRONG)
+        }
+        price = ("--set", "cluster.price_per_hour=2")
+        planned = call("plan", make_job(folder / "measured"), "--json", "--measure", *price)
+        fails_there = ("--set", "storage=/proc/none")
+        detached = call("submit", job, "--name", "left", "--detach", *fails_there)
+        moved = call("resume", unknown.folder)
+    found = {override: answer.result() for override, answer in wrong.items()}
+    return Answers(folder, found, planned.result(), detached.result(), unknown, moved.result())
+
+
+def test_run_is_followed_to_end_and_listed(cluster, asked, call, job, tmp_path, proxy):
     with (tmp_path / "here/large").open("wb") as file:
         file.truncate(300_000_000)  # what lies in the current folder must not travel
     done = call("submit", job, "--address", f"http://127.0.0.1:{proxy.port}", "--name", "first")
@@ -213,16 +274,20 @@ def test_run_is_followed_to_end_and_listed(cluster, call, job, tmp_path, proxy):
     predict = ("predict", model, images, "--json", "--trust-code", *there, "--out")
     out, taken = tmp_path / "p.parquet", tmp_path / "taken.parquet"
     taken.touch()
+
+    def ask_beside(*words: object, **more: str) -> "Future[subprocess.CompletedProcess]":
+        return pool.submit(lambda: call(*words, **more))
+
     with ThreadPoolExecutor(7) as pool:  # each waits for Ray most of its time
-        done = pool.submit(call, *predict, out)
-        refused = pool.submit(call, *predict, taken)
-        again = pool.submit(call, "submit", job, *there, "--name", "first")
-        results = pool.submit(call, "results", "first", *there, "--json")
-        listed = pool.submit(call, "list", "--json", RAY_ADDRESS=cluster)
-        status = pool.submit(call, "status", "first", *there, "--json")
-        logs = pool.submit(call, "logs", "first", *there)
-    predicted = json.loads(done.result().stdout)
-    assert (predicted["images"], predicted["errors"]) == (200, 0)
+        predicted = ask_beside(*predict, out)
+        refused = ask_beside(*predict, taken)
+        again = ask_beside("submit", job, *there, "--name", "first")
+        results = ask_beside("results", "first", *there, "--json")
+        listed = ask_beside("list", "--json", RAY_ADDRESS=cluster)
+        status = ask_beside("status", "first", *there, "--json")
+        logs = ask_beside("logs", "first", *there)
+    said = json.loads(predicted.result().stdout)
+    assert (said["images"], said["errors"]) == (200, 0)
     assert len(pq.read_table(out)) == 200
     for wrong, why in ((refused, "already exists"), (again, "is a run of this cluster already")):
         assert (wrong.result().returncode, wrong.result().stderr.count("\n")) == (2, 1)
@@ -381,56 +446,7 @@ def scraped(run: str) -> dict[str, float]:
     return {}
 
 
-# --- asked at the same time: each waits for Ray most of its time ----------------------------------
-
-WRONG = {
-    "storage=/proc/none": "storage: /proc/none: cannot be used from node",
-    "tracking.mlflow=sqlite:///mlflow.db": "is a file in the current folder, which a "
-    "cluster's job has not",
-}
-
-
-@dataclass
-class Answers:
-    folder: Path
-    wrong: dict[str, subprocess.CompletedProcess]
-    """What was said to each wrong override."""
-    planned: subprocess.CompletedProcess
-    """The answer to `plan --measure` of a job in the folder `measured`."""
-    detached: subprocess.CompletedProcess
-    """What `submit --detach` said of a run `left`."""
-    unknown: Run
-    """A run of this machine, which the cluster does not know, and whose images were moved."""
-    moved: subprocess.CompletedProcess
-    """The answer to `resume` of its folder, without a word of the images."""
-
-
-@pytest.fixture(scope="module")
-def answers(cluster, home, tmp_path_factory) -> Answers:
-    folder = tmp_path_factory.mktemp("answers")
-    for name in ("wrong", "measured", "elsewhere"):  # apart: a run looks for moved data nearby
-        (folder / name).mkdir()
-
-    def call(*words: object) -> "Future[subprocess.CompletedProcess]":
-        return pool.submit(call_in, folder, home, *words, "--address", cluster)
-
-    job = make_job(folder / "wrong")
-    elsewhere = make_job(folder / "elsewhere")
-    unknown = Run.create(load_job(elsewhere, ["search.trials=1", "train.epochs=1"]), "unknown")
-    unknown.save(status="stopped")
-    (folder / "elsewhere/images").rename(folder / "elsewhere/photos")
-    with ThreadPoolExecutor(5) as pool:
-        wrong = {
-            override: call("submit", job, "--name", f"wrong-{number}", "--set", override)
-            for number, override in enumerate(WRONG)
-        }
-        price = ("--set", "cluster.price_per_hour=2")
-        planned = call("plan", make_job(folder / "measured"), "--json", "--measure", *price)
-        fails_there = ("--set", "storage=/proc/none")
-        detached = call("submit", job, "--name", "left", "--detach", *fails_there)
-        moved = call("resume", unknown.folder)
-    found = {override: answer.result() for override, answer in wrong.items()}
-    return Answers(folder, found, planned.result(), detached.result(), unknown, moved.result())
+# --- what was asked for beside the first run ------------------------------------------------------
 
 
 @pytest.mark.parametrize("override", WRONG)
