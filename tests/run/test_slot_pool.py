@@ -16,7 +16,7 @@ from tests.run.runs import (
     losses,
 )
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.long]
 
 # Notes the process it is built in, and leaves behind what a person's own code may leave behind.
 CARELESS = """
@@ -90,7 +90,6 @@ def test_pooled_run_equals_one_on_new_workers(go: Runner, tmp_path, monkeypatch)
     assert losses(careless) == losses(tiny)
 
 
-@pytest.mark.long
 @TWO_TEAMS_THEN_TWO_WORKERS
 def test_another_shape_starts_other_workers(go: Runner, tmp_path, monkeypatch):
     pids = write_module(tmp_path / "own", "tiny")
@@ -105,7 +104,6 @@ def test_another_shape_starts_other_workers(go: Runner, tmp_path, monkeypatch):
     assert not of_team & of_teams
 
 
-@pytest.mark.long
 @ONE_TEAM
 def test_worker_that_does_not_come_back_is_replaced(go: Runner, tmp_path, monkeypatch):
     (tmp_path / "stuck.py").write_text(STUCK)
