@@ -14,6 +14,7 @@ from raysft.job.space import with_usual_ranges
 from raysft.job.values import Config, Space
 from raysft.search.space import draw
 
+
 @dataclass(frozen=True)
 class Explorer:
     """Changes every range of a space, as Tune's PopulationBasedTraining changes its mutations.

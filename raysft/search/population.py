@@ -108,9 +108,7 @@ class _Idle:
         return lambda *arguments, **named: None
 
 
-def make_population(
-    search: Search, epochs: int, seed: int, known: EarlierTrials
-) -> Population:
+def make_population(search: Search, epochs: int, seed: int, known: EarlierTrials) -> Population:
     """PBT or PB2 with the arguments of the job, and the ranges of its space to change."""
     given = search.scheduler
     made = _pb2(search, epochs) if given.name == "pb2" else _pbt(search, epochs, seed)
