@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from ray.tune.search import Searcher
 
 from raysft.search.in_process import InProcess
-from raysft.search.results import FAILED, STATUS, Result
+from raysft.search.results import FAILED, STATUS, Result, Suggestion
 from raysft.search.teams import Teams
 
 
@@ -21,13 +23,16 @@ class Paced(InProcess, Searcher):
         self.teams = teams
         self.most = most
 
-    def suggest(self, trial_id: str) -> dict[str, object] | None:
+    def suggest(self, trial_id: str) -> Suggestion | str | None:  # type: ignore[override]
         """The next configuration; None where no team is free for it."""
         if self.most is not None and self.teams.busy >= self.most:
             return None
-        suggested: dict[str, object] | None = self.inner.suggest(trial_id)
+        suggested = cast("Suggestion | str | None", self.inner.suggest(trial_id))
         if isinstance(suggested, dict):
             self.teams.busy += 1
+            if self.most is not None:
+                # Not when its stand-in has started, which takes seconds: a team is free now.
+                self.teams.put(suggested)
         return suggested
 
     def on_trial_result(self, trial_id: str, result: Result) -> None:

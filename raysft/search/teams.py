@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -13,6 +14,7 @@ from ray.tune.experiment import Trial
 from raysft.errors import UserError
 from raysft.job.values import Config
 from raysft.search.in_process import InProcess
+from raysft.search.results import Suggestion
 from raysft.search.standin import read_checkpoint
 from raysft.search.stoppers import AfterFailures
 from raysft.train.queue.assignment import Assignment, Source
@@ -53,12 +55,12 @@ class Teams(InProcess, Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """A stand-in has taken a trial: hand it to the teams, unless one has it already."""
+        """A stand-in has taken a trial: hand it to the teams, unless they have it already."""
         name = self._name(trial)
         if name not in self.folders:
-            self._put(trial)
+            self.put(_suggestion(trial))
             return
-        # Not paused: its stand-in has died, and another one follows what its team does.
+        # Not paused: its first stand-in, or another one after that has died.
         if name not in self.paused:
             return
         self.paused.discard(name)
@@ -66,26 +68,27 @@ class Teams(InProcess, Callback):
         if source is None:
             self.queue.resume(name)
             return
-        assignment = self._assignment(trial)
+        assignment = self._assignment(_suggestion(trial))
         if isinstance(assignment, str):
             self.queue.give_up(name, assignment)
         else:
             self.queue.restart(replace(assignment, source=source))
 
-    def _put(self, trial: Trial) -> None:
-        name = self._name(trial)
-        assignment = self._assignment(trial)
+    def put(self, suggested: Suggestion) -> None:
+        """Hand a trial to the teams."""
+        name = self.names[suggested["number"]]
+        assignment = self._assignment(suggested)
         if isinstance(assignment, str):
             self.folders[name] = ""
-            self.queue.reject(name, trial.config["config"], assignment)
+            self.queue.reject(name, suggested["config"], assignment)
         else:
             self.folders[name] = assignment.folder
             self.queue.put(assignment)
 
-    def _assignment(self, trial: Trial) -> Assignment | str:
+    def _assignment(self, suggested: Suggestion) -> Assignment | str:
         """What a team is to do, or why no team can."""
         try:
-            return self.make_assignment(trial.config["number"], trial.config["config"])
+            return self.make_assignment(suggested["number"], suggested["config"])
         except (ValueError, UserError) as error:
             # Each value may be right, and all of them together not: that trial has failed.
             return " ".join(str(error).split())
@@ -126,8 +129,7 @@ class Teams(InProcess, Callback):
             self.failures.count(name, why)
 
     def _name(self, trial: Trial) -> str:
-        number: int = trial.config["number"]
-        return self.names[number]
+        return self.names[_suggestion(trial)["number"]]
 
     def _source(self, trial: Trial) -> Source | None:
         """The checkpoint of another trial that Tune starts a trial from; None for its own."""
@@ -139,3 +141,7 @@ class Teams(InProcess, Callback):
         if other == self._name(trial):
             return None
         return Source(other, self.folders[other], stands_for["epoch"])
+
+
+def _suggestion(trial: Trial) -> Suggestion:
+    return cast("Suggestion", trial.config)

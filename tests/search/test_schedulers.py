@@ -8,8 +8,8 @@ from ray.tune import schedulers as of_tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers.pb2 import PB2
 
-from raysft.job.scheduler import ARGUMENTS
 from raysft.job import Job
+from raysft.job.scheduler import ARGUMENTS
 from raysft.search.earlier import EarlierTrials
 from raysft.search.halving import Halving
 from raysft.search.schedulers import make_scheduler

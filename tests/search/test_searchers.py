@@ -116,7 +116,7 @@ def test_known_configurations_come_first(algorithm):
 
 
 def test_a_resumed_run_goes_on_with_its_own_configurations(algorithm):
-    begun = {"optimizer": {"name": "sgd", "lr": 0.123, "momentum": 0.9}}
+    begun: Config = {"optimizer": {"name": "sgd", "lr": 0.123, "momentum": 0.9}}
     past = [(KNOWN[0], "finished", [epoch(0.5)]), (KNOWN[1], "failed", []), (begun, "failed", [])]
     past.append((KNOWN[0], "stopped", [epoch(0.5)]))  # as a search may propose once more
     searcher = make_searcher(job(algorithm), [3, 4, 5], {3: begun}, past)

@@ -49,6 +49,16 @@ def test_all_trials_of_plain_search_finish(tmp_path):
     assert set(teams.trained.values()) == {3}
 
 
+def test_team_begins_before_the_stand_in_of_its_trial(tmp_path):
+    with LocalTeams({"t0": [1.0, 0.5]}, teams=1) as teams:
+        LocalTune(teams, tmp_path).paced.suggest("id")
+        events = []
+        while not any(isinstance(event, EpochEnded) for event in events):
+            found = teams.queue.events(len(events), 5)
+            assert found, events
+            events += found
+
+
 def test_halving_pauses_all_trials_and_resumes_the_best(tmp_path):
     losses = {f"t{number}": [1.0 + number] * 9 for number in range(9)}
     given = {"name": "halving", "grace_epochs": 1, "reduction_factor": 3}
