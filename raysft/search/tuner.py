@@ -93,7 +93,7 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
             names=tuple(trials.names),
             trials_copy=job.search.scheduler.changes_trials,
         )
-        share = {"CPU": 0, _free_resource(): 1 / place.teams}
+        share = {"CPU": 0, _free_resource(place.teams): share_of_stand_in(place.teams)}
         tune.Tuner(
             tune.with_resources(trainable, PlacementGroupFactory([share])),
             tune_config=_tune_config(job, searcher, trials, place.teams, callback),
@@ -146,12 +146,22 @@ def _needs_all(search: Search) -> bool:
     return search.scheduler.changes_trials or search.scheduler.name in ("hyperband", "bohb")
 
 
-def _free_resource() -> str:
-    """What the stand-ins share, each a part: a resource of this node, and no CPU, which teams need.
+def share_of_stand_in(teams: int) -> float:
+    """How much of a resource of its node each stand-in takes: as many fit as there are teams.
+
+    What is left, of which one more could not live, is for actors of Ray's own: Ray Train and Ray
+    Data take a thousandth each.
+    """
+    return 1 / (teams + 0.5)
+
+
+def _free_resource(teams: int) -> str:
+    """What the stand-ins share: a resource of this node, and no CPU, which teams need.
 
     Tune starts one for every trial that waits where nothing keeps it from that, and keeps none
     where no trial waits for one. They work beside the driver, whose files they share.
     """
+    wanted = teams * share_of_stand_in(teams)
     here = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here)  # type: ignore[no-untyped-call]
     # Each node has one of a resource named after it, and the first one of another.
@@ -160,7 +170,7 @@ def _free_resource() -> str:
     while time.monotonic() < deadline:
         free = ray.available_resources()  # type: ignore[no-untyped-call]
         for name in names:
-            if free.get(name, 0.0) == 1.0:
+            if free.get(name, 0.0) >= wanted:
                 return name
         time.sleep(0.1)
     raise RunError(

@@ -30,15 +30,24 @@ def first_node(monkeypatch):
     [
         ({"node:10.0.0.1": 1.0, "node:__internal_head__": 1.0}, "node:10.0.0.1"),
         # of another search some stand-ins are at work
-        ({"node:10.0.0.1": 0.5, "node:__internal_head__": 1.0}, "node:__internal_head__"),
+        ({"node:10.0.0.1": 0.6, "node:__internal_head__": 1.0}, "node:__internal_head__"),
+        # actors of Ray's own
+        ({"node:10.0.0.1": 0.997, "node:__internal_head__": 1.0}, "node:10.0.0.1"),
     ],
 )
 def test_search_takes_the_places_that_are_free(first_node, free, expected):
     first_node.update(free)
-    assert tuner._free_resource() == expected
+    assert tuner._free_resource(2) == expected
 
 
 def test_search_without_places_is_refused(first_node):
     first_node.update({"node:10.0.0.2": 1.0, "node:__internal_head__": 0.5})
     with pytest.raises(RunError, match="2 other searches are run from this node"):
-        tuner._free_resource()
+        tuner._free_resource(2)
+
+
+@pytest.mark.parametrize("teams", [1, 2, 3, 7, 16, 64])
+def test_stand_ins_leave_something_to_actors_of_ray(teams):
+    share = round(tuner.share_of_stand_in(teams), 4)  # as Ray counts
+    assert teams * share <= 1 - 2 * 0.001
+    assert (teams + 1) * share > 1
