@@ -17,20 +17,20 @@ class Paced(InProcess, Searcher):
     It also says which trials failed, which for Tune have come to an end like others.
     """
 
-    def __init__(self, searcher: Searcher, teams: Teams, most: int | None) -> None:
+    def __init__(self, searcher: Searcher, teams: Teams) -> None:
         super().__init__(metric=searcher.metric, mode=searcher.mode)
         self.inner = searcher
         self.teams = teams
-        self.most = most
 
     def suggest(self, trial_id: str) -> Suggestion | str | None:  # type: ignore[override]
         """The next configuration; None where no team is free for it."""
-        if self.most is not None and self.teams.busy >= self.most:
+        most = self.teams.most
+        if most is not None and self.teams.busy >= most:
             return None
         suggested = cast("Suggestion | str | None", self.inner.suggest(trial_id))
         if isinstance(suggested, dict):
             self.teams.busy += 1
-            if self.most is not None:
+            if most is not None:
                 # Not when its stand-in has started, which takes seconds: a team is free now.
                 self.teams.put(suggested)
         return suggested

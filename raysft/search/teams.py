@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
@@ -20,6 +21,8 @@ from raysft.search.stoppers import AfterFailures
 from raysft.train.queue.assignment import Assignment, Source
 from raysft.train.queue.client import QueueClient
 
+log = logging.getLogger(__name__)
+
 MakeAssignment = Callable[[int, Config], Assignment]
 
 
@@ -33,11 +36,14 @@ class Teams(InProcess, Callback):
         queue: QueueClient,
         names: Sequence[str],
         make_assignment: MakeAssignment,
+        most: int | None = None,
         failures: AfterFailures | None = None,
     ) -> None:
         self.queue = queue
         self.names = names
         self.make_assignment = make_assignment
+        self.most = most
+        """Trials that may be proposed at a time; None where all may be."""
         self.failures = failures
         self.folders: dict[str, str] = {}
         """Of the trials that were handed to the teams."""
@@ -48,9 +54,18 @@ class Teams(InProcess, Callback):
         """Trials that have a team or wait for one."""
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        """Count, as the searcher is asked next."""
+        """Count, as the searcher is asked next; have paused trials go on that Tune has chosen.
+
+        A team need not wait until a stand-in has started, which takes seconds, where each of those
+        trials will have one whatever the order: there are no more of them than stand-ins.
+        """
         statuses = [trial.status for trial in trials]
         self.busy = statuses.count(Trial.PENDING) + statuses.count(Trial.RUNNING)
+        if self.most is None or self.busy > self.most:
+            return
+        for trial in trials:
+            if trial.status == Trial.PENDING:
+                self._go_on(trial)
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
@@ -60,7 +75,17 @@ class Teams(InProcess, Callback):
         if name not in self.folders:
             self.put(_suggestion(trial))
             return
-        # Not paused: its first stand-in, or another one after that has died.
+        self._go_on(trial)
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
+        """A stand-in has died: another one will follow what the team does."""
+        log.warning("%s: the process that followed it for the search died", self._name(trial))
+
+    def _go_on(self, trial: Trial) -> None:
+        """Have a trial go on that was paused."""
+        name = self._name(trial)
         if name not in self.paused:
             return
         self.paused.discard(name)

@@ -82,7 +82,8 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
     queue = place.queue
     stoppers = _stoppers(job.search, trials, place)
     failures = next((one for one in stoppers if isinstance(one, AfterFailures)), None)
-    callback = Teams(queue, trials.names, trials.make_assignment, failures)
+    most = None if _needs_all(job.search) else place.teams
+    callback = Teams(queue, trials.names, trials.make_assignment, most, failures)
     searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
     place.scratch.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(prefix="tune-", dir=place.scratch)
@@ -103,6 +104,8 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
                 callbacks=[callback],
                 stop=CombinedStopper(*stoppers),
                 failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
+                # Only those that others go on from are needed, and a trial may fail without any.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         ).fit()
@@ -120,9 +123,8 @@ def _tune_config(
     """What proposes the trials, and what decides on them."""
     assert job.search is not None
     scheduler = make_scheduler(job, len(trials.names), teams, trials.known)
-    paced = not _needs_all(job.search)
     return tune.TuneConfig(
-        search_alg=Paced(searcher, callback, teams if paced else None),
+        search_alg=Paced(searcher, callback),
         scheduler=scheduler,
         num_samples=len(trials.numbers),
         reuse_actors=True,

@@ -418,7 +418,7 @@ def test_weights_of_another_network_leave_no_run(go, tmp_path):
 
 
 @TWO_WORKERS
-def test_trial_that_diverges_ends_alone(go):
+def test_trial_that_diverges_ends_alone(go, caplog):
     space = {"optimizer": [{"name": "sgd", "momentum": 0.0, "lr": {"grid": [1e-2, 100.0]}}]}
     results, _, _ = go(
         search={"space": space},
@@ -431,6 +431,7 @@ def test_trial_that_diverges_ends_alone(go):
     assert "loss is" in status[100.0]["error"]
     assert status[1e-2]["epochs"] == 2
     assert results["best"]["config"]["optimizer"]["lr"] == 1e-2
+    assert "died" not in caplog.text  # of what follows a trial for Tune, which had no epoch to keep
 
 
 @TWO_WORKERS

@@ -66,9 +66,10 @@ class LocalTune:
     def __post_init__(self) -> None:
         self.names = list(self.teams.losses)
         configs = [self.configs.get(name, {}) for name in self.names]
-        self.callback = Teams(self.teams.queue, self.names, self.make or self.make_assignment)
+        make, most = self.make or self.make_assignment, len(self.teams.threads)
+        self.callback = Teams(self.teams.queue, self.names, make, most)
         self.searcher = Proposals(configs)
-        self.paced = Paced(self.searcher, self.callback, len(self.teams.threads))
+        self.paced = Paced(self.searcher, self.callback)
         self.trials: list[Tried] = []
         self.steps: dict[futures.Future, Tried] = {}
         self.search_alg = self  # a scheduler asks it whether there are more to come

@@ -210,7 +210,8 @@ def test_too_many_failures_refuse_the_run(tmp_path):
 def test_trial_whose_stand_ins_die_counts_as_failure(tmp_path):
     with LocalTeams({"t0": [0.5]}, teams=1) as teams:
         failures = AfterFailures(0, 0, "see {}".format, teams.queue)
-        callback = Teams(teams.queue, ["t0"], LocalTune(teams, tmp_path).make_assignment, failures)
+        make = LocalTune(teams, tmp_path).make_assignment
+        callback = Teams(teams.queue, ["t0"], make, failures=failures)
         trial = Tried({"number": 0, "config": {}}, "id")
         callback.on_trial_start(0, [trial], trial)
         callback.on_trial_error(0, [trial], trial)
