@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def new_ones_come_first(tune_controller: TuneController) -> bool:
     """Whether a team that gets free is to begin a trial, not to go on with a paused one."""
-    if tune_controller.search_alg.is_finished():
+    if not tune_controller.search_alg.searcher.has_more:
         return False
     trials: list[Trial] = tune_controller.get_trials()  # type: ignore[no-untyped-call]
     # Where none runs the searcher waits for results, which nobody else would give it.

@@ -33,6 +33,9 @@ class Paced(InProcess, Searcher):
             if most is not None:
                 # Not when its stand-in has started, which takes seconds: a team is free now.
                 self.teams.put(suggested)
+        elif suggested == Searcher.FINISHED and most is not None and self.teams.paused_count:
+            # A search that has finished keeps no stand-in for a paused trial that will go on.
+            return None
         return suggested
 
     def on_trial_result(self, trial_id: str, result: Result) -> None:

@@ -48,6 +48,11 @@ class Planned(Searcher):
         self.exhausted = ""
         """Why it proposes nothing more while trials are left, for a person."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether it will propose another trial, now or later."""
+        return bool(self.waiting) and not self.exhausted
+
     def suggest(self, trial_id: str) -> Suggestion | str:  # type: ignore[override]
         """The next configuration; Searcher.FINISHED when there are no more."""
         if not self.waiting:

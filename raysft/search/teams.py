@@ -52,6 +52,7 @@ class Teams(InProcess, Callback):
         """The checkpoint that each paused trial had when it was looked at last."""
         self.busy = 0
         """Trials that have a team or wait for one."""
+        self.paused_count = 0
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
         """Count, as the searcher is asked next; have paused trials go on that Tune has chosen.
@@ -61,6 +62,7 @@ class Teams(InProcess, Callback):
         """
         statuses = [trial.status for trial in trials]
         self.busy = statuses.count(Trial.PENDING) + statuses.count(Trial.RUNNING)
+        self.paused_count = statuses.count(Trial.PAUSED)
         if self.most is None or self.busy > self.most:
             return
         for trial in trials:

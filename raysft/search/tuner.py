@@ -126,7 +126,8 @@ def _tune_config(
     return tune.TuneConfig(
         search_alg=Paced(searcher, callback),
         scheduler=scheduler,
-        num_samples=len(trials.numbers),
+        # As many as the searcher proposes, which says when there are no more.
+        num_samples=len(trials.numbers) if _needs_all(job.search) else -1,
         reuse_actors=True,
         trial_dirname_creator=_folder_name,
     )

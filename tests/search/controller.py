@@ -31,7 +31,15 @@ def trial_of(number, config=None):
 
 
 class Told(Searcher):
-    """Takes what BOHB tells its searcher by way of the controller."""
+    """Takes what BOHB tells its searcher by way of the controller; `new`: what is left."""
+
+    def __init__(self, new):
+        super().__init__()
+        self.new = new
+
+    @property
+    def has_more(self):
+        return bool(self.new)
 
     def on_pause(self, trial_id):
         pass
@@ -44,10 +52,7 @@ class Proposals(SearchGenerator):
     """A search by a searcher, which every search of raysft is."""
 
     def __init__(self, new=()):
-        self.searcher, self.new = Told(), new
-
-    def is_finished(self):
-        return not self.new
+        self.searcher = Told(new)
 
 
 @dataclass(frozen=True)

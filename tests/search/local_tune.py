@@ -153,9 +153,6 @@ class LocalTune:
         return Saved(str(folder))
 
     # what a scheduler asks of Tune
-    def is_finished(self) -> bool:
-        return not self.searcher.waiting
-
     def pause_trial(self, trial: Tried, should_checkpoint: bool = True) -> None:
         if should_checkpoint:
             trial.checkpoint = self.save(trial)

@@ -145,9 +145,9 @@ def test_first_at_a_rung_is_not_promoted_for_that():
 def test_new_trials_begin_before_any_goes_on():
     hand = Hand(halving(trials=3), [0, 1])
     hand.reach(0, 0.9)
-    hand.search_alg.new = [2]
+    hand.search_alg.searcher.new = [2]
     assert hand.chosen() is None
-    hand.search_alg.new = []
+    hand.search_alg.searcher.new = []
     hand.begin(2)
     hand.trials[2].set_status(Trial.PENDING)
     assert hand.chosen() == 2
@@ -157,7 +157,7 @@ def test_paused_trial_goes_on_where_the_searcher_waits_for_it():
     hand = Hand(halving(trials=3), [0, 1])
     hand.reach(0, 0.9)
     hand.reach(1, 0.1)
-    hand.search_alg.new = [2]
+    hand.search_alg.searcher.new = [2]
     assert hand.chosen() == 0
 
 
