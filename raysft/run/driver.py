@@ -179,7 +179,8 @@ class RunDriver:
         """Follow the trials until every one has ended."""
         search_over_since = None
         while True:
-            self._read_events(POLL_SECONDS)
+            if self._read_events(POLL_SECONDS):
+                search_over_since = None  # a trial may still be on the way to the end of its epoch
             self._check_slots()
             if self.trials.all_ended:
                 return

@@ -40,11 +40,16 @@ class Halving(TrialScheduler):
     """
 
     def __init__(
-        self, rungs: Sequence[int], places: Sequence[int], metric: str, known: EarlierTrials
+        self,
+        rungs: Sequence[int],
+        places: Sequence[int],
+        metric: str,
+        teams: int,
+        known: EarlierTrials,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rungs, self.places = rungs, places
-        self.compared_by, self.known = metric, known
+        self.compared_by, self.teams, self.known = metric, teams, known
         self.trials: dict[int, Trial] = {}
         self.reached: list[dict[int, tuple[float, ...]]] = [{} for _ in rungs]
         """At each rung the trials that came so far, and how good their best epoch was until there:
@@ -91,7 +96,7 @@ class Halving(TrialScheduler):
             self.on_trial_error(tune_controller, trial)
             return
         number = trial.config["number"]
-        if "epoch" in result:  # it may have been stopped before its first
+        if self.compared_by in result:  # it may have been stopped before its first epoch
             self._remember(number, [cast(EpochMetrics, result)])
         self._keep_places(number)
 
@@ -113,11 +118,16 @@ class Halving(TrialScheduler):
         for trial in self.trials.values():
             if trial.status == Trial.PENDING:
                 return trial
-        if new_ones_come_first(tune_controller):
+        training = sum(trial.status == Trial.RUNNING for trial in self.trials.values())
+        if new_ones_come_first(tune_controller) or training >= self.teams:
             return None
         for trial in self._hopeless():
             tune_controller.stop_trial(trial)  # type: ignore[no-untyped-call]
-        return self._promoted()
+        promoted = self._promoted()
+        if promoted is None and not training:
+            # Places were given to trials that have ended since: nobody is left to take them.
+            return self._best_of_all_waiting()
+        return promoted
 
     def debug_string(self) -> str:
         """For Tune's log."""
@@ -186,6 +196,14 @@ class Halving(TrialScheduler):
         """Whether no trial is on its way to a rung."""
         training = [n for n, t in self.trials.items() if t.status in (Trial.PENDING, Trial.RUNNING)]
         return all(self.trained.get(number, 0) >= self.rungs[rung] for number in training)
+
+    def _best_of_all_waiting(self) -> Trial | None:
+        """The best paused one of the highest rung at which one waits."""
+        for rung in reversed(range(len(self.rungs) - 1)):
+            trial = self._best_waiting(rung, len(self.reached[rung]))
+            if trial is not None:
+                return trial
+        return None
 
     def _best_waiting(self, rung: int, count: int) -> Trial | None:
         """The best paused one among the `count` best that came to a rung."""

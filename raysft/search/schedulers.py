@@ -43,9 +43,11 @@ def make_scheduler(job: Job, trials: int, teams: int, known: EarlierTrials) -> T
     if given.name == "halving":
         rungs = rung_epochs(given, epochs)
         places = rung_sizes(given, trials, len(rungs), teams)
-        return Halving(rungs, places, search.metric, known)
+        return Halving(rungs, places, search.metric, teams, known)
     if given.changes_trials:
         return make_population(search, epochs, job.seed, known)
+    if given.name == "median":
+        return _median(search, epochs, teams, known)
     return _OF_TUNE[given.name](search, epochs, known)
 
 
@@ -81,9 +83,9 @@ class Asha(AsyncHyperBandScheduler):
 class Median(MedianStoppingRule):
     """Tune's rule of the median, which is told again what an earlier part of the run came to."""
 
-    def __init__(self, known: EarlierTrials, **arguments: JsonValue) -> None:
+    def __init__(self, teams: int, known: EarlierTrials, **arguments: JsonValue) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self.known = known
+        self.teams, self.known = teams, known
         for number, history in known.ended.items():
             self._hear(_ended_trial(number), history)
 
@@ -103,8 +105,12 @@ class Median(MedianStoppingRule):
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """A trial that has not begun, else one that made room for others."""
         trial = super().choose_trial_to_run(tune_controller)
-        is_paused = trial is not None and trial.status == Trial.PAUSED
-        return None if is_paused and new_ones_come_first(tune_controller) else trial
+        if trial is None or trial.status != Trial.PAUSED:
+            return trial
+        trials: list[Trial] = tune_controller.get_trials()  # type: ignore[no-untyped-call]
+        training = sum(each.status == Trial.RUNNING for each in trials)
+        must_wait = new_ones_come_first(tune_controller) or training >= self.teams
+        return None if must_wait else trial
 
     def _hear(self, trial: Trial, history: Sequence[EpochMetrics]) -> None:
         """Let epochs count for others, and decide nothing on their own trial."""
@@ -148,10 +154,11 @@ def _bohb(search: Search, epochs: int, known: EarlierTrials) -> TrialScheduler:
     return HyperBandForBOHB(**_compared_by(search), max_t=epochs, reduction_factor=factor)
 
 
-def _median(search: Search, epochs: int, known: EarlierTrials) -> TrialScheduler:
+def _median(search: Search, epochs: int, teams: int, known: EarlierTrials) -> TrialScheduler:
     given = search.scheduler
     grace = first_rung(given, epochs)
     return Median(
+        teams,
         known,
         **_compared_by(search),
         grace_period=grace,
@@ -176,6 +183,5 @@ _OF_TUNE: dict[str, Callable[[Search, int, EarlierTrials], TrialScheduler]] = {
     "asha_tune": _asha,
     "hyperband": _hyperband,
     "bohb": _bohb,
-    "median": _median,
     "none": _every_trial,
 }

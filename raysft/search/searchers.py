@@ -21,7 +21,7 @@ from raysft.search.parameters import Parameters, Point
 from raysft.search.results import Result, Suggestion
 
 # Tune asks again and again. A searcher that waits for no trial any more will wait for ever.
-MOST_REFUSALS = 1000
+MOST_REFUSALS = 20
 
 
 def make_searcher(
@@ -130,7 +130,7 @@ class Proposing(Planned):
 
     def suggest(self, trial_id: str) -> Suggestion | str | None:  # type: ignore[override]
         """The next configuration; None when there is none now."""
-        if not self.waiting:
+        if not self.has_more:
             return Searcher.FINISHED
         number = self.waiting[0]
         if number in self.outside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -32,7 +33,7 @@ from raysft.search.stoppers import AfterFailures, AtTarget, WithRun
 from raysft.search.teams import MakeAssignment, Teams
 from raysft.train.queue.client import QueueClient
 
-MOST_DEATHS = 3  # of the stand-ins of a trial
+MOST_DEATHS = 3  # of the stand-ins of a trial; one that dies while it is handed on is the last
 MOST_SECONDS = 15.0  # until the places of a search that has ended are free
 
 # What Tune reads from the environment when a search begins.
@@ -83,6 +84,9 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
     stoppers = _stoppers(job.search, trials, place)
     failures = next((one for one in stoppers if isinstance(one, AfterFailures)), None)
     most = None if _needs_all(job.search) else place.teams
+    # With one team the stand-in of another trial could take the place, and wait for the team, which
+    # waits for this trial.
+    deaths = 0 if most is None and place.teams == 1 else MOST_DEATHS
     callback = Teams(queue, trials.names, trials.make_assignment, most, failures)
     searcher = make_searcher(job, trials.numbers, trials.configs, trials.past)
     place.scratch.mkdir(parents=True, exist_ok=True)
@@ -103,7 +107,7 @@ def run_search(job: Job, trials: Trials, place: Place) -> None:
                 storage_path=folder,
                 callbacks=[callback],
                 stop=CombinedStopper(*stoppers),
-                failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
+                failure_config=tune.FailureConfig(max_failures=deaths),
                 # Only those that others go on from are needed, and a trial may fail without any.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
@@ -155,7 +159,7 @@ def share_of_stand_in(teams: int) -> float:
     What is left, of which one more could not live, is for actors of Ray's own: Ray Train and Ray
     Data take a thousandth each.
     """
-    return 1 / (teams + 0.5)
+    return math.floor(1e4 / (teams + 0.5)) / 1e4  # Ray counts ten-thousandths
 
 
 def _free_resource(teams: int) -> str:

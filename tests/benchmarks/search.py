@@ -60,7 +60,7 @@ def measure(rounds: int = 2) -> dict[str, Any]:
             Figure(
                 "seconds of 4 trials, raysft to Ray's documented way",
                 median["raysft, 4"] / median[RAY],
-                0.28,
+                0.22,
             ),
             Figure(
                 "seconds of 4 trials, raysft to plain scripts",
@@ -70,7 +70,7 @@ def measure(rounds: int = 2) -> dict[str, Any]:
             Figure(
                 "seconds of 12 trials, raysft to plain scripts",
                 median["raysft, 12"] / median[f"{PLAIN}, 12"],
-                0.85,
+                0.75,
             ),
         ],
     )

@@ -42,6 +42,7 @@ class Hand:
 
     def __init__(self, scheduler, numbers=()):
         self.scheduler, self.trials = scheduler, {}
+        scheduler.teams = 99  # who trains when is the test's
         self.stopped = []
         self.search_alg = Proposals()
         for number in numbers:
@@ -140,6 +141,25 @@ def test_first_at_a_rung_is_not_promoted_for_that():
     hand.reach(2, 0.6)
     assert hand.chosen() == 2  # while six are still on their way
     assert hand.chosen() is None
+
+
+def test_no_trial_goes_on_while_all_teams_train():
+    hand = Hand(halving(trials=4), range(3))
+    hand.reach(0, 0.5)
+    hand.reach(1, 0.4)
+    hand.scheduler.teams = 1
+    assert hand.chosen() is None
+    hand.reach(2, 0.3)
+    assert hand.chosen() == 0
+
+
+def test_last_one_goes_on_though_a_stopped_one_was_better():
+    hand = Hand(halving(trials=2), range(2))  # places 2, 1, 1
+    hand.reach(0, 0.5)
+    # stopped here when the next rung was full, where one has failed since
+    hand.scheduler.reached[0][7] = (-1.0,)
+    hand.fail(1)
+    assert hand.chosen() == 0
 
 
 def test_new_trials_begin_before_any_goes_on():

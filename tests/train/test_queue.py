@@ -102,6 +102,24 @@ def test_resumed_trial_continues_on_another_team():
     run(scenario)
 
 
+def test_trial_resumed_before_it_has_left_its_team_reports_no_epoch_twice():
+    async def scenario(queue):
+        await queue.put(task("a"))
+        await queue.next_assignment(member(0, 0, 0, 1), 0)
+        await pending(queue.report_epoch("a", [{"epoch": 1}], False))
+        assert kind(await queue.next_event("a", "first")) == "epoch"
+        await queue.pause("a")
+        await queue.resume("a")
+        following = await pending(queue.next_event("a", "second"))
+        assert not following.done()
+        await queue.pause("a")  # it may have been chosen too soon
+        await queue.finish_trial(member(0, 0), "a", "")
+        assert kind(await following) == "paused"
+        assert not queue._pending
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("how", ["stop", "finish_search", "close"])
 def test_stopped_paused_trial_ends_without_a_team(how):
     async def scenario(queue):

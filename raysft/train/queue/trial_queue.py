@@ -161,6 +161,8 @@ class TrialQueue:
         state = self._trials[trial]
         if state.phase is Phase.RUNNING:
             state.enter(Phase.PAUSING)
+        elif state.phase is Phase.PAUSING:
+            state.following = None
         elif state.phase is Phase.QUEUED:  # its worker died after that epoch
             self._drop_pending(trial)
             await self._pause(state)
@@ -450,6 +452,8 @@ class TrialQueue:
     async def _resume(self, state: TrialState, assignment: Assignment) -> None:
         if state.phase is Phase.PAUSING:  # its team has not left it yet
             state.following = assignment
+            # Its next reader must not take the epoch at which it paused for a new one.
+            state.forget_events()
         if state.phase is not Phase.PAUSED:
             return
         state.enter(Phase.QUEUED)
