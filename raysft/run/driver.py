@@ -43,6 +43,8 @@ from raysft.train.setup import Setup, with_absolute_weights
 
 # A call for events waits this long; slots that died without a word are noticed in between.
 POLL_SECONDS = 1.0
+# A search that has ended waits so long for a trial that tells nothing: it may be at its validation.
+LAST_EPOCH_SECONDS = 600.0
 SCORE = "score"  # the name under which the best checkpoint is scored, as no trial is called
 
 
@@ -194,7 +196,7 @@ class RunDriver:
             # Without a search nothing but the trial itself says how long it takes.
             search_over_since = search_over_since or time.monotonic()
             waited = time.monotonic() - search_over_since
-            if self.job.search is not None and waited > WIND_DOWN_SECONDS:
+            if self.job.search is not None and waited > LAST_EPOCH_SECONDS:
                 raise RunError("search", "is over, but a trial does not end", f"see {self.run.log}")
 
     def _check_slots(self) -> None:

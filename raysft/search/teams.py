@@ -150,7 +150,11 @@ class Teams(InProcess, Callback):
     ) -> None:
         """Too many stand-ins of a trial have died."""
         name, why = self._name(trial), "the process that followed it for the search died"
-        self.queue.give_up(name, why)
+        if name in self.folders:
+            self.queue.give_up(name, why)
+        else:
+            self.folders[name] = ""
+            self.queue.reject(name, _suggestion(trial)["config"], why)
         # Tune asks no stopper about a trial that ends so.
         if self.failures is not None:
             self.failures.count(name, why)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 import threading
@@ -156,10 +155,10 @@ def _needs_all(search: Search) -> bool:
 def share_of_stand_in(teams: int) -> float:
     """How much of a resource of its node each stand-in takes: as many fit as there are teams.
 
-    What is left, of which one more could not live, is for actors of Ray's own: Ray Train and Ray
-    Data take a thousandth each.
+    It is the least share of which one more does not fit. What is left, up to some ninety teams, is
+    for actors of Ray's own: Ray Train and Ray Data take a thousandth each.
     """
-    return math.floor(1e4 / (teams + 0.5)) / 1e4  # Ray counts ten-thousandths
+    return (10_000 // (teams + 1) + 1) / 10_000  # Ray counts ten-thousandths
 
 
 def _free_resource(teams: int) -> str:

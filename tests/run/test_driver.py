@@ -126,7 +126,7 @@ def test_what_does_not_fit_in_memory_is_streamed(go):
 @ONE_TEAM
 def test_single_trial_may_take_its_time(go, monkeypatch):
     monkeypatch.setattr(
-        "raysft.run.driver.WIND_DOWN_SECONDS", 0.0
+        "raysft.run.driver.LAST_EPOCH_SECONDS", 0.0
     )  # no search runs beside it that could be over
     results, _, _ = go()
     assert [t["status"] for t in results["trials"]] == ["finished"]

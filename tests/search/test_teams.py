@@ -219,3 +219,11 @@ def test_trial_whose_stand_ins_die_counts_as_failure(tmp_path):
     assert failures.stop_all()
     (refused,) = (e for e in events if isinstance(e, RunRefused))
     assert "t0: the process that followed it for the search died" in str(refused.error)
+
+
+def test_trial_whose_stand_ins_die_before_it_begins_has_failed(tmp_path):
+    with LocalTeams({"t0": [0.5]}, teams=1) as teams:
+        trial = Tried({"number": 0, "config": {}}, "id")
+        LocalTune(teams, tmp_path).callback.on_trial_error(0, [trial], trial)
+        events = wait_for_ends(teams.queue, ["t0"])
+    assert statuses(events) == {"t0": "failed"}
