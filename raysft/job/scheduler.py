@@ -142,6 +142,6 @@ class Scheduler(Section):
 
 def _hint(argument: str, taken: Sequence[str]) -> str:
     if not taken:
-        return "; it has no arguments"
+        return "; it has no arguments: give its name alone, search.scheduler: none"
     close = difflib.get_close_matches(argument, taken, n=1)
     return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(taken)}"

@@ -59,7 +59,7 @@ def test_stored_factor_of_an_older_raysft_is_read(name):
         ),
         (
             "{name: none, brackets: 2}",
-            "search.scheduler: none has no brackets; it has no arguments",
+            "search.scheduler: none has no brackets; it has no arguments: give its name alone",
         ),
         (
             "{name: pbt, perturbation_intervall: 2}",

@@ -285,7 +285,7 @@ def test_a_run_on_s3_trains_on_both_workers_and_outlives_the_death_of_one(
             "--set",
             "train.epochs=8",
             "--set",
-            "search.scheduler.name=none",
+            "search.scheduler=none",
             "--set",
             "search.trials=4",
         ],
