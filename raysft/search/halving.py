@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 
-def new_ones_come_first(tune_controller: TuneController) -> bool:
-    """Whether a team that gets free is to begin a trial, not to go on with a paused one."""
-    if not tune_controller.search_alg.searcher.has_more:
-        return False
+def paused_ones_wait(tune_controller: TuneController, teams: int) -> bool:
+    """Whether no paused trial is to go on: all teams train, or a free one is to begin a trial."""
     trials: list[Trial] = tune_controller.get_trials()  # type: ignore[no-untyped-call]
+    training = sum(trial.status == Trial.RUNNING for trial in trials)
+    if training >= teams:
+        return True
     # Where none runs the searcher waits for results, which nobody else would give it.
-    return any(trial.status == Trial.RUNNING for trial in trials)
+    return bool(training) and tune_controller.search_alg.searcher.has_more
 
 
 class Halving(TrialScheduler):
@@ -118,13 +119,12 @@ class Halving(TrialScheduler):
         for trial in self.trials.values():
             if trial.status == Trial.PENDING:
                 return trial
-        training = sum(trial.status == Trial.RUNNING for trial in self.trials.values())
-        if new_ones_come_first(tune_controller) or training >= self.teams:
+        if paused_ones_wait(tune_controller, self.teams):
             return None
         for trial in self._hopeless():
             tune_controller.stop_trial(trial)  # type: ignore[no-untyped-call]
         promoted = self._promoted()
-        if promoted is None and not training:
+        if promoted is None and not self._training():
             # Places were given to trials that have ended since: nobody is left to take them.
             return self._best_of_all_waiting()
         return promoted
@@ -194,8 +194,11 @@ class Halving(TrialScheduler):
 
     def _is_complete(self, rung: int) -> bool:
         """Whether no trial is on its way to a rung."""
-        training = [n for n, t in self.trials.items() if t.status in (Trial.PENDING, Trial.RUNNING)]
-        return all(self.trained.get(number, 0) >= self.rungs[rung] for number in training)
+        return all(self.trained.get(n, 0) >= self.rungs[rung] for n in self._training())
+
+    def _training(self) -> list[int]:
+        """The numbers of the trials that train or are about to."""
+        return [n for n, t in self.trials.items() if t.status in (Trial.PENDING, Trial.RUNNING)]
 
     def _best_of_all_waiting(self) -> Trial | None:
         """The best paused one of the highest rung at which one waits."""

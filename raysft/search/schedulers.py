@@ -24,7 +24,7 @@ from raysft.job.rungs import first_rung, rung_epochs, rung_sizes
 from raysft.job.spec import Search
 from raysft.records.documents import EpochMetrics
 from raysft.search.earlier import EarlierTrials
-from raysft.search.halving import Halving, new_ones_come_first
+from raysft.search.halving import Halving, paused_ones_wait
 from raysft.search.population import EPOCH, make_population
 from raysft.search.results import Result
 
@@ -105,12 +105,8 @@ class Median(MedianStoppingRule):
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """A trial that has not begun, else one that made room for others."""
         trial = super().choose_trial_to_run(tune_controller)
-        if trial is None or trial.status != Trial.PAUSED:
-            return trial
-        trials: list[Trial] = tune_controller.get_trials()  # type: ignore[no-untyped-call]
-        training = sum(each.status == Trial.RUNNING for each in trials)
-        must_wait = new_ones_come_first(tune_controller) or training >= self.teams
-        return None if must_wait else trial
+        is_paused = trial is not None and trial.status == Trial.PAUSED
+        return None if is_paused and paused_ones_wait(tune_controller, self.teams) else trial
 
     def _hear(self, trial: Trial, history: Sequence[EpochMetrics]) -> None:
         """Let epochs count for others, and decide nothing on their own trial."""

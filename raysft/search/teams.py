@@ -106,11 +106,16 @@ class Teams(InProcess, Callback):
         name = self.names[suggested["number"]]
         assignment = self._assignment(suggested)
         if isinstance(assignment, str):
-            self.folders[name] = ""
-            self.queue.reject(name, suggested["config"], assignment)
+            self._reject(suggested, assignment)
         else:
             self.folders[name] = assignment.folder
             self.queue.put(assignment)
+
+    def _reject(self, suggested: Suggestion, why: str) -> None:
+        """Have a trial that no team has seen end as failed."""
+        name = self.names[suggested["number"]]
+        self.folders[name] = ""
+        self.queue.reject(name, suggested["config"], why)
 
     def _assignment(self, suggested: Suggestion) -> Assignment | str:
         """What a team is to do, or why no team can."""
@@ -153,8 +158,7 @@ class Teams(InProcess, Callback):
         if name in self.folders:
             self.queue.give_up(name, why)
         else:
-            self.folders[name] = ""
-            self.queue.reject(name, _suggestion(trial)["config"], why)
+            self._reject(_suggestion(trial), why)
         # Tune asks no stopper about a trial that ends so.
         if self.failures is not None:
             self.failures.count(name, why)
